@@ -1,0 +1,1 @@
+"""Scores of trained models: decoding of benchmarks, ROUGE-L, exact match."""

@@ -1,0 +1,146 @@
+"""Rows of token ids, and the padded tensors of a micro-batch.
+
+Masks and positions come from lengths, never from token ids: a padding id may also be the
+end-of-sequence id. They are computed on the host, so that building a batch never waits for a device.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+TokenIds = npt.NDArray[np.int32]
+"""Token ids of one text, one-dimensional, on the host."""
+
+
+@runtime_checkable  # so that beartype can check it in tests
+class PromptRow(Protocol):
+    """What a prompt batch needs of a row; `Example` and `TokenSequence` both have it."""
+
+    @property
+    def row_id(self) -> int: ...
+
+    @property
+    def prompt_ids(self) -> TokenIds: ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenSequence:
+    """A prompt of at least one token, and its response, which may be empty.
+
+    Raises:
+        ValueError: the prompt is empty, so that nothing would predict the first response token.
+    """
+
+    row_id: int
+    prompt_ids: TokenIds
+    response_ids: TokenIds
+
+    def __post_init__(self) -> None:
+        if len(self.prompt_ids) == 0:
+            raise ValueError(f"row {self.row_id} has an empty prompt")
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PromptBatch:
+    """Prompts to continue, padded on the left so that all of them end in the last slot."""
+
+    input_ids: Int64[Tensor, "B T"]
+    attention_mask: Bool[Tensor, "B T"]
+    row_ids: tuple[int, ...]
+    lengths: tuple[int, ...]
+    """Tokens of each prompt."""
+
+    @classmethod
+    def collate(cls, rows: Sequence[PromptRow], *, pad_id: int, device: torch.device) -> "PromptBatch":
+        """Pad the prompts of `rows` (at least one) to the longest of them."""
+        lengths = tuple(len(row.prompt_ids) for row in rows)
+        width = max(lengths)
+        input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+        for slots, row, length in zip(input_ids, rows, lengths, strict=True):
+            slots[width - length :] = row.prompt_ids
+        mask = np.arange(width) >= width - np.array(lengths)[:, None]
+        return cls(
+            input_ids=torch.from_numpy(input_ids).to(device),
+            attention_mask=torch.from_numpy(mask).to(device),
+            row_ids=tuple(row.row_id for row in rows),
+            lengths=lengths,
+        )
+
+    @property
+    def position_ids(self) -> Int64[Tensor, "B T"]:
+        """Positions that count from 0 at the first real slot; padding slots have 0."""
+        return (self.attention_mask.cumsum(dim=1) - 1).clamp_min(0)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SequenceBatch:
+    """Prompts with their responses, padded on the right, and where each response token is predicted.
+
+    N counts the response tokens of the batch, row after row; it may be 0.
+    """
+
+    input_ids: Int64[Tensor, "B T"]
+    attention_mask: Bool[Tensor, "B T"]
+    response_positions: Int64[Tensor, " N"]
+    """Indices into the flattened [B*T] hidden states: the slot of y_{t-1} (of the last prompt token for
+    the first) predicts y_t."""
+    labels: Int64[Tensor, " N"]
+    """The response tokens y_t themselves."""
+    row_ids: tuple[int, ...]
+    prompt_lengths: tuple[int, ...]
+    response_lengths: tuple[int, ...]
+
+    @classmethod
+    def collate(
+        cls, rows: Sequence[TokenSequence], *, pad_id: int, device: torch.device, pad_to_multiple: int = 1
+    ) -> "SequenceBatch":
+        """Pad `rows` (at least one) to the longest of them, rounded up to a multiple of `pad_to_multiple`."""
+        longest = max(row.num_tokens for row in rows)
+        width = -(-longest // pad_to_multiple) * pad_to_multiple
+        input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+        positions, labels = [], []
+        for index, row in enumerate(rows):
+            start, end = len(row.prompt_ids), row.num_tokens
+            input_ids[index, :start] = row.prompt_ids
+            input_ids[index, start:end] = row.response_ids
+            positions.append(index * width + np.arange(start - 1, end - 1, dtype=np.int64))
+            labels.append(row.response_ids.astype(np.int64))
+        mask = np.arange(width) < np.array([row.num_tokens for row in rows])[:, None]
+        return cls(
+            input_ids=torch.from_numpy(input_ids).to(device),
+            attention_mask=torch.from_numpy(mask).to(device),
+            response_positions=torch.from_numpy(np.concatenate(positions)).to(device),
+            labels=torch.from_numpy(np.concatenate(labels)).to(device),
+            row_ids=tuple(row.row_id for row in rows),
+            prompt_lengths=tuple(len(row.prompt_ids) for row in rows),
+            response_lengths=tuple(len(row.response_ids) for row in rows),
+        )
+
+    @property
+    def num_response_tokens(self) -> int:
+        """N, known on the host."""
+        return sum(self.response_lengths)
+
+    def shifted_positions(self, num_slots: int) -> Int64[Tensor, " N"]:
+        """`response_positions` in [B*(M+T)], where M = `num_slots` soft prompt slots precede each row."""
+        row_index = self.response_positions // self.input_ids.shape[1]
+        return self.response_positions + (row_index + 1) * num_slots
+
+
+def cut_micro_batches(rows: Sequence[TokenSequence], *, micro_batch: int) -> list[list[TokenSequence]]:
+    """Sort `rows` by their tokens and cut them into lists of `micro_batch` (the last may be shorter).
+
+    The longest come first, so that a window which does not fit into memory fails at its beginning.
+    """
+    ordered = sorted(rows, key=lambda row: row.num_tokens, reverse=True)
+    return [ordered[start : start + micro_batch] for start in range(0, len(ordered), micro_batch)]

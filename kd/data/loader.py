@@ -1,0 +1,82 @@
+"""The order of the training rows: seeded, cut into windows, dealt out to ranks, resumable at any step."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from kd.data.encoding import Example
+from kd.errors import UserError
+
+# A window reaches over the end of an epoch at most once where it is shorter than the data.
+_KEPT_PERMUTATIONS = 2
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Window:
+    """The rows of one rank in one optimizer step, shortest first."""
+
+    step: int
+    examples: tuple[Example, ...]
+
+
+class WindowLoader:
+    """Windows of `global_batch` rows out of an endless stream of seeded permutations.
+
+    A window is a function of (seed, step): nothing has to be saved to resume, and the number of ranks
+    decides only how a window is dealt out. A row comes once in each epoch.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], *, global_batch: int, rank: int, num_ranks: int, seed: int
+    ) -> None:
+        """Deal the windows of `examples` for one rank.
+
+        Raises:
+            UserError: there are no rows, or `global_batch` cannot be dealt out evenly.
+        """
+        if not examples:
+            raise UserError("no training rows are left; expected at least one")
+        if global_batch % num_ranks:
+            raise UserError(
+                f"schedule.global_batch={global_batch} cannot be dealt out to {num_ranks} ranks evenly;"
+                f" make it a multiple of {num_ranks}, or start another number of ranks"
+            )
+        self._examples = examples
+        self._global_batch = global_batch
+        self._rank = rank
+        self._num_ranks = num_ranks
+        self._seed = seed
+        self._permutations: dict[int, npt.NDArray[np.int64]] = {}
+
+    def window(self, step: int) -> Window:
+        """This rank's rows of optimizer step `step`, which counts from 1."""
+        start = (step - 1) * self._global_batch
+        rows = [self._example_at(index) for index in range(start, start + self._global_batch)]
+        # Dealing sorted rows in turn gives every rank about the same number of tokens.
+        rows.sort(key=lambda row: row.num_tokens)
+        return Window(step=step, examples=tuple(rows[self._rank :: self._num_ranks]))
+
+    def epoch_at(self, step: int) -> float:
+        """Passes over the data that are complete after `step`."""
+        return step * self._global_batch / len(self._examples)
+
+    def steps_in(self, epochs: float) -> int:
+        """Smallest number of steps that makes `epochs` passes over the data."""
+        # The fraction of the number as written: 0.1 epochs of 640 rows are 1 window of 64, not a bit more.
+        return math.ceil(Fraction(str(epochs)) * len(self._examples) / self._global_batch)
+
+    def _example_at(self, index: int) -> Example:
+        epoch, offset = divmod(index, len(self._examples))
+        return self._examples[int(self._permutation(epoch)[offset])]
+
+    def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
+        if epoch not in self._permutations:
+            while len(self._permutations) >= _KEPT_PERMUTATIONS:
+                del self._permutations[next(iter(self._permutations))]
+            generator = np.random.default_rng([self._seed, epoch])
+            self._permutations[epoch] = generator.permutation(len(self._examples))
+        return self._permutations[epoch]

@@ -1,0 +1,211 @@
+"""Rows of a file or of a hub data set, each with the place it came from."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kd.errors import UserError
+
+FILE_KINDS = ".jsonl, .json or .parquet"
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:.+)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One record; `source` is "path:line", or "path:row" where a format has no lines, counted from 1."""
+
+    source: str
+    fields: Mapping[str, object]
+
+    def text(self, name: str) -> str:
+        """The text of a field that every row must have.
+
+        Raises:
+            UserError: the field is missing, not text, blank, or not valid Unicode.
+        """
+        if name not in self.fields:
+            keys = ", ".join(sorted(self.fields)) or "none"
+            raise UserError(
+                f"{self.source}: expected the key `{name}`, found the keys {keys}; add it or remove the row"
+            )
+        return self._check(self.fields[name], name=name)
+
+    def text_or_empty(self, name: str) -> str:
+        """The text of a field that may be missing, null or empty.
+
+        Raises:
+            UserError: the field is not text, or not valid Unicode.
+        """
+        value = self.fields.get(name)
+        return "" if value is None else self._check(value, name=name, blank="allowed")
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """The texts of a field that holds one or a list of them; none where it is missing or null.
+
+        Raises:
+            UserError: an empty list, or a text as `text` refuses it.
+        """
+        # Columns of a table cannot be left out in single rows, so null means that there is none.
+        value = self.fields.get(name)
+        if value is None:
+            return ()
+        if value == []:
+            raise UserError(
+                f"{self.source}: `{name}` is an empty list; fill it in, or remove the key or the row"
+            )
+        return tuple(self._check(text, name=name) for text in (value if isinstance(value, list) else [value]))
+
+    def _check(self, value: object, *, name: str, blank: Literal["refused", "allowed"] = "refused") -> str:
+        if not isinstance(value, str):
+            raise UserError(
+                f"{self.source}: expected `{name}` to be text, found {_kind(value)}; mend the row"
+            )
+        if blank == "refused" and not value.strip():
+            raise UserError(f"{self.source}: `{name}` is empty; fill it in or remove the row")
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            # JSON can spell half of a surrogate pair, and no tokenizer can read it.
+            raise UserError(
+                f"{self.source}: `{name}` holds half of a surrogate pair; remove that character"
+            ) from None
+        return value
+
+
+def read_rows(source: str) -> list[Row]:
+    """Read every row of a .jsonl, .json or .parquet file, or of a hub data set `org/name[:split]`.
+
+    Raises:
+        UserError: unreadable source, broken content, or no row at all.
+    """
+    path = Path(source)
+    match path.suffix:
+        case ".jsonl":
+            rows = read_json_lines(path)
+        case ".json":
+            rows = list(_read_json_list(path))
+        case ".parquet":
+            rows = _read_parquet(path)
+        case _ if path.exists() or not _HUB_NAME.fullmatch(source):
+            raise UserError(
+                f"{source}: expected a {FILE_KINDS} file or a hub name org/name[:split]; give one of them"
+            )
+        case _:
+            rows = _read_hub(source)
+    return _refuse_empty(rows, source=source)
+
+
+def read_json_lines(path: Path) -> list[Row]:
+    """Read one JSON object per line, whatever the file is called; blank lines are skipped.
+
+    Raises:
+        UserError: unreadable file, a line that is not a JSON object, or no row at all.
+    """
+    rows = []
+    # Lines are cut as bytes, so that a line which is not valid UTF-8 can be named.
+    for number, line in enumerate(_read_bytes(path).split(b"\n"), start=1):
+        if line.strip():
+            rows.append(_row(_parse(line, path=path, line=number), source=f"{path}:{number}"))
+    return _refuse_empty(rows, source=str(path))
+
+
+def one_line(error: Exception) -> str:
+    """The message of `error` without line breaks."""
+    return " ".join(str(error).split())
+
+
+def _read_json_list(path: Path) -> Iterator[Row]:
+    content = _read_bytes(path)
+    if not content.strip():
+        return
+    values = _parse(content, path=path, line=None)
+    if not isinstance(values, list):
+        raise UserError(
+            f"{path}: expected a JSON list of objects, found {_kind(values)};"
+            " name the file .jsonl if it has one object per line"
+        )
+    for number, value in enumerate(values, start=1):
+        yield _row(value, source=f"{path}:{number}")
+
+
+def _read_parquet(path: Path) -> list[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    content = pyarrow.BufferReader(_read_bytes(path))
+    try:
+        table = pyarrow.parquet.read_table(content)
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path}: not a valid parquet file ({one_line(error)}); write it again") from None
+    return [
+        Row(source=f"{path}:{number}", fields=value)
+        for number, value in enumerate(table.to_pylist(), start=1)
+    ]
+
+
+def _read_hub(source: str) -> list[Row]:
+    import datasets
+
+    name, _, split = source.partition(":")
+    split = split or "train"
+    try:
+        dataset = datasets.load_dataset(name, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(
+            f"{source}: no such file, and split {split!r} of {name!r} could not be read from the hub"
+            f" ({one_line(error)}); check name and network, or give a {FILE_KINDS} file"
+        ) from None
+    return [
+        Row(source=f"{name}:{split}:{number}", fields=value) for number, value in enumerate(dataset, start=1)
+    ]
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); give the path of a {FILE_KINDS} file"
+        ) from None
+
+
+def _parse(content: bytes, *, path: Path, line: int | None) -> object:
+    """`line` is where `content` stands in the file, None for a whole file."""
+    try:
+        return json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        place = str(path) if line is None else f"{path}:{line}"
+        raise UserError(f"{place}: not valid UTF-8 (byte {error.start}); save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        place = f"{path}:{error.lineno if line is None else line}"
+        raise UserError(
+            f"{place}: not valid JSON ({error.msg}, column {error.colno}); mend that line"
+        ) from None
+
+
+def _row(value: object, *, source: str) -> Row:
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{source}: expected a JSON object, found {_kind(value)}; write {{...}} with a key for each field"
+        )
+    return Row(source=source, fields=value)
+
+
+def _refuse_empty(rows: list[Row], *, source: str) -> list[Row]:
+    if not rows:
+        raise UserError(f"{source}: expected at least one row, found none; give a source with rows")
+    return rows
+
+
+def _kind(value: object) -> str:
+    names: dict[type, str] = {
+        list: "a list",
+        dict: "an object",
+        str: "text",
+        type(None): "null",
+        bool: "a truth value",
+    }
+    return names.get(type(value), "a number")

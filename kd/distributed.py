@@ -1,0 +1,180 @@
+"""Ranks: who they are, how they count together, how they end together.
+
+The only module that reads RANK, SLURM_* or OMPI_* from the environment.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from kd.errors import UserError
+
+T = TypeVar("T")
+
+DEFAULT_PORT = 29500
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The ranks of a run, seen from one of them."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum_across_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum `values` (any shape, same on all ranks) over the ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def max_across_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        """Largest of `values` over the ranks, elementwise and in place."""
+        if self.size > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return values
+
+    def count(self, local: int) -> int:
+        """Sum of one host integer over the ranks; the one host sync of a step."""
+        total = torch.tensor(local, dtype=torch.int64, device=self.device)
+        return int(self.sum_across_ranks(total).item())
+
+    def gather_objects(self, local: T) -> list[T]:
+        """One picklable object of every rank, in the order of the ranks."""
+        gathered: list[T] = [local] * self.size
+        if self.size > 1:
+            dist.all_gather_object(gathered, local)
+        return gathered
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.size > 1:
+            dist.barrier()
+
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """Run local work after which all ranks go on, or all raise the first rank's UserError.
+
+        Without this, a rank that alone meets a bad file leaves the others waiting for it in the
+        next collective operation.
+        """
+        message = None
+        try:
+            yield
+        except UserError as error:
+            message = str(error)
+        first = next((found for found in self.gather_objects(message) if found is not None), None)
+        if first is not None:
+            raise UserError(first)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a launcher put this process."""
+
+    rank: int
+    size: int
+    local_rank: int
+
+
+def find_place() -> Place:
+    """Rank, size and local rank from deepspeed or torchrun, Slurm or Open MPI, in that order; else one rank."""
+    schemes = (
+        ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+        ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    )
+    for names in schemes:
+        # A batch script's own shell also has SLURM_PROCID; only a job step sets SLURM_STEP_ID.
+        inside = all(name in os.environ for name in names)
+        if inside and (names[0] != "SLURM_PROCID" or "SLURM_STEP_ID" in os.environ):
+            rank, size, local_rank = (int(os.environ[name]) for name in names)
+            return Place(rank=rank, size=size, local_rank=local_rank)
+    return Place(rank=0, size=1, local_rank=0)
+
+
+def _slurm_master() -> str:
+    listing = os.environ["SLURM_STEP_NODELIST"]
+    hosts = subprocess.run(["scontrol", "show", "hostnames", listing], capture_output=True, text=True, check=True)
+    return hosts.stdout.split()[0]
+
+
+def _export_rendezvous(place: Place) -> None:
+    """Put into the environment what torch and DeepSpeed read, whatever launcher it was."""
+    os.environ.update(RANK=str(place.rank), WORLD_SIZE=str(place.size), LOCAL_RANK=str(place.local_rank))
+    if "MASTER_ADDR" not in os.environ:
+        on_slurm = "SLURM_STEP_NODELIST" in os.environ and place.size > 1
+        several_hosts = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", place.size)) < place.size
+        if several_hosts and not on_slurm:
+            raise UserError(
+                "mpirun on several hosts: MASTER_ADDR is not set; pass the first host's address, such as"
+                " mpirun -x MASTER_ADDR=10.0.0.1"
+            )
+        os.environ["MASTER_ADDR"] = _slurm_master() if on_slurm else "127.0.0.1"
+    if "MASTER_PORT" not in os.environ:
+        # Jobs that share a host must not share a port; all ranks of one job know its number.
+        job = int(os.environ.get("SLURM_JOB_ID", "0"))
+        os.environ["MASTER_PORT"] = str(DEFAULT_PORT + job % 10000)
+
+
+def start_world() -> World:
+    """Join the process group of this run (NCCL on GPUs, gloo on CPUs).
+
+    Collective operations give up after DEEPSPEED_TIMEOUT minutes (default 30).
+
+    Raises:
+        UserError: a launcher started ranks without telling where they meet.
+    """
+    place = find_place()
+    _export_rendezvous(place)
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(place.local_rank)
+    minutes = float(os.environ.get("DEEPSPEED_TIMEOUT", "30"))
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        rank=place.rank,
+        world_size=place.size,
+        timeout=timedelta(minutes=minutes),
+    )
+    device = torch.device("cuda", place.local_rank) if on_gpu else torch.device("cpu")
+    return World(rank=place.rank, size=place.size, local_rank=place.local_rank, device=device)
+
+
+def start_deepspeed() -> None:
+    """Hand the process group to DeepSpeed; before any model is loaded into shards."""
+    import deepspeed
+
+    if not torch.cuda.is_available():
+        # DeepSpeed compiles a shared-memory extension at start-up on CPUs: a minute of waiting, and
+        # a lock file that hangs every later run when a rank is killed meanwhile. Gloo does the same.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+
+
+def end_world() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def exit_with_user_error(error: UserError, *, place: Place) -> int:
+    """Print the error once per host and return the exit code for it."""
+    from kd.errors import EXIT_CODE
+
+    if place.local_rank == 0:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    return EXIT_CODE

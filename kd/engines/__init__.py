@@ -1,0 +1,1 @@
+"""Teacher and student under DeepSpeed, side by side on the same ranks."""

@@ -1,0 +1,109 @@
+"""What the student's and the teacher's engine have in common: windows, steps, the head's loss."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from kd.data.batch import SequenceBatch
+from kd.engines.causal_lm import CausalLM
+from kd.losses.linear_divergence import LinearDivergence, Projection
+
+Loss = Callable[[Projection], LinearDivergence]
+"""From the trained model's projection of the response positions to the loss of a micro-batch."""
+
+
+def gathered(parameters: Sequence[nn.Parameter]) -> deepspeed.zero.GatheredParameters:
+    """Whole parameters inside the context, shards outside; for reading only."""
+    sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    return deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded))
+
+
+class ProjectingModule(nn.Module):
+    """A causal language model whose forward ends in hidden states, or in the loss of its head."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.view = CausalLM.of(model)
+        for parameter in self.view.head_parameters:
+            if hasattr(parameter, "ds_id"):
+                # The loss reads the head outside the head's own forward: gather it for this module too.
+                deepspeed.zero.register_external_parameter(self, parameter)
+
+    def finish(self, hidden: Tensor, loss: Loss | None) -> Tensor | tuple[Tensor, Tensor]:
+        """Hidden states [N, H] as they are, or (scalar loss, sums of its terms) where one is given."""
+        if loss is None:
+            return hidden
+        result = loss(Projection(hidden=hidden, weight=self.view.head_weight, bias=self.view.head_bias))
+        # A tuple, not the dataclass: DeepSpeed's hooks find the tensors of plain containers only.
+        return result.loss, result.term_sums
+
+
+class TrainableEngine:
+    """One DeepSpeed engine, trained window by window."""
+
+    def __init__(self, module: nn.Module, *, optimizer: torch.optim.Optimizer, settings: dict[str, object]) -> None:
+        self.deepspeed, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+
+    def hidden(self, *inputs: object) -> Tensor:
+        """Hidden states [N, H] that predict the response tokens, without gradient."""
+        with torch.no_grad():
+            hidden: Tensor = self.deepspeed(*inputs)
+        return hidden
+
+    def measure(self, *inputs: object) -> Tensor:
+        """Sums of the loss terms over the tokens of a micro-batch [terms], without gradient."""
+        with torch.no_grad():
+            _, term_sums = self.deepspeed(*inputs)
+        measured: Tensor = term_sums
+        return measured
+
+    def accumulate(self, *inputs: object, is_last: bool) -> Tensor:
+        """Forward and backward of one micro-batch; `is_last` ends the window. Returns the terms' sums [terms]."""
+        # Before forward: ZeRO-1 and 2 look at the boundary while backward runs.
+        self.deepspeed.set_gradient_accumulation_boundary(is_last)
+        value, term_sums = self.deepspeed(*inputs)
+        self.deepspeed.backward(value)
+        measured: Tensor = term_sums
+        return measured
+
+    def step(self, *, learning_rate: float) -> None:
+        """One optimizer step with the accumulated gradient."""
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.deepspeed.step()
+
+    @property
+    def grad_norm(self) -> Tensor | float:
+        """Norm of the last step's gradient before clipping; NaN where DeepSpeed does not compute it."""
+        norm = self.deepspeed.get_global_grad_norm()
+        return float("nan") if norm is None else norm
+
+    @property
+    def num_skipped_steps(self) -> int:
+        """Steps that fp16's loss scale has refused so far because a gradient overflowed."""
+        return int(self.deepspeed.skipped_steps)
+
+    def save(self, directory: Path, *, with_frozen: bool) -> None:
+        """Write weights and optimizer state of all ranks into `directory`."""
+        self.deepspeed.save_checkpoint(
+            str(directory), tag=CHECKPOINT_TAG, save_latest=False, exclude_frozen_parameters=not with_frozen
+        )
+
+    def load(self, directory: Path, *, with_frozen: bool) -> None:
+        """Read what `save` wrote, on the same number of ranks."""
+        self.deepspeed.load_checkpoint(str(directory), tag=CHECKPOINT_TAG, load_module_strict=with_frozen)
+
+
+CHECKPOINT_TAG = "state"
+
+
+def enable_checkpointing(model: PreTrainedModel) -> None:
+    """Recompute activations in backward."""
+    # The non-reentrant kind compares tensors between forward and recomputation and takes ZeRO-3's
+    # empty shards for a mismatch.
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})

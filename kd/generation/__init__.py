@@ -1,0 +1,1 @@
+"""Sampling: the student's pseudo-targets, and any model's responses in evaluation."""

@@ -1,0 +1,92 @@
+"""What the ranks do in the PromptKD tests: build engines, run steps, bring back what moved."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kd.config import Config
+from kd.config_file import read_config
+from kd.data.encoding import Example
+from kd.data.loader import Window
+from kd.distributed import World
+from kd.engines.student import Student
+from kd.engines.teacher import Teacher
+from kd.engines.trainable import gathered
+from kd.engines.vocabulary import share_vocabulary
+from kd.methods.method import Groundwork, own_responses
+from kd.methods.promptkd import PromptKD
+
+Pair = tuple[list[int], list[int]]
+
+
+def window_of(rows: list[Pair], *, step: int, world: World) -> Window:
+    """This rank's share of prompts with fixed responses."""
+    examples = [
+        Example(
+            row_id=index,
+            prompt="",
+            prompt_ids=np.array(prompt, dtype=np.int32),
+            response_ids=np.array(response, dtype=np.int32),
+            references=(),
+            source="",
+        )
+        for index, (prompt, response) in enumerate(rows)
+    ]
+    return Window(step=step, examples=tuple(examples[world.rank :: world.size]))
+
+
+def build(world: World, config: Config) -> tuple[PromptKD, Student, Teacher]:
+    """Both engines and the method, with the rows' own responses as pseudo-targets."""
+    vocabulary = share_vocabulary(config)
+    student = Student(config)
+    teacher = Teacher(config, tokenizer=vocabulary.tokenizer)
+    method = PromptKD(
+        config,
+        student=student,
+        teacher=teacher,
+        targets=own_responses,
+        groundwork=Groundwork(config, vocabulary=vocabulary, world=world),
+    )
+    return method, student, teacher
+
+
+def whole_weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """fp32 copies of all parameters, gathered from their shards."""
+    weights = {}
+    for name, parameter in model.named_parameters():
+        with gathered([parameter]):
+            weights[name] = parameter.detach().float().clone()
+    return weights
+
+
+def train(world: World, *, config_file: Path, overrides: list[str], windows: list[list[Pair]]) -> dict[str, Any]:
+    """Run one step per window; returns weights before and after, and the logged means."""
+    config = read_config(config_file, overrides=overrides)
+    method, student, teacher = build(world, config)
+    before = {"student": whole_weights(student.model), "teacher": whole_weights(teacher.view.model)}
+    prompt_before = teacher.soft_prompt_values()
+    means: dict[str, list[float]] = {}
+    norms: list[float] = []
+    for step, rows in enumerate(windows, start=1):
+        metrics = method.step(window_of(rows, step=step, world=world))
+        for name, value in metrics.token_sums.items():
+            means.setdefault(name, []).append(world.sum_across_ranks(value.clone()).item() / metrics.num_tokens)
+        norms.append(float(metrics.values.get("grad_norm", float("nan"))))
+    released = all(
+        parameter.ds_tensor.numel() < parameter.ds_numel or world.size == 1
+        for parameter in teacher.view.model.parameters()
+    ) and not any(
+        "NOT_AVAILABLE" not in str(parameter.ds_status) for parameter in teacher.view.model.parameters()
+    )
+    return {
+        "before": before,
+        "after": {"student": whole_weights(student.model), "teacher": whole_weights(teacher.view.model)},
+        "prompt_before": prompt_before,
+        "prompt_after": teacher.soft_prompt_values(),
+        "means": means,
+        "norms": norms,
+        "teacher_released": released,
+    }
