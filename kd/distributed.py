@@ -6,6 +6,7 @@ The only module that reads RANK, SLURM_* or OMPI_* from the environment.
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -162,6 +163,8 @@ def start_deepspeed() -> None:
         # DeepSpeed compiles a shared-memory extension at start-up on CPUs: a minute of waiting, and
         # a lock file that hangs every later run when a rank is killed meanwhile. Gloo does the same.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed calls collectives by names that newer torch renames, hundreds of times in a step.
+    warnings.filterwarnings("ignore", message=".*is deprecated. Please use.*", category=FutureWarning, module="torch.distributed")
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
 

@@ -104,12 +104,19 @@ def read_model_config(name: str, *, trust_remote_code: bool) -> PretrainedConfig
 
 
 def load_causal_lm(
-    name: str, *, dtype: str, deepspeed_config: Json, keep_dropout: bool, trust_remote_code: bool
+    name: str,
+    *,
+    config: PretrainedConfig,
+    dtype: str,
+    deepspeed_config: Json,
+    keep_dropout: bool,
+    trust_remote_code: bool,
 ) -> PreTrainedModel:
     """Load a model for training; under ZeRO-3 straight into shards.
 
     Args:
         name: from_pretrained directory or hub name.
+        config: its configuration; without dropout its probabilities are set to 0 here.
         dtype: bf16, fp16 or fp32.
         deepspeed_config: of the engine that the model will live in.
         keep_dropout: leave dropout probabilities as published, else set all of them to 0.
@@ -117,7 +124,6 @@ def load_causal_lm(
     Raises:
         UserError: the checkpoint cannot be read.
     """
-    config = read_model_config(name, trust_remote_code=trust_remote_code)
     if not keep_dropout:
         # eval() would do the same and switch activation checkpointing off without a word.
         for setting in dropout_settings(config):

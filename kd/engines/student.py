@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kd.config import Config
 from kd.data.batch import SequenceBatch
-from kd.engines.causal_lm import load_causal_lm
+from kd.engines.causal_lm import dropout_settings, load_causal_lm, read_model_config
 from kd.engines.deepspeed_config import student_deepspeed_config, zero_stage
 from kd.engines.optimization import make_optimizer, student_parameter_groups
 from kd.engines.trainable import Loss, ProjectingModule, TrainableEngine, enable_checkpointing, gathered
@@ -32,8 +32,11 @@ class Student:
         """
         settings = student_deepspeed_config(config)
         self.zero_stage = zero_stage(settings)
+        model_config = read_model_config(config.model.student, trust_remote_code=config.model.trust_remote_code)
+        self.published_dropout = dropout_settings(model_config)
         self.model = load_causal_lm(
             config.model.student,
+            config=model_config,
             dtype=config.model.dtype,
             deepspeed_config=settings,
             keep_dropout=config.model.student_dropout,

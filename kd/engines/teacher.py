@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kd.config import Config
 from kd.data.batch import SequenceBatch
-from kd.engines.causal_lm import load_causal_lm
+from kd.engines.causal_lm import load_causal_lm, read_model_config
 from kd.engines.deepspeed_config import teacher_deepspeed_config
 from kd.engines.optimization import make_optimizer
 from kd.engines.soft_prompt import SoftPrompt, SoftPromptOrigin, initial_values
@@ -52,6 +52,7 @@ class Teacher:
         settings = teacher_deepspeed_config(config)
         model = load_causal_lm(
             config.model.teacher,
+            config=read_model_config(config.model.teacher, trust_remote_code=config.model.trust_remote_code),
             dtype=config.model.dtype,
             deepspeed_config=settings,
             keep_dropout=False,

@@ -1,0 +1,143 @@
+"""Files of an evaluation: generations with the settings they were made with, and the summary of their scores."""
+
+import json
+import os
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluation.responses import Generation
+from kd.errors import UserError
+
+SETTINGS_FILE = "settings.json"
+
+Settings = Mapping[str, str | int | float | bool | None]
+"""Everything that decides which responses a model gives, but the seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A score ×100 for each seed, its mean, and the mean's standard error (None with one seed)."""
+
+    per_seed: dict[int, float]
+    mean: float
+    standard_error: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What one benchmark came to; shares and mean lengths are over all seeds."""
+
+    rouge_l: Score
+    exact_match: Score
+    num_samples: int
+    """Rows with a response, for each seed."""
+    truncated_share: float
+    """Responses without end-of-sequence token within the limit, 0 to 1."""
+    empty_share: float
+    """Responses without text, 0 to 1."""
+    mean_response_tokens: float
+
+
+def summarise(by_seed: Mapping[int, Sequence[Generation]]) -> Summary:
+    """Aggregate the generations of at least one seed."""
+    every = [generation for rows in by_seed.values() for generation in rows]
+    return Summary(
+        rouge_l=_score(by_seed, lambda generation: generation.rouge_l),
+        exact_match=_score(by_seed, lambda generation: 100 * generation.exact_match),
+        num_samples=len(every) // len(by_seed),
+        truncated_share=statistics.fmean(not generation.ended for generation in every),
+        empty_share=statistics.fmean(not generation.response.strip() for generation in every),
+        mean_response_tokens=statistics.fmean(generation.response_tokens for generation in every),
+    )
+
+
+def _score(by_seed: Mapping[int, Sequence[Generation]], value: Callable[[Generation], float]) -> Score:
+    per_seed = {seed: statistics.fmean(map(value, rows)) for seed, rows in by_seed.items()}
+    values = list(per_seed.values())
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    return Score(per_seed=per_seed, mean=statistics.fmean(values), standard_error=error)
+
+
+def generations_file(directory: Path, seed: int) -> Path:
+    """Where the generations of `seed` stand in the directory of a benchmark."""
+    return directory / f"seed-{seed}.jsonl"
+
+
+def claim(directory: Path, *, settings: Settings) -> None:
+    """Note in a benchmark's directory how its generations are made, or check that they are made so.
+
+    Raises:
+        UserError: it holds generations of other settings, or cannot be written.
+    """
+    path = directory / SETTINGS_FILE
+    if not path.exists():
+        write_atomically(path, json.dumps(settings, indent=2) + "\n")
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        differing = next(key for key in settings if found.get(key) != settings[key])
+    except (OSError, ValueError, AttributeError):
+        raise UserError(f"{path}: is broken; delete {directory} or use another --out") from None
+    except StopIteration:
+        return
+    raise UserError(
+        f"{directory}: was made with {differing}={found.get(differing)}, this call has"
+        f" {differing}={settings[differing]}; use another --out or delete {directory}"
+    )
+
+
+def write_generations(path: Path, generations: Sequence[Generation]) -> None:
+    """Write one JSON object a line.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    lines = [json.dumps(asdict(generation), ensure_ascii=False) for generation in generations]
+    write_atomically(path, "\n".join(lines) + "\n")
+
+
+def read_generations(path: Path) -> list[Generation]:
+    """Read what `write_generations` wrote.
+
+    Raises:
+        UserError: no such file, or a line of another kind.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a file of evaluate.py") from None
+    generations = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(line)
+            generations.append(Generation(**values | {"references": tuple(values["references"])}))
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{path}:{number}: not a line of evaluate.py; delete the file and evaluate again") from None
+    return generations
+
+
+def write_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Write results.json.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    write_atomically(path, json.dumps(results, indent=2) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file that other processes see whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose a writable --out") from None

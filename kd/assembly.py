@@ -1,0 +1,203 @@
+"""From a configuration to a finished run: the one place that knows how all parts fit together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import transformers
+
+from kd.checkpoint import Checkpoints, TrainerState, export_student
+from kd.config import Config
+from kd.console import RunConsole
+from kd.data.batch import TokenSequence
+from kd.data.encoding import Encoded, describe_duplicates, encode, find_duplicates, read_responses
+from kd.data.instructions import Instruction, read_instructions
+from kd.data.loader import Window, WindowLoader
+from kd.data.templates import load_template
+from kd.distributed import World, end_world, start_deepspeed, start_world
+from kd.engines.deepspeed_config import student_deepspeed_config, teacher_deepspeed_config
+from kd.engines.student import Student
+from kd.engines.teacher import Teacher
+from kd.engines.vocabulary import SharedVocabulary, share_vocabulary
+from kd.errors import UserError
+from kd.generation.pseudo_targets import Sampler
+from kd.generation.weights import choose_weights
+from kd.methods.method import Groundwork, Method, Targets, own_responses
+from kd.methods.promptkd import PromptKD
+from kd.methods.sft import SupervisedFineTuning
+from kd.metrics import MetricLog
+from kd.run_directory import prepare_run_directory
+from kd.trainer import Trainer
+from kd.validation import Validator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What is read and checked before any weight is loaded."""
+
+    config: Config
+    vocabulary: SharedVocabulary
+    train: Encoded
+    validation: Encoded | None
+    loader: WindowLoader
+    notes: list[str]
+    """What rows lost on the way, in one sentence each."""
+
+
+def run(config: Config, *, command: Sequence[str]) -> None:
+    """Train as `config` says, on all ranks that a launcher has started.
+
+    Raises:
+        UserError: on every rank alike, before anything heavy is loaded, wherever that is possible.
+    """
+    # Bars for loading and saving would break into the run's own progress line.
+    transformers.utils.logging.disable_progress_bar()
+    world = start_world()
+    with world.agreed():
+        inputs = read_inputs(config, world=world)
+        run_dir = prepare_run_directory(inputs.config, command=command, world=world)
+        checkpoints = Checkpoints(run_dir, keep=config.checkpoints.keep, world=world)
+        state = checkpoints.newest() or TrainerState(num_ranks=world.size)
+    world.barrier()
+    num_steps = inputs.config.schedule.steps
+    with RunConsole(
+        run_dir / "log.txt", is_main=world.is_main, num_steps=num_steps, first_step=state.step + 1
+    ) as console:
+        for note in inputs.notes:
+            console.say(note)
+        if state.step == num_steps and (run_dir / "final").is_dir():
+            console.say(f"{run_dir}: all {num_steps} steps are done; the student is in {run_dir / 'final'}")
+        else:
+            start_deepspeed()
+            trainer = assemble(inputs, run_dir=run_dir, world=world, console=console, last_step=state.step)
+            if state.step:
+                checkpoints.restore(state, student=trainer.student, teacher=trainer.teacher)
+                console.say(f"going on after step {state.step} of {num_steps}")
+            state = trainer.train(state)
+            if state.step == num_steps:
+                console.say(f"done: the student is in {run_dir / 'final'}")
+    end_world()
+
+
+def read_inputs(config: Config, *, world: World) -> Inputs:
+    """Tokenizers, model configurations and data, checked against each other.
+
+    Raises:
+        UserError: whatever of it cannot be used.
+    """
+    _check_batches(config, world=world)
+    student_deepspeed_config(config)
+    if config.model.teacher is not None:
+        teacher_deepspeed_config(config)
+    vocabulary = share_vocabulary(config)
+    notes: list[str] = []
+    train, instructions = _read_train(config, vocabulary=vocabulary)
+    notes += train.report.lines()
+    validation = None
+    if config.data.validation is not None:
+        rows = read_instructions(config.data.validation)
+        template = load_template(config.data.template, tokenizer=vocabulary.tokenizer)
+        validation = encode(
+            rows, tokenizer=vocabulary.tokenizer, template=template, data=config.data, responses="required"
+        )
+        notes += validation.report.lines()
+        if duplicates := find_duplicates(instructions, validation=rows):
+            notes.append(describe_duplicates(duplicates))
+    loader = WindowLoader(
+        train.examples,
+        global_batch=config.schedule.global_batch,
+        rank=world.rank,
+        num_ranks=world.size,
+        seed=config.run.seed,
+    )
+    if config.schedule.epochs is not None:
+        steps = loader.steps_in(float(config.schedule.epochs))
+        config = replace(config, schedule=replace(config.schedule, steps=steps))
+        if config.schedule.warmup_steps > steps:
+            raise UserError(
+                f"schedule.epochs={config.schedule.epochs} are {steps} steps, fewer than"
+                f" schedule.warmup_steps={config.schedule.warmup_steps}; lower the warm-up"
+            )
+    return Inputs(
+        config=config, vocabulary=vocabulary, train=train, validation=validation, loader=loader, notes=notes
+    )
+
+
+def assemble(inputs: Inputs, *, run_dir: Path, world: World, console: RunConsole, last_step: int) -> Trainer:
+    """Load the models and connect them with the method, the data and the outputs."""
+    config, vocabulary = inputs.config, inputs.vocabulary
+    student = Student(config)
+    teacher = None if config.model.teacher is None else Teacher(config, tokenizer=vocabulary.tokenizer)
+    groundwork = Groundwork(config, vocabulary=vocabulary, world=world)
+    samples_validation = inputs.validation is not None and config.validation.generate
+    sampler = None
+    if config.samples_responses or samples_validation:
+        weights, sentence = choose_weights(student, settings=config.generation, world=world)
+        console.say(sentence)
+        sampler = Sampler(weights, settings=config.generation, vocabulary=vocabulary, world=world)
+    validator = None
+    if inputs.validation is not None:
+        validator = Validator(
+            config,
+            examples=inputs.validation.examples,
+            student=student,
+            sampler=sampler if samples_validation else None,
+            vocabulary=vocabulary,
+            groundwork=groundwork,
+            world=world,
+        )
+    return Trainer(
+        config=config,
+        world=world,
+        run_dir=run_dir,
+        student=student,
+        teacher=teacher,
+        method=_make_method(config, student=student, teacher=teacher, sampler=sampler, groundwork=groundwork),
+        loader=inputs.loader,
+        validator=validator,
+        checkpoints=Checkpoints(run_dir, keep=config.checkpoints.keep, world=world),
+        console=console,
+        log=MetricLog(run_dir, config=config, world=world, last_step=last_step),
+        export=partial(export_student, student=student, teacher=teacher, vocabulary=vocabulary, world=world),
+    )
+
+
+def _make_method(
+    config: Config, *, student: Student, teacher: Teacher | None, sampler: Sampler | None, groundwork: Groundwork
+) -> Method:
+    if teacher is None:
+        return SupervisedFineTuning(config, student=student, targets=own_responses, groundwork=groundwork)
+    targets: Targets = own_responses
+    if config.samples_responses and sampler is not None:
+        sample, seed = sampler.sample, config.run.seed
+
+        def sampled(window: Window) -> list[TokenSequence]:
+            return sample(window.examples, seed=seed, step=window.step)
+
+        targets = sampled
+    return PromptKD(config, student=student, teacher=teacher, targets=targets, groundwork=groundwork)
+
+
+def _read_train(config: Config, *, vocabulary: SharedVocabulary) -> tuple[Encoded, list[Instruction]]:
+    if config.data.responses is not None:
+        return read_responses(config.data.responses, tokenizer=vocabulary.tokenizer, data=config.data), []
+    assert config.data.train is not None
+    instructions = read_instructions(config.data.train)
+    encoded = encode(
+        instructions,
+        tokenizer=vocabulary.tokenizer,
+        template=load_template(config.data.template, tokenizer=vocabulary.tokenizer),
+        data=config.data,
+        responses="optional" if config.samples_responses else "required",
+    )
+    return encoded, instructions
+
+
+def _check_batches(config: Config, *, world: World) -> None:
+    schedule = config.schedule
+    if schedule.global_batch % (schedule.micro_batch * world.size):
+        raise UserError(
+            f"schedule.global_batch={schedule.global_batch} is not schedule.micro_batch={schedule.micro_batch}"
+            f" × {world.size} ranks × an integer; change one of them"
+        )

@@ -1,0 +1,148 @@
+"""Checkpoints to go on from, and students to load with `from_pretrained`."""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from kd.distributed import World
+from kd.engines.causal_lm import dropout_settings
+from kd.engines.soft_prompt import FILE_NAME, save_soft_prompt
+from kd.engines.student import Student
+from kd.engines.teacher import Teacher
+from kd.engines.trainable import gathered
+from kd.engines.vocabulary import SharedVocabulary
+from kd.errors import UserError
+
+_STATE_FILE = "trainer.json"
+_STEP_NAME = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerState:
+    """Where a run stands. Data order, sampling and learning rates follow from the step alone."""
+
+    step: int = 0
+    num_ranks: int = 0
+    best: float | None = None
+    best_step: int | None = None
+
+
+class Checkpoints:
+    """The directory `checkpoints/` of a run: complete steps only, the newest few of them."""
+
+    def __init__(self, run_dir: Path, *, keep: int, world: World) -> None:
+        self._directory = run_dir / "checkpoints"
+        self._keep = keep
+        self._world = world
+
+    def newest(self) -> TrainerState | None:
+        """State of the newest complete checkpoint.
+
+        Raises:
+            UserError: it was written by another number of ranks.
+        """
+        steps = self._steps()
+        if not steps:
+            return None
+        path = self._path(steps[-1]) / _STATE_FILE
+        state = TrainerState(**json.loads(path.read_text(encoding="utf-8")))
+        if state.num_ranks != self._world.size:
+            raise UserError(
+                f"{path.parent}: was written by {state.num_ranks} ranks, this run has {self._world.size};"
+                " ZeRO's shards need the same number, or a new run.dir"
+            )
+        return state
+
+    def save(self, state: TrainerState, *, student: Student, teacher: Teacher | None) -> None:
+        """Write all of a run's state; an interrupted write leaves the older checkpoints as they were."""
+        final, partial = self._path(state.step), self._directory / f"step-{state.step}.partial"
+        if self._world.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self._world.barrier()
+        student.engine.save(partial / "student", with_frozen=True)
+        if teacher is not None:
+            teacher.engine.save(partial / "teacher", with_frozen=False)
+        torch.save(_random_states(self._world), partial / f"random-{self._world.rank}.pt")
+        self._world.barrier()
+        if self._world.is_main:
+            (partial / _STATE_FILE).write_text(json.dumps(asdict(state)), encoding="utf-8")
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+            for step in self._steps()[: -self._keep]:
+                shutil.rmtree(self._path(step))
+        self._world.barrier()
+
+    def restore(self, state: TrainerState, *, student: Student, teacher: Teacher | None) -> None:
+        """Bring both engines to where `state` was saved."""
+        path = self._path(state.step)
+        student.engine.load(path / "student", with_frozen=True)
+        if teacher is not None:
+            teacher.engine.load(path / "teacher", with_frozen=False)
+        states = torch.load(path / f"random-{self._world.rank}.pt", weights_only=True)
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"], self._world.device)
+
+    def _steps(self) -> list[int]:
+        if not self._directory.is_dir():
+            return []
+        names = (_STEP_NAME.fullmatch(path.name) for path in self._directory.iterdir())
+        return sorted(int(name[1]) for name in names if name is not None)
+
+    def _path(self, step: int) -> Path:
+        return self._directory / f"step-{step}"
+
+
+def _random_states(world: World) -> dict[str, torch.Tensor]:
+    # Only dropout draws from these; sampling has its own streams.
+    states = {"cpu": torch.get_rng_state()}
+    if world.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(world.device)
+    return states
+
+
+def export_student(
+    directory: Path, *, student: Student, teacher: Teacher | None, vocabulary: SharedVocabulary, world: World
+) -> None:
+    """Write the student (and the soft prompt) as a Hugging Face directory; all ranks call it together.
+
+    Weights are gathered one by one; only the main rank holds a whole copy, in host memory.
+    """
+    weights: dict[str, torch.Tensor] = {}
+    for name, parameter in student.model.named_parameters():
+        with gathered([parameter]):
+            if world.is_main:
+                weights[name] = parameter.detach().cpu().clone()
+    prompt = None if teacher is None else teacher.soft_prompt_values()
+    if world.is_main:
+        partial = directory.with_name(directory.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _save_with_dropout(student.model, partial, weights=weights, dropout=student.published_dropout)
+        vocabulary.tokenizer.save_pretrained(partial)
+        if teacher is not None and prompt is not None:
+            save_soft_prompt(prompt, partial / FILE_NAME, origin=teacher.origin)
+        shutil.rmtree(directory, ignore_errors=True)
+        os.replace(partial, directory)
+    world.barrier()
+
+
+def _save_with_dropout(
+    model: PreTrainedModel, directory: Path, *, weights: dict[str, torch.Tensor], dropout: dict[str, float]
+) -> None:
+    """Save with the published dropout probabilities, which training had set to 0."""
+    while_training = dropout_settings(model.config)
+    try:
+        for setting, value in dropout.items():
+            setattr(model.config, setting, value)
+        model.save_pretrained(directory, state_dict=weights)
+    finally:
+        for setting, value in while_training.items():
+            setattr(model.config, setting, value)

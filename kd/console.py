@@ -1,0 +1,86 @@
+"""What a person sees of a run: live progress on a terminal, plain lines elsewhere, all of it in log.txt."""
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Record = dict[str, float | int]
+
+# What the one-line summary of a step shows, in this order, where the method measures it.
+_SHOWN = (
+    "student_kd",
+    "prompt_kd",
+    "prompt_regularization",
+    "cross_entropy",
+    "mean_response_length",
+    "tokens_per_second",
+    "validation/loss",
+    "validation/rougeL",
+)
+
+
+class RunConsole:
+    """Speaks on the main rank only; the other ranks' lines go nowhere."""
+
+    def __init__(self, log_file: Path, *, is_main: bool, num_steps: int, first_step: int) -> None:
+        self._file: IO[str] | None = log_file.open("a", encoding="utf-8", buffering=1) if is_main else None
+        self._console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
+        self._progress: Progress | None = None
+        if is_main and self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=24),
+                TimeElapsedColumn(),
+                TextColumn("eta"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[numbers]}"),
+                console=self._console,
+            )
+            self._task = self._progress.add_task("", total=num_steps, completed=first_step - 1, numbers="")
+        self._num_steps = num_steps
+
+    def __enter__(self) -> Self:
+        if self._progress is not None:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        if self._file is not None:
+            self._file.close()
+
+    def say(self, text: str) -> None:
+        """One line for the terminal and for log.txt."""
+        if self._file is None:
+            return
+        self._console.print(text, markup=False)
+        self._write(text)
+
+    def write_only(self, text: str) -> None:
+        """One line for log.txt alone: what is too long for a terminal."""
+        self._write(text)
+
+    def report(self, record: Record) -> None:
+        """Show the numbers of a step that was logged."""
+        numbers = "  ".join(f"{name} {record[name]:.4g}" for name in _SHOWN if name in record)
+        line = f"step {record['step']}/{self._num_steps}  {numbers}"
+        if self._progress is not None:
+            self._progress.update(self._task, completed=record["step"], numbers=numbers)
+            self._write(line)
+            if any(name.startswith("validation/") for name in record):
+                self._console.print(line, markup=False)
+        else:
+            self.say(line)
+
+    def _write(self, text: str) -> None:
+        if self._file is not None:
+            self._file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")

@@ -1,0 +1,152 @@
+"""metrics.jsonl and its mirrors: one object per logged step, reduced over ranks once per interval."""
+
+import importlib.util
+import json
+import math
+import os
+import resource
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kd.config import Config
+from kd.console import Record
+from kd.distributed import World
+from kd.errors import UserError
+from kd.measurement import StepMetrics
+
+FILE_NAME = "metrics.jsonl"
+
+
+class MetricLog:
+    """Collects steps on the device; reduces, writes and returns them when an interval ends."""
+
+    def __init__(self, run_dir: Path, *, config: Config, world: World, last_step: int) -> None:
+        """Append to the run's metrics, after `last_step`, the step that a resumed run starts from.
+
+        Raises:
+            UserError: run.wandb is set and wandb is not installed.
+        """
+        self._world = world
+        self._interval: list[StepMetrics] = []
+        self._started = time.perf_counter()
+        self._mirrors: list[Callable[[Record], None]] = []
+        self._path = run_dir / FILE_NAME
+        if world.is_main:
+            _forget_steps_after(self._path, last_step)
+            self._mirrors = _open_mirrors(run_dir, config=config)
+
+    def add(self, metrics: StepMetrics) -> None:
+        """Note one step without waiting for the device."""
+        self._interval.append(metrics)
+
+    def close_interval(self, *, step: int, epoch: float) -> Record:
+        """Means over the steps since the last call, the same on all ranks.
+
+        Raises:
+            UserError: a loss is not finite, so that training on would destroy the student.
+        """
+        steps = self._interval
+        trained = [metrics for metrics in steps if metrics.num_tokens]
+        tokens = sum(metrics.num_tokens for metrics in trained)
+        elapsed = (time.perf_counter() - self._started) / len(steps)
+        record: Record = {"step": step, "epoch": epoch}
+        record |= self._token_means(trained, tokens)
+        for name, value in steps[-1].values.items():
+            number = float(value)
+            if not math.isnan(number):
+                record[name] = number
+        seconds = [metrics.stopwatch.seconds() for metrics in steps]
+        for name in ("generation", "prompt", "student"):
+            if any(name in spans for spans in seconds):
+                record[f"{name}_seconds"] = sum(spans.get(name, 0.0) for spans in seconds) / len(steps)
+        record |= {
+            "response_tokens": tokens / len(steps),
+            "mean_response_length": tokens / sum(metrics.num_sequences for metrics in steps),
+            "step_seconds": elapsed,
+            "tokens_per_second": tokens / len(steps) / elapsed,
+            "peak_memory_bytes": self._peak_memory(),
+        }
+        self._interval = []
+        self._started = time.perf_counter()
+        return record
+
+    def write(self, record: Record) -> None:
+        """Append a record to metrics.jsonl and its mirrors, on the main rank."""
+        if not self._world.is_main:
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        for mirror in self._mirrors:
+            mirror(record)
+
+    def restart_clock(self) -> None:
+        """Leave what has just been done (validation, a checkpoint) out of the next step's time."""
+        self._started = time.perf_counter()
+
+    def _token_means(self, trained: list[StepMetrics], tokens: int) -> Record:
+        if not trained:
+            return {}
+        names = list(trained[0].token_sums)
+        sums = torch.stack([sum(m.token_sums[name].double() for m in trained) for name in names])  # type: ignore[misc]
+        self._world.sum_across_ranks(sums)
+        means = dict(zip(names, (sums / tokens).tolist(), strict=True))
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f"{name} is {value}: training has diverged; lower the learning rates and go on from the newest"
+                    " checkpoint"
+                )
+        return means
+
+    def _peak_memory(self) -> int:
+        if self._world.device.type == "cuda":
+            local = torch.cuda.max_memory_allocated(self._world.device)
+        else:
+            local = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        largest = torch.tensor(local, dtype=torch.int64, device=self._world.device)
+        return int(self._world.max_across_ranks(largest).item())
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """All records of a run."""
+    return [json.loads(line) for line in (run_dir / FILE_NAME).read_text(encoding="utf-8").splitlines()]
+
+
+def _forget_steps_after(path: Path, last_step: int) -> None:
+    """Remove records that a resumed run will write again."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    # A killed writer may have left half a line at the end.
+    complete = [line for line in lines if line.endswith("}")]
+    kept = [line for line in complete if json.loads(line)["step"] <= last_step]
+    temporary = path.with_suffix(".partial")
+    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _open_mirrors(run_dir: Path, *, config: Config) -> list[Callable[[Record], None]]:
+    mirrors: list[Callable[[Record], None]] = []
+    if config.run.tensorboard and importlib.util.find_spec("tensorboard") is not None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(run_dir / "tensorboard"))
+
+        def to_tensorboard(record: Mapping[str, float | int]) -> None:
+            for name, value in record.items():
+                writer.add_scalar(name, value, int(record["step"]))  # type: ignore[no-untyped-call]
+            writer.flush()  # type: ignore[no-untyped-call]
+
+        mirrors.append(to_tensorboard)
+    if config.run.wandb is not None:
+        if importlib.util.find_spec("wandb") is None:
+            raise UserError("run.wandb is set but wandb is not installed; pip install wandb, or set run.wandb=null")
+        import wandb
+
+        reporter = wandb.init(project=config.run.wandb, dir=str(run_dir), name=run_dir.name, resume="allow")
+        mirrors.append(lambda record: reporter.log(dict(record), step=int(record["step"])))
+    return mirrors
