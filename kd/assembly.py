@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import torch
 import transformers
 
 from kd.checkpoint import Checkpoints, TrainerState, export_student
@@ -54,30 +55,35 @@ def run(config: Config, *, command: Sequence[str]) -> None:
     # Bars for loading and saving would break into the run's own progress line.
     transformers.utils.logging.disable_progress_bar()
     world = start_world()
+    run_on(world, config, command=command)
+    end_world()
+
+
+def run_on(world: World, config: Config, *, command: Sequence[str]) -> None:
+    """The same on ranks that have already met; goes on from the newest checkpoint in run.dir."""
     with world.agreed():
         inputs = read_inputs(config, world=world)
         run_dir = prepare_run_directory(inputs.config, command=command, world=world)
-        checkpoints = Checkpoints(run_dir, keep=config.checkpoints.keep, world=world)
-        state = checkpoints.newest() or TrainerState(num_ranks=world.size)
-    world.barrier()
+        state = Checkpoints(run_dir, keep=config.checkpoints.keep, world=world).newest()
+    state = state or TrainerState(num_ranks=world.size)
     num_steps = inputs.config.schedule.steps
-    with RunConsole(
-        run_dir / "log.txt", is_main=world.is_main, num_steps=num_steps, first_step=state.step + 1
-    ) as console:
+    with RunConsole(run_dir / "log.txt", is_main=world.is_main, num_steps=num_steps, done=state.step) as console:
         for note in inputs.notes:
             console.say(note)
         if state.step == num_steps and (run_dir / "final").is_dir():
             console.say(f"{run_dir}: all {num_steps} steps are done; the student is in {run_dir / 'final'}")
+            return
+        start_deepspeed()
+        trainer = assemble(inputs, run_dir=run_dir, world=world, console=console, last_step=state.step)
+        if state.step:
+            trainer.checkpoints.restore(state, student=trainer.student, teacher=trainer.teacher)
+            console.say(f"going on after step {state.step} of {num_steps}")
         else:
-            start_deepspeed()
-            trainer = assemble(inputs, run_dir=run_dir, world=world, console=console, last_step=state.step)
-            if state.step:
-                checkpoints.restore(state, student=trainer.student, teacher=trainer.teacher)
-                console.say(f"going on after step {state.step} of {num_steps}")
-            state = trainer.train(state)
-            if state.step == num_steps:
-                console.say(f"done: the student is in {run_dir / 'final'}")
-    end_world()
+            # For dropout; after loading, which draws differently in different layouts.
+            torch.manual_seed(config.run.seed + world.rank)
+        state = trainer.train(state)
+        if state.step == num_steps:
+            console.say(f"done: the student is in {run_dir / 'final'}")
 
 
 def read_inputs(config: Config, *, world: World) -> Inputs:

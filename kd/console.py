@@ -27,7 +27,7 @@ _SHOWN = (
 class RunConsole:
     """Speaks on the main rank only; the other ranks' lines go nowhere."""
 
-    def __init__(self, log_file: Path, *, is_main: bool, num_steps: int, first_step: int) -> None:
+    def __init__(self, log_file: Path, *, is_main: bool, num_steps: int, done: int) -> None:
         self._file: IO[str] | None = log_file.open("a", encoding="utf-8", buffering=1) if is_main else None
         self._console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
         self._progress: Progress | None = None
@@ -42,7 +42,7 @@ class RunConsole:
                 TextColumn("{task.fields[numbers]}"),
                 console=self._console,
             )
-            self._task = self._progress.add_task("", total=num_steps, completed=first_step - 1, numbers="")
+            self._task = self._progress.add_task("", total=num_steps, completed=done, numbers="")
         self._num_steps = num_steps
 
     def __enter__(self) -> Self:
@@ -63,10 +63,6 @@ class RunConsole:
         if self._file is None:
             return
         self._console.print(text, markup=False)
-        self._write(text)
-
-    def write_only(self, text: str) -> None:
-        """One line for log.txt alone: what is too long for a terminal."""
         self._write(text)
 
     def report(self, record: Record) -> None:

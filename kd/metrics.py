@@ -56,9 +56,7 @@ class MetricLog:
         record: Record = {"step": step, "epoch": epoch}
         record |= self._token_means(trained, tokens)
         for name, value in steps[-1].values.items():
-            number = float(value)
-            if not math.isnan(number):
-                record[name] = number
+            record[name] = float(value)
         seconds = [metrics.stopwatch.seconds() for metrics in steps]
         for name in ("generation", "prompt", "student"):
             if any(name in spans for spans in seconds):

@@ -1,6 +1,8 @@
 """What the student's and the teacher's engine have in common: windows, steps, the head's loss."""
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import deepspeed
@@ -51,16 +53,27 @@ class TrainableEngine:
 
     def hidden(self, *inputs: object) -> Tensor:
         """Hidden states [N, H] that predict the response tokens, without gradient."""
-        with torch.no_grad():
+        with self._measuring():
             hidden: Tensor = self.deepspeed(*inputs)
         return hidden
 
     def measure(self, *inputs: object) -> Tensor:
         """Sums of the loss terms over the tokens of a micro-batch [terms], without gradient."""
-        with torch.no_grad():
+        with self._measuring():
             _, term_sums = self.deepspeed(*inputs)
         measured: Tensor = term_sums
         return measured
+
+    @contextmanager
+    def _measuring(self) -> Iterator[None]:
+        # Without gradient there is nothing to checkpoint, so eval() costs nothing and keeps a
+        # student's dropout out of what it guides and what it is measured by.
+        self.deepspeed.module.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.deepspeed.module.train()
 
     def accumulate(self, *inputs: object, is_last: bool) -> Tensor:
         """Forward and backward of one micro-batch; `is_last` ends the window. Returns the terms' sums [terms]."""
@@ -75,18 +88,17 @@ class TrainableEngine:
         """One optimizer step with the accumulated gradient."""
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
+        if not hasattr(self.deepspeed.optimizer, "_global_grad_norm"):
+            # ZeRO-0 in fp32 runs the plain optimizer, for which DeepSpeed keeps no norm.
+            gradients = [p.grad for p in self.deepspeed.module.parameters() if p.grad is not None]
+            self._plain_grad_norm = torch.nn.utils.get_total_norm(gradients)
         self.deepspeed.step()
 
     @property
     def grad_norm(self) -> Tensor | float:
-        """Norm of the last step's gradient before clipping; NaN where DeepSpeed does not compute it."""
+        """Norm of the last step's gradient before clipping."""
         norm = self.deepspeed.get_global_grad_norm()
-        return float("nan") if norm is None else norm
-
-    @property
-    def num_skipped_steps(self) -> int:
-        """Steps that fp16's loss scale has refused so far because a gradient overflowed."""
-        return int(self.deepspeed.skipped_steps)
+        return self._plain_grad_norm if norm is None else norm
 
     def save(self, directory: Path, *, with_frozen: bool) -> None:
         """Write weights and optimizer state of all ranks into `directory`."""
@@ -106,4 +118,7 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
     """Recompute activations in backward."""
     # The non-reentrant kind compares tensors between forward and recomputation and takes ZeRO-3's
     # empty shards for a mismatch.
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    with warnings.catch_warnings():
+        # Its new name does not exist in all versions that this project runs with.
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing_enable.*", category=FutureWarning)
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})

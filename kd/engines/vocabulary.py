@@ -57,9 +57,7 @@ def share_vocabulary(config: Config) -> SharedVocabulary:
         teacher = read_model_config(config.model.teacher, trust_remote_code=trust)
         longest = config.data.max_sequence_tokens + config.prompt.length
         _check_model(teacher, name=config.model.teacher, vocabulary=size, longest=longest)
-        _check_same_entries(
-            tokenizer, load_tokenizer(config.model.teacher, trust_remote_code=trust), names=config.model
-        )
+        check_same_entries(tokenizer, load_tokenizer(config.model.teacher, trust_remote_code=trust))
     return SharedVocabulary(tokenizer=tokenizer, size=size, eos_id=int(tokenizer.eos_token_id))
 
 
@@ -68,7 +66,12 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(max(tokenizer.get_vocab().values())) + 1
 
 
-def _check_same_entries(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, *, names: object) -> None:
+def check_same_entries(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    """Compare two tokenizers entry by entry.
+
+    Raises:
+        UserError: they differ; names the first differing entry.
+    """
     of_student = {index: token for token, index in student.get_vocab().items()}
     of_teacher = {index: token for token, index in teacher.get_vocab().items()}
     for index in range(max(len(of_student), len(of_teacher))):

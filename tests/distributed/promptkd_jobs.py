@@ -90,3 +90,58 @@ def train(world: World, *, config_file: Path, overrides: list[str], windows: lis
         "norms": norms,
         "teacher_released": released,
     }
+
+
+def train_counting_layers(world: World, *, config_file: Path, overrides: list[str], windows: list[list[Pair]]) -> Any:
+    """As `train`, and how often the first layer of each model ran."""
+    config = read_config(config_file, overrides=overrides)
+    method, student, teacher = build(world, config)
+    calls = {"student": 0, "teacher": 0}
+
+    def count(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            calls[name] += 1
+
+        return hook
+
+    student.model.model.layers[0].mlp.register_forward_hook(count("student"))
+    teacher.view.model.model.layers[0].mlp.register_forward_hook(count("teacher"))
+    before = {"student": whole_weights(student.model)}
+    prompt_before = teacher.soft_prompt_values()
+    for step, rows in enumerate(windows, start=1):
+        method.step(window_of(rows, step=step, world=world))
+    return {
+        "before": before,
+        "after": {"student": whole_weights(student.model)},
+        "prompt_before": prompt_before,
+        "prompt_after": teacher.soft_prompt_values(),
+        "layer_calls": calls,
+    }
+
+
+def what_moves(world: World, *, config_file: Path, rows: list[Pair]) -> dict[str, set[str]]:
+    """Which of prompt, teacher and student change in each of the two optimizer steps."""
+    method, student, teacher = build(world, read_config(config_file))
+    plan = method._groundwork.plan(own_responses(window_of(rows, step=1, world=world)))
+
+    def state() -> dict[str, list[Tensor]]:
+        return {
+            "prompt": [teacher.soft_prompt_values()],
+            "teacher": list(whole_weights(teacher.view.model).values()),
+            "student": list(whole_weights(student.model).values()),
+        }
+
+    def moved(before: dict[str, list[Tensor]], after: dict[str, list[Tensor]]) -> set[str]:
+        return {
+            name
+            for name, tensors in before.items()
+            if any(not torch.equal(old, new) for old, new in zip(tensors, after[name], strict=True))
+        }
+
+    start = state()
+    method._accumulate_prompt(plan, weight=1.0)
+    teacher.step_prompt(learning_rate=0.1)
+    middle = state()
+    method._accumulate_student(plan)
+    student.step(learning_rate=0.1)
+    return {"prompt step": moved(start, middle), "student step": moved(middle, state())}

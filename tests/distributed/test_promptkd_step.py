@@ -10,6 +10,8 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from kd.config import PromptConfig
+from kd.methods.promptkd import regularization_weight
 from tests.distributed import promptkd_jobs as jobs
 from tests.reference import plain_promptkd as reference
 from tests.tiny_models import FAMILIES, save_tiny_model
@@ -121,3 +123,117 @@ def test_three_steps_on_two_ranks_equal_the_reference(pair: Path, ranks: Any) ->
     for name, value in results[0]["before"]["teacher"].items():
         assert torch.equal(value, results[0]["after"]["teacher"][name]), name
     assert results[0]["teacher_released"]
+
+
+@pytest.fixture(scope="module")
+def llama_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("llama_pair")
+    save_tiny_model(directory / "teacher", "llama", seed=1, width=48, layers=3, tie_word_embeddings=False)
+    save_tiny_model(directory / "student", "llama", seed=2, width=32, layers=2, tie_word_embeddings=True)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def llama_reference(llama_pair: Path, ranks: Any) -> Any:
+    """The reference's updates for one fixed set of windows, and the prompt that every run starts from."""
+    windows = make_windows(vocabulary=400, seed=1)
+    start = ranks(1).run(jobs.train, config_file=write_config(llama_pair, micro_batch=4), overrides=[], windows=[])
+    updates, prompt_update, _ = run_reference(llama_pair, windows, prompt=start[0]["prompt_before"])
+    return windows, updates, prompt_update
+
+
+@pytest.mark.parametrize(("num_ranks", "micro_batch"), [(1, 1), (1, 4), (2, 1), (2, 2)])
+def test_the_split_into_ranks_and_micro_batches_does_not_matter(
+    llama_pair: Path, llama_reference: Any, ranks: Any, num_ranks: int, micro_batch: int
+) -> None:
+    windows, updates, prompt_update = llama_reference
+    config = write_config(llama_pair, micro_batch=micro_batch)
+    results = ranks(num_ranks).run(jobs.train, config_file=config, overrides=[], windows=windows)
+    assert_same_updates(results[0], updates, prompt_update)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_the_students_zero_stage_does_not_matter(
+    llama_pair: Path, llama_reference: Any, ranks: Any, stage: int
+) -> None:
+    windows, updates, prompt_update = llama_reference
+    config = write_config(llama_pair, stage=stage)
+    results = ranks(2).run(jobs.train, config_file=config, overrides=[], windows=windows)
+    assert_same_updates(results[0], updates, prompt_update)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_clipping_equals_the_reference(llama_pair: Path, ranks: Any, stage: int) -> None:
+    windows = make_windows(vocabulary=400, seed=2)
+    config = write_config(llama_pair, stage=stage)
+    clip = 0.05
+    results = ranks(2).run(
+        jobs.train, config_file=config, overrides=[f"optimizer.grad_clip={clip}"], windows=windows
+    )
+    updates, prompt_update, _ = run_reference(llama_pair, windows, prompt=results[0]["prompt_before"], clip=clip)
+    assert_same_updates(results[0], updates, prompt_update)
+    assert results[0]["norms"][0] > clip, "the gradient must be large enough to be clipped"
+
+
+def test_checkpointing_recomputes_and_changes_nothing(llama_pair: Path, llama_reference: Any, ranks: Any) -> None:
+    windows, updates, prompt_update = llama_reference
+    counts = {}
+    for switch in ("true", "false"):
+        results = ranks(2).run(
+            jobs.train_counting_layers,
+            config_file=write_config(llama_pair, micro_batch=2),
+            overrides=[f"model.gradient_checkpointing={switch}"],
+            windows=windows,
+        )
+        assert_same_updates(results[0], updates, prompt_update)
+        counts[switch] = results[0]["layer_calls"]
+    # One step with one micro-batch. Student: guidance, training. Teacher: plain, prompted, P'.
+    assert counts["false"] == {"student": 2 * NUM_STEPS, "teacher": 3 * NUM_STEPS}
+    assert counts["true"] == {"student": 3 * NUM_STEPS, "teacher": 4 * NUM_STEPS}
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_each_phase_moves_its_own_parameters_only(llama_pair: Path, ranks: Any, num_ranks: int) -> None:
+    windows = make_windows(vocabulary=400, seed=3)
+    config = write_config(llama_pair, micro_batch=2)
+    (moved, *_) = ranks(num_ranks).run(jobs.what_moves, config_file=config, rows=windows[0])
+    assert moved == {"prompt step": {"prompt"}, "student step": {"student"}}
+
+
+def test_the_prompt_stays_fp32_beside_bf16_weights(llama_pair: Path, ranks: Any) -> None:
+    windows = make_windows(vocabulary=400, seed=4)
+    config = write_config(llama_pair, dtype="bf16")
+    # So small that adding it to a bf16 number would change nothing.
+    results = ranks(2).run(
+        jobs.train, config_file=config, overrides=["prompt.learning_rate=1.0e-4"], windows=windows[:1]
+    )
+    update = results[0]["prompt_after"] - results[0]["prompt_before"]
+    assert 0 < update.abs().max() < 1e-3
+    exact, _ = ranks(2).run(
+        jobs.train,
+        config_file=write_config(llama_pair, dtype="fp32"),
+        overrides=["prompt.learning_rate=1.0e-4"],
+        windows=windows[:1],
+    )
+    wanted = exact["prompt_after"] - exact["prompt_before"]
+    # Only the rounding of bf16 activations is left; a bf16 prompt would not have moved at all.
+    assert (update - wanted).norm() < 0.1 * wanted.norm()
+    assert torch.equal(results[0]["prompt_after"], results[1]["prompt_after"])
+
+
+def test_a_window_without_a_response_is_skipped(llama_pair: Path, ranks: Any) -> None:
+    windows = [[(prompt, []) for prompt, _ in rows] for rows in make_windows(vocabulary=400)[:1]]
+    (result, _) = ranks(2).run(
+        jobs.train, config_file=write_config(llama_pair), overrides=[], windows=windows
+    )
+    assert result["means"] == {}
+    assert torch.equal(result["prompt_before"], result["prompt_after"])
+    for name, value in result["before"]["student"].items():
+        assert torch.equal(value, result["after"]["student"][name]), name
+
+
+def test_regularization_weight_falls_from_almost_one_to_zero() -> None:
+    weights = [regularization_weight(k, num_steps=4, settings=PromptConfig()) for k in (1, 2, 3, 4)]
+    assert weights == [0.75, 0.5, 0.25, 0.0]
+    assert regularization_weight(1, num_steps=4, settings=PromptConfig(regularization="constant")) == 1.0
+    assert regularization_weight(1, num_steps=4, settings=PromptConfig(regularization="none")) == 0.0

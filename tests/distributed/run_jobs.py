@@ -1,0 +1,17 @@
+"""What the ranks do in the tests of whole runs."""
+
+from pathlib import Path
+
+from kd.assembly import run_on
+from kd.config_file import read_config
+from kd.distributed import World
+from kd.errors import UserError
+
+
+def run(world: World, *, config_file: Path, overrides: list[str]) -> str | None:
+    """Run or go on; the message of a user error, if there was one."""
+    try:
+        run_on(world, read_config(config_file, overrides=overrides), command=["train.py"])
+    except UserError as error:
+        return str(error)
+    return None

@@ -1,0 +1,216 @@
+"""Whole runs on two ranks: the run directory's contract, resume, and what may not be resumed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from kd.config_file import read_config
+from kd.engines.soft_prompt import load_soft_prompt
+from kd.metrics import read_metrics
+from tests.distributed import run_jobs as jobs
+from tests.distributed.test_promptkd_step import write_config
+from tests.tiny_models import save_tiny_model
+
+NUM_STEPS = 6
+METRICS = {
+    "step",
+    "epoch",
+    "student_kd",
+    "prompt_kd",
+    "prompt_regularization",
+    "regularization_weight",
+    "response_tokens",
+    "mean_response_length",
+    "learning_rate",
+    "prompt_learning_rate",
+    "grad_norm",
+    "prompt_grad_norm",
+    "generation_seconds",
+    "prompt_seconds",
+    "student_seconds",
+    "step_seconds",
+    "tokens_per_second",
+    "peak_memory_bytes",
+}
+# What a rerun measures anew.
+TIMES = {name for name in METRICS if "second" in name} | {"peak_memory_bytes"}
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pair of models with dropout, data and a configuration."""
+    directory = tmp_path_factory.mktemp("run")
+    save_tiny_model(directory / "teacher", "gpt2", seed=1, width=48, layers=3)
+    save_tiny_model(directory / "student", "gpt2", seed=2)
+    rows = [{"instruction": f"Repeat the word number {i}.", "output": f"word {i}"} for i in range(30)]
+    for name, part in (("train", rows[:20]), ("validation", rows[20:])):
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    path = write_config(directory)
+    values = yaml.safe_load(path.read_text())
+    values["model"]["student_dropout"] = True
+    values["data"] |= {
+        "train": str(directory / "train.jsonl"),
+        "validation": str(directory / "validation.jsonl"),
+        "max_prompt_tokens": 100,
+        "max_sequence_tokens": 116,
+    }
+    values["optimizer"] |= {"name": "adamw", "learning_rate": 1.0e-3}
+    values["prompt"] |= {"learning_rate": 1.0e-3}
+    values["schedule"] |= {"steps": NUM_STEPS, "micro_batch": 1}
+    values["validation"] = {"every": 3, "rows": 5}
+    values["checkpoints"] = {"every": 2, "keep": 2}
+    values["run"] = {"dir": str(directory / "straight")}
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture(scope="module")
+def straight(setting: Path, ranks: Any) -> Path:
+    """A run without interruption."""
+    assert ranks(2).run(jobs.run, config_file=setting, overrides=[]) == [None, None]
+    return setting.parent / "straight"
+
+
+def test_the_run_directory_keeps_its_contract(straight: Path) -> None:
+    records = read_metrics(straight)
+    assert [record["step"] for record in records] == list(range(1, NUM_STEPS + 1))
+    for record in records:
+        validated = record["step"] % 3 == 0
+        expected = METRICS | ({"validation/loss", "validation/rougeL"} if validated else set())
+        assert set(record) == expected
+    assert [record["regularization_weight"] for record in records] == [5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0]
+    assert {path.name for path in (straight / "checkpoints").iterdir()} == {"step-4", "step-6"}
+    resolved = read_config(straight / "config.yaml")
+    assert resolved.schedule.steps == NUM_STEPS
+    environment = json.loads((straight / "environment.json").read_text())
+    assert {"command", "git_revision", "packages", "devices", "num_ranks"} <= set(environment)
+    assert f"step {NUM_STEPS}/{NUM_STEPS}" in (straight / "log.txt").read_text()
+    for name in ("best", "final"):
+        files = {path.name for path in (straight / name).iterdir()}
+        assert {"config.json", "generation_config.json", "model.safetensors", "soft_prompt.safetensors"} <= files
+        assert "tokenizer.json" in files
+    _, origin = load_soft_prompt(straight / "final" / "soft_prompt.safetensors")
+    assert origin.init == "text" and origin.teacher.endswith("teacher")
+
+
+def test_the_student_loads_without_this_project(straight: Path, setting: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "directory = sys.argv[1]\n"
+        "tokenizer = AutoTokenizer.from_pretrained(directory)\n"
+        "model, info = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)\n"
+        "assert not info['missing_keys'] and not info['unexpected_keys'], info\n"
+        "assert 'kd' not in sys.modules\n"
+        "assert model.config.resid_pdrop == 0.1, 'the published dropout must come back'\n"
+        "ids = tokenizer('Repeat the word', return_tensors='pt')\n"
+        "print(model.generate(**ids, max_new_tokens=4, do_sample=False).shape[1])\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    for published in (False, True):
+        # Trained with dropout and without, the saved configuration is the published one.
+        directory = straight / "final" if published else straight / "best"
+        result = subprocess.run(
+            [sys.executable, "-c", script, str(directory)],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, result.stderr[-1500:]
+
+
+def test_interrupted_runs_go_on_bit_by_bit(straight: Path, setting: Path, ranks: Any) -> None:
+    """Stopped after steps 1 and 2 by the clock, then run to the end."""
+    directory = setting.parent / "stopped"
+    for stop in ("1.0e-9", "1.0e-9", "null"):
+        overrides = [f"run.dir={directory}", f"run.max_hours={stop}"]
+        assert ranks(2).run(jobs.run, config_file=setting, overrides=overrides) == [None, None]
+    assert "going on after step 2" in (directory / "log.txt").read_text()
+    for ours, theirs in zip(read_metrics(directory), read_metrics(straight), strict=True):
+        assert {k: v for k, v in ours.items() if k not in TIMES} == {k: v for k, v in theirs.items() if k not in TIMES}
+    for name in ("model.safetensors", "soft_prompt.safetensors"):
+        ours, theirs = load_file(directory / "final" / name), load_file(straight / "final" / name)
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            assert torch.equal(value, theirs[key]), key
+
+
+def test_a_finished_run_is_left_alone(straight: Path, setting: Path, ranks: Any) -> None:
+    before = (straight / "metrics.jsonl").read_bytes()
+    assert ranks(2).run(jobs.run, config_file=setting, overrides=[]) == [None, None]
+    assert (straight / "metrics.jsonl").read_bytes() == before
+    assert "all 6 steps are done" in (straight / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["run.resume=never"], "holds a run already"),
+        (["optimizer.learning_rate=2.0e-3"], "was started with optimizer.learning_rate=0.001, now it is 0.002"),
+        (["run.seed=1"], "was started with run.seed=42, now it is 1"),
+    ],
+)
+def test_another_run_is_refused_in_the_same_directory(
+    straight: Path, setting: Path, ranks: Any, overrides: list[str], message: str
+) -> None:
+    before = (straight / "config.yaml").read_bytes()
+    for answer in ranks(2).run(jobs.run, config_file=setting, overrides=overrides):
+        assert message in answer
+    assert (straight / "config.yaml").read_bytes() == before
+
+
+def test_another_number_of_ranks_is_refused(straight: Path, setting: Path, ranks: Any) -> None:
+    (answer,) = ranks(1).run(jobs.run, config_file=setting, overrides=[])
+    assert "was written by 2 ranks, this run has 1" in answer
+
+
+def test_a_run_without_generation_chooses_the_best_by_loss(setting: Path, ranks: Any) -> None:
+    directory = setting.parent / "by_loss"
+    overrides = [f"run.dir={directory}", "validation.generate=false", "schedule.steps=3", "run.log_every=2"]
+    assert ranks(2).run(jobs.run, config_file=setting, overrides=overrides) == [None, None]
+    records = read_metrics(directory)
+    assert [record["step"] for record in records] == [2, 3]
+    assert "validation/rougeL" not in records[-1] and "validation/loss" in records[-1]
+    assert (directory / "best" / "model.safetensors").exists()
+
+
+def test_fixed_pseudo_targets_take_the_place_of_sampling(setting: Path, ranks: Any) -> None:
+    directory = setting.parent / "responses"
+    responses = setting.parent / "responses.jsonl"
+    rows = [{"prompt": f"Say {i}.", "response": f"{i}"} for i in range(8)]
+    responses.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    overrides = [
+        f"run.dir={directory}",
+        "data.train=null",
+        f"data.responses={responses}",
+        "validation.generate=false",
+        "schedule.steps=2",
+    ]
+    assert ranks(2).run(jobs.run, config_file=setting, overrides=overrides) == [None, None]
+    # "0" … "7" and the end token each.
+    assert [record["mean_response_length"] for record in read_metrics(directory)] == [2.0, 2.0]
+
+
+def test_sft_learns_the_responses(setting: Path, ranks: Any) -> None:
+    directory = setting.parent / "sft"
+    overrides = [
+        f"run.dir={directory}",
+        "method=sft",
+        "model.teacher=null",
+        "schedule.steps=60",
+        "optimizer.learning_rate=5.0e-3",
+        "validation.every=60",
+        "model.student_dropout=false",
+    ]
+    assert ranks(2).run(jobs.run, config_file=setting, overrides=overrides) == [None, None]
+    records = read_metrics(directory)
+    assert records[-1]["cross_entropy"] < 0.5 * records[0]["cross_entropy"]
+    assert "student_kd" not in records[0]

@@ -1,0 +1,294 @@
+"""evaluate.py from its command line to its files, with a tiny model."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from evaluation.evaluate import evaluate, main
+from evaluation.options import parse_options
+from evaluation.rouge_l import read_generations, score
+from kd.distributed import World
+from kd.engines.soft_prompt import SoftPromptOrigin, save_soft_prompt
+from tests.run_on_ranks import Ranks, free_port
+from tests.tiny_models import save_tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+
+ROWS: list[dict[str, object]] = [
+    {"instruction": "Name the capital.", "input": "", "output": ["Paris", "the capital is Paris"]},
+    {"instruction": "Sort these words: river, apple, stone, and then say which one is longest.", "output": "apple"},
+    {"instruction": "Which is the odd one out?", "output": "spoon"},
+    {"instruction": "Count.", "output": "two"},
+    {"instruction": "Say it again, " * 20, "output": "too long"},
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"), "gpt2", seed=3, padding=8)
+
+
+@pytest.fixture
+def benchmark(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "rows.jsonl", ROWS)
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of a single rank, for `main` in this process."""
+    names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in (names | {"MASTER_PORT": str(free_port())}).items():
+        monkeypatch.setenv(name, value)
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def arguments(model: Path, benchmark: Path, out: Path, *extra: str) -> list[str]:
+    fixed = ["--max-new-tokens", "8", "--max-prompt-tokens", "100", "--seeds", "10,20"]
+    return ["--model", str(model), "--benchmark", f"test={benchmark}", "--out", str(out), *fixed, *extra]
+
+
+def read_results(out: Path) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads((out / "results.json").read_text())
+    return results
+
+
+def contents(out: Path) -> dict[str, str]:
+    return {str(path.relative_to(out)): path.read_text() for path in out.rglob("*.jsonl")}
+
+
+@pytest.mark.usefixtures("alone")
+def test_files_and_keys(model: Path, benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    second = write_rows(tmp_path / "second.jsonl", ROWS[:1])
+    assert main(arguments(model, benchmark, out, "--benchmark", f"more={second}", "--top-k", "5")) == 0
+    output = capsys.readouterr()
+    assert "ROUGE-L" in output.out
+    assert f"dropped 1 of 5 rows whose prompt is longer than 100 tokens: {benchmark}:5" in output.err
+    results = read_results(out)
+    assert results["model"] == str(model)
+    assert results["versions"]["transformers"]
+    assert list(results["benchmarks"]) == ["test", "more"]
+    test = results["benchmarks"]["test"]
+    assert (test["num_samples"], test["dropped_rows"], test["truncated_prompts"]) == (4, 1, 0)
+    assert test["decoding"] == {
+        "max_new_tokens": 8,
+        "max_prompt_tokens": 100,
+        "template": "alpaca",
+        "overlong": "drop",
+        "greedy": False,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 5,
+    }
+    for seed in ("10", "20"):
+        path = out / "generations" / "test" / f"seed-{seed}.jsonl"
+        lines = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+        assert [line["row"] for line in lines] == [0, 1, 2, 3]
+        assert lines[0]["references"] == ["Paris", "the capital is Paris"]
+        assert lines[0]["prompt"].endswith("### Instruction:\nName the capital.\n\n### Response:\n")
+        assert all(isinstance(line["response"], str) for line in lines)
+        again = score(*read_generations(path))
+        assert test["rouge_l"]["per_seed"][seed] == pytest.approx(again.rouge_l)
+        assert test["exact_match"]["per_seed"][seed] == pytest.approx(again.exact_match)
+    values = list(test["rouge_l"]["per_seed"].values())
+    assert test["rouge_l"]["mean"] == pytest.approx(sum(values) / 2)
+    assert test["rouge_l"]["standard_error"] == pytest.approx(abs(values[0] - values[1]) / 2)
+
+
+def evaluate_on_ranks(world: World, *, argv: list[str]) -> None:
+    evaluate(parse_options(argv), world=world)
+
+
+def test_one_and_two_ranks_write_the_same(
+    ranks: Callable[[int], Ranks], model: Path, benchmark: Path, tmp_path: Path
+) -> None:
+    # About two rows in a batch, so that both ranks have some.
+    argv = ["--max-batch-tokens", "200"]
+    for size in (1, 2):
+        ranks(size).run(evaluate_on_ranks, argv=arguments(model, benchmark, tmp_path / str(size), *argv))
+    assert contents(tmp_path / "1") == contents(tmp_path / "2") != {}
+    one, two = read_results(tmp_path / "1"), read_results(tmp_path / "2")
+    assert (one.pop("num_ranks"), two.pop("num_ranks")) == (1, 2)
+    assert one == two
+
+
+@pytest.mark.usefixtures("alone")
+def test_greedy_responses_agree_for_all_seeds(model: Path, benchmark: Path, tmp_path: Path) -> None:
+    greedy, sampled = tmp_path / "greedy", tmp_path / "sampled"
+    assert main(arguments(model, benchmark, greedy, "--greedy")) == 0
+    assert main(arguments(model, benchmark, sampled)) == 0
+    first, second = contents(greedy).values()
+    assert first == second
+    first, second = contents(sampled).values()
+    assert first != second
+    decoding = [read_results(out)["benchmarks"]["test"]["decoding"]["greedy"] for out in (greedy, sampled)]
+    assert decoding == [True, False]
+
+
+@pytest.mark.usefixtures("alone")
+def test_truncated_prompts_are_answered_and_counted(model: Path, benchmark: Path, tmp_path: Path) -> None:
+    assert main(arguments(model, benchmark, tmp_path / "out", "--overlong", "truncate")) == 0
+    test = read_results(tmp_path / "out")["benchmarks"]["test"]
+    assert (test["num_samples"], test["dropped_rows"], test["truncated_prompts"]) == (5, 0, 1)
+    assert test["decoding"]["overlong"] == "truncate"
+
+
+def save_prompt(path: Path, *, width: int) -> Path:
+    values = torch.randn(3, width, generator=torch.Generator().manual_seed(1))
+    save_soft_prompt(values, path, origin=SoftPromptOrigin(teacher="t", init="random", init_text=""))
+    return path
+
+
+@pytest.mark.usefixtures("alone")
+def test_soft_prompt_changes_the_responses(model: Path, benchmark: Path, tmp_path: Path) -> None:
+    prompt = save_prompt(tmp_path / "soft_prompt.safetensors", width=32)
+    plain, prompted = tmp_path / "plain", tmp_path / "prompted"
+    assert main(arguments(model, benchmark, plain)) == 0
+    assert main(arguments(model, benchmark, prompted, "--soft-prompt", str(prompt))) == 0
+    assert contents(plain) != contents(prompted)
+    assert read_results(prompted)["soft_prompt"] == str(prompt)
+
+
+@pytest.mark.usefixtures("alone")
+def test_second_call_makes_only_what_is_missing(model: Path, benchmark: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(arguments(model, benchmark, out)) == 0
+    before, results = contents(out), read_results(out)
+    kept, lost = (out / "generations" / "test" / f"seed-{seed}.jsonl" for seed in (10, 20))
+    # A generation that no model made shows whether the file is made anew.
+    kept.write_text(kept.read_text().replace('"ended": false', '"ended": true', 1))
+    marked = kept.read_text()
+    lost.unlink()
+    assert main(arguments(model, benchmark, out)) == 0
+    assert kept.read_text() == marked != before["generations/test/seed-10.jsonl"]
+    assert lost.read_text() == before["generations/test/seed-20.jsonl"]
+    assert read_results(out)["benchmarks"]["test"]["rouge_l"] == results["benchmarks"]["test"]["rouge_l"]
+
+
+@pytest.mark.usefixtures("alone")
+def test_other_settings_in_the_same_directory_are_refused(
+    model: Path, benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(arguments(model, benchmark, out)) == 0
+    # Neither responses nor their meaning depend on these.
+    assert main(arguments(model, benchmark, out, "--max-batch-tokens", "200", "--seeds", "10")) == 0
+    before = contents(out)
+    prompt = save_prompt(tmp_path / "soft_prompt.safetensors", width=32)
+    changes = {
+        "temperature=1.0": ["--temperature", "0.5"],
+        "greedy=False": ["--greedy"],
+        "rows=": ["--rows", "2"],
+        "soft_prompt=None": ["--soft-prompt", str(prompt)],
+        "dtype=fp32": ["--dtype", "bf16"],
+    }
+    for expected, extra in changes.items():
+        capsys.readouterr()
+        assert main(arguments(model, benchmark, out, *extra)) == 2
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert f"was made with {expected}" in message
+        assert "use another --out or delete" in message
+    assert contents(out) == before
+
+
+@pytest.mark.usefixtures("alone")
+def test_retrained_model_is_not_scored_with_old_responses(
+    benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_tiny_model(tmp_path / "model", "gpt2", seed=1)
+    assert main(arguments(model, benchmark, tmp_path / "out")) == 0
+    save_tiny_model(model, "gpt2", seed=2)
+    assert main(arguments(model, benchmark, tmp_path / "out")) == 2
+    assert "was made with weights=" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("alone")
+def test_mistakes_are_one_line_and_exit_code_two(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", ROWS[:2])
+    unanswered = write_rows(tmp_path / "unanswered.jsonl", [ROWS[0], {"instruction": "And now?"}])
+    prompt = save_prompt(tmp_path / "soft_prompt.safetensors", width=16)
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file, no directory")
+    out = tmp_path / "out"
+    cases = [
+        (arguments(tmp_path / "nowhere", rows, out), f"model {tmp_path / 'nowhere'}"),
+        (arguments(model, tmp_path / "nowhere.jsonl", out), f"{tmp_path / 'nowhere.jsonl'}: cannot be read"),
+        (arguments(model, rows, out, "--benchmark", "second"), "'second' is not NAME=FILE"),
+        (arguments(model, unanswered, out), f"{unanswered}:2: expected `output`"),
+        (arguments(model, rows, out, "--soft-prompt", str(prompt)), "16 numbers"),
+        (arguments(model, rows, out, "--soft-prompt", str(rows)), f"soft prompt {rows}: cannot be read"),
+        (arguments(model, rows, out, "--max-new-tokens", "64"), "has 128 positions"),
+        (arguments(model, rows, out, "--dtype", "fp16"), "--dtype fp16 needs a GPU"),
+        (arguments(model, rows, blocked), "cannot be written"),
+    ]
+    for argv, expected in cases:
+        if "fp16" in argv and torch.cuda.is_available():
+            continue
+        capsys.readouterr()
+        assert main(argv) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("error: ")
+        assert expected in message
+        assert message.count("\n") == 1
+    assert contents(out) == {}
+
+
+def start_rank(rank: int, *, size: int, port: int, argv: list[str]) -> "subprocess.Popen[str]":
+    environment = os.environ | {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    command = [sys.executable, str(ROOT / "evaluation" / "evaluate.py"), *argv]
+    return subprocess.Popen(
+        command, env=environment, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_error_of_one_rank_ends_both(model: Path, benchmark: Path, tmp_path: Path) -> None:
+    port = free_port()
+    missing = tmp_path / "nowhere.jsonl"
+    argvs = [arguments(model, rows, tmp_path / "out") for rows in (benchmark, missing)]
+    processes = [start_rank(rank, size=2, port=port, argv=argv) for rank, argv in enumerate(argvs)]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [2, 2]
+    errors = [line for _, error in outputs for line in error.splitlines() if not line.startswith(str(benchmark))]
+    assert len(errors) == 1
+    assert errors[0].startswith(f"error: {missing}: cannot be read")
+
+
+def test_script_runs_from_anywhere_without_deepspeed(model: Path, benchmark: Path, tmp_path: Path) -> None:
+    """The toolkit is found beside the script, and an import of DeepSpeed would raise."""
+    (tmp_path / "hidden" / "deepspeed").mkdir(parents=True)
+    broken = tmp_path / "hidden" / "deepspeed" / "__init__.py"
+    broken.write_text("raise AssertionError('DeepSpeed was imported')\n")
+    finished = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "evaluation" / "evaluate.py"),
+            *arguments(model, benchmark, tmp_path / "out", "--rows", "2"),
+        ],
+        env={name: value for name, value in os.environ.items() if name not in ("RANK", "MASTER_PORT")}
+        | {"PYTHONPATH": str(tmp_path / "hidden"), "MASTER_PORT": str(free_port())},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert len(contents(tmp_path / "out")) == 2

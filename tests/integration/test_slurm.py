@@ -1,0 +1,39 @@
+"""The batch script on a real Slurm of two nodes, one rank on each."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.integration.slurm_cluster import loopback_cluster, missing_programs
+from tests.integration.tiny_run import assert_trained, launch, write_tiny_config, write_tiny_pair
+from tests.run_on_ranks import free_port
+
+pytestmark = [
+    pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())}"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="slurmd on loopback needs root"),
+]
+
+
+def test_two_nodes_train_with_the_batch_script(tmp_path: Path) -> None:
+    write_tiny_pair(tmp_path)
+    config = write_tiny_config(tmp_path)
+    log = tmp_path / "job.log"
+    shape = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--time=5"]
+    with loopback_cluster(tmp_path / "slurm") as cluster:
+        finished = launch(
+            [
+                "sbatch",
+                "--wait",
+                *shape,
+                f"--output={log}",
+                "launch/slurm/train.sbatch",
+                str(config),
+                f"run.dir={tmp_path / 'on-slurm'}",
+            ],
+            MASTER_PORT=str(free_port()),
+            **cluster.environment,
+        )
+        shown = log.read_text(encoding="utf-8") if log.exists() else ""
+        assert finished.returncode == 0, finished.stdout + finished.stderr + shown + cluster.logs()
+    assert_trained(tmp_path / "on-slurm", num_ranks=2)

@@ -1,0 +1,73 @@
+"""Aggregation, and the files of an evaluation."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from evaluation.results import claim, generations_file, read_generations, summarise, write_atomically, write_generations
+from kd.errors import UserError
+from tests.unit.evaluation.generations import generation
+
+
+def test_mean_and_standard_error_over_seeds() -> None:
+    by_seed = {
+        10: [generation(0, rouge_l=10.0), generation(1, rouge_l=30.0)],
+        20: [generation(0, rouge_l=20.0, response="yes"), generation(1, rouge_l=32.0)],
+    }
+    summary = summarise(by_seed)
+    assert summary.rouge_l.per_seed == {10: 20.0, 20: 26.0}
+    assert summary.rouge_l.mean == pytest.approx(23.0)
+    # Standard deviation of 20 and 26 is sqrt(18); divided by sqrt(2) it is 3.
+    assert summary.rouge_l.standard_error == pytest.approx(3.0)
+    assert summary.exact_match.per_seed == {10: 0.0, 20: 50.0}
+    assert summary.num_samples == 2
+
+
+def test_one_seed_has_no_standard_error() -> None:
+    assert summarise({10: [generation(0)]}).rouge_l.standard_error is None
+
+
+def test_shares_of_truncated_and_empty_responses() -> None:
+    rows = [
+        dataclasses.replace(generation(0, response=" \n"), response_tokens=1),
+        dataclasses.replace(generation(1), ended=False, response_tokens=8),
+        generation(2),
+        generation(3),
+    ]
+    summary = summarise({10: rows})
+    assert (summary.truncated_share, summary.empty_share, summary.mean_response_tokens) == (0.25, 0.25, 17 / 4)
+
+
+def test_generations_come_back_as_they_were(tmp_path: Path) -> None:
+    path = generations_file(tmp_path / "new", 10)
+    rows = [generation(0, response="one\u2028two\nthree"), generation(1, response="")]
+    write_generations(path, rows)
+    assert read_generations(path) == rows
+    assert [file.name for file in path.parent.iterdir()] == ["seed-10.jsonl"]
+
+
+def test_broken_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "seed-10.jsonl"
+    write_generations(path, [generation(0)])
+    path.write_text(path.read_text() + '{"row": 1}\n')
+    with pytest.raises(UserError, match=r"seed-10.jsonl:2: "):
+        read_generations(path)
+
+
+def test_claim_refuses_other_settings_only_where_generations_are(tmp_path: Path) -> None:
+    claim(tmp_path, settings={"top_k": 0, "greedy": False})
+    claim(tmp_path, settings={"top_k": 5, "greedy": False})
+    write_generations(generations_file(tmp_path, 10), [generation(0)])
+    claim(tmp_path, settings={"top_k": 5, "greedy": False})
+    with pytest.raises(UserError, match=r"made with top_k=5, this call has top_k=0; use another --out or delete"):
+        claim(tmp_path, settings={"top_k": 0, "greedy": False})
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    write_atomically(path, "old")
+    (tmp_path / ".results.json.partial").mkdir()
+    with pytest.raises(UserError, match="cannot be written"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
