@@ -81,7 +81,7 @@ def read_row_scores(directory: Path, *, benchmark: str) -> RowScores:
         raise UserError(f"{place}: holds no seed-<s>.jsonl; give an --out directory of evaluate.py with that benchmark")
     generations = [read_generations(files[seed]) for seed in sorted(files)]
     return RowScores(
-        rouge_l=np.array([[generation.rouge_l for generation in rows] for rows in generations]),
+        rouge_l=np.array([[generation.rougeL for generation in rows] for rows in generations]),
         seeds=tuple(sorted(files)),
         rows=tuple((generation.row, generation.references) for generation in generations[0]),
     )
@@ -111,6 +111,7 @@ def _listing(seeds: Sequence[int]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Print the comparison that the command line asks for, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.compare", description="Compare two evaluations.")
     parser.add_argument("--a", type=Path, required=True, metavar="DIR", help="--out directory of the first model")
     parser.add_argument("--b", type=Path, required=True, metavar="DIR", help="--out directory of the second model")

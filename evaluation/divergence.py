@@ -27,7 +27,7 @@ from kd.engines.vocabulary import check_same_entries, load_tokenizer, vocabulary
 from kd.errors import EXIT_CODE, UserError
 from kd.losses.divergences import forward_kl, reverse_kl
 from kd.losses.likelihood import LikelihoodTerm
-from kd.losses.linear_divergence import DivergenceTerm, Projection, chunk_rows, linear_divergence
+from kd.losses.linear_divergence import DivergenceTerm, Projection, Term, chunk_rows, linear_divergence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def measure_distance(
     for rows in cut_micro_batches(sequences, micro_batch=micro_batch):
         batch = SequenceBatch.collate(rows, pad_id=pad_id, device=torch.device("cpu"))
         target = _projection(teacher, batch, soft_prompt)
-        terms = [
+        terms: list[Term] = [
             DivergenceTerm(divergence=reverse_kl, target=target),
             DivergenceTerm(divergence=forward_kl, target=target),
             LikelihoodTerm(labels=batch.labels),

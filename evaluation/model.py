@@ -2,16 +2,17 @@
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
+from typing import cast
 
 import torch
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from evaluation.options import DtypeName
 from kd.distributed import World
 from kd.engines.causal_lm import DTYPES, CausalLM, load_causal_lm
-from kd.engines.soft_prompt import SoftPrompt, load_soft_prompt
+from kd.engines.soft_prompt import SoftPrompt
 from kd.engines.vocabulary import vocabulary_size
 from kd.errors import UserError
 
@@ -23,16 +24,6 @@ class EvaluatedModel:
     view: CausalLM
     soft_prompt: SoftPrompt | None
     tokenizer: PreTrainedTokenizerBase
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Real entries of the tokenizer; a head's padding beyond them is never generated."""
-        return vocabulary_size(self.tokenizer)
-
-    @property
-    def num_prompt_slots(self) -> int:
-        """M, slots that the soft prompt takes in front of each row."""
-        return 0 if self.soft_prompt is None else self.soft_prompt.num_tokens
 
 
 def choose_dtype(name: DtypeName, *, config: PretrainedConfig) -> str:
@@ -55,7 +46,8 @@ def choose_dtype(name: DtypeName, *, config: PretrainedConfig) -> str:
 def load_model(
     name: str,
     *,
-    soft_prompt: Path | None,
+    config: PretrainedConfig,
+    soft_prompt: SoftPrompt | None,
     tokenizer: PreTrainedTokenizerBase,
     dtype: str,
     trust_remote_code: bool,
@@ -71,33 +63,34 @@ def load_model(
     # Inside the device's context, weights go from the files to the device without a copy on the host.
     with world.device:
         model = load_causal_lm(
-            name, dtype=dtype, deepspeed_config={}, keep_dropout=False, trust_remote_code=trust_remote_code
+            name,
+            config=config,
+            dtype=dtype,
+            deepspeed_config={},
+            keep_dropout=True,
+            trust_remote_code=trust_remote_code,
         )
-    model.eval().requires_grad_(False)
-    entries, width = model.get_input_embeddings().weight.shape
+    model.train(False).requires_grad_(False)
+    entries, width = cast(nn.Embedding, model.get_input_embeddings()).weight.shape
     if entries < vocabulary_size(tokenizer):
         raise UserError(
             f"model {name}: knows {entries} tokens, its tokenizer {vocabulary_size(tokenizer)};"
             " use the tokenizer it was trained with"
         )
-    prompt = None
-    if soft_prompt is not None:
-        prompt, origin = load_soft_prompt(soft_prompt)
-        if prompt.values.shape[1] != width:
-            made_for = f" (made for {origin.teacher})" if origin.teacher else ""
-            raise UserError(
-                f"soft prompt {soft_prompt}{made_for}: its vectors have {prompt.values.shape[1]} numbers, the embeddings"
-                f" of {name} have {width}; give the teacher it was trained with as --model"
-            )
-        prompt = prompt.to(world.device)
-    return EvaluatedModel(view=CausalLM.of(model), soft_prompt=prompt, tokenizer=tokenizer)
+    if soft_prompt is not None and soft_prompt.values.shape[1] != width:
+        raise UserError(
+            f"--soft-prompt: its vectors have {soft_prompt.values.shape[1]} numbers, the embeddings of {name} have"
+            f" {width}; give the teacher it was trained with as --model"
+        )
+    on_device = None if soft_prompt is None else soft_prompt.to(world.device)
+    return EvaluatedModel(view=CausalLM.of(model), soft_prompt=on_device, tokenizer=tokenizer)
 
 
 def check_positions(config: PretrainedConfig, *, name: str, longest: int) -> None:
-    """Refuse sequences (prompts with soft prompt and response) of `longest` tokens if the model has fewer positions.
+    """Check that the model has a position for each of the `longest` tokens of soft prompt, prompt and response.
 
     Raises:
-        UserError: as said.
+        UserError: it has fewer.
     """
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and positions < longest:

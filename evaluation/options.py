@@ -63,7 +63,9 @@ def _parser() -> _Parser:
     parser = _Parser(prog="evaluate.py", description="Sample a model's responses to benchmarks and score them.")
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="from_pretrained directory or hub name")
-    add("--soft-prompt", type=Path, metavar="FILE", help="soft_prompt.safetensors of a run; --model is then its teacher")
+    add(
+        "--soft-prompt", type=Path, metavar="FILE", help="soft_prompt.safetensors of a run; --model is then its teacher"
+    )
     add(
         "--benchmark",
         dest="benchmarks",
@@ -73,7 +75,9 @@ def _parser() -> _Parser:
         metavar="NAME=FILE",
         help="rows instruction, input, output (.jsonl, .json, .parquet, or a hub name); repeat it for more",
     )
-    add("--out", type=Path, required=True, metavar="DIR", help="gets generations/<name>/seed-<s>.jsonl and results.json")
+    add(
+        "--out", type=Path, required=True, metavar="DIR", help="gets generations/<name>/seed-<s>.jsonl and results.json"
+    )
     add("--seeds", type=_seeds, default="10,20,30,40,50", metavar="A,B,…", help="seeds of the samples [%(default)s]")
     add("--rows", type=_at_least(1), metavar="N", help="only the first N rows of each benchmark [all]")
     add("--max-new-tokens", type=_at_least(1), default=256, metavar="N", help="longest response [%(default)s]")
@@ -91,7 +95,12 @@ def _parser() -> _Parser:
         metavar="N",
         help="rows × (prompt + new tokens) decoded together; batches are dealt to the ranks [%(default)s]",
     )
-    add("--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="auto is the checkpoint's [%(default)s]")
+    add(
+        "--dtype",
+        choices=["auto", "fp32", "bf16", "fp16"],
+        default="auto",
+        help="auto is the checkpoint's [%(default)s]",
+    )
     add("--trust-remote-code", action="store_true", help="allow model code that comes with a checkpoint to run")
     # DeepSpeed's launcher passes it; ranks are read from the environment.
     add("--local_rank", type=int, help=argparse.SUPPRESS)

@@ -28,8 +28,8 @@ class Generation:
     """Tokens of the response, its end-of-sequence token included."""
     ended: bool
     """Whether the response reached its end-of-sequence token."""
-    rouge_l: float
-    """×100."""
+    rougeL: float
+    """×100; on disk the score has the name that metrics.jsonl gives it."""
     exact_match: bool
 
 
@@ -131,6 +131,6 @@ def _finish(example: Example, ids: list[int], *, tokenizer: PreTrainedTokenizerB
         references=example.references,
         response_tokens=len(ids),
         ended=ids[-1] == eos_id,
-        rouge_l=100 * rouge_l(response, example.references),
+        rougeL=100 * rouge_l(response, example.references),
         exact_match=exact_match(response, example.references),
     )

@@ -30,7 +30,7 @@ class Score:
 class Summary:
     """What one benchmark came to; shares and mean lengths are over all seeds."""
 
-    rouge_l: Score
+    rougeL: Score
     exact_match: Score
     num_samples: int
     """Rows with a response, for each seed."""
@@ -45,7 +45,7 @@ def summarise(by_seed: Mapping[int, Sequence[Generation]]) -> Summary:
     """Aggregate the generations of at least one seed."""
     every = [generation for rows in by_seed.values() for generation in rows]
     return Summary(
-        rouge_l=_score(by_seed, lambda generation: generation.rouge_l),
+        rougeL=_score(by_seed, lambda generation: generation.rougeL),
         exact_match=_score(by_seed, lambda generation: 100 * generation.exact_match),
         num_samples=len(every) // len(by_seed),
         truncated_share=statistics.fmean(not generation.ended for generation in every),
@@ -73,7 +73,7 @@ def claim(directory: Path, *, settings: Settings) -> None:
         UserError: it holds generations of other settings, or cannot be written.
     """
     path = directory / SETTINGS_FILE
-    if not path.exists():
+    if not (path.exists() and any(directory.glob("seed-*.jsonl"))):
         write_atomically(path, json.dumps(settings, indent=2) + "\n")
         return
     try:

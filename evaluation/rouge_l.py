@@ -65,28 +65,34 @@ def read_generations(path: Path) -> tuple[list[str], list[list[str]]]:
     """Responses and references of a file with one JSON object a line.
 
     Raises:
-        UserError: no such file, or a line without `response` and `references`.
+        UserError: no such file, or a line without `response` and at least one of `references`.
     """
     responses, references = [], []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): a response may hold characters that Python takes for the end of a line.
+        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except OSError as error:
-        raise UserError(f"--generations {path}: cannot be read ({error.strerror}); give a file of evaluate.py") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a file of evaluate.py") from None
+    if lines == [""]:
+        raise UserError(f"{path}: is empty; expected one generation a line")
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
             responses.append(str(row["response"]))
             references.append([str(reference) for reference in row["references"]])
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}:{number}: expected a JSON object with response and a list of references") from None
-    if not responses:
-        raise UserError(f"{path}: is empty; expected one generation a line")
+            references.append([])
+        if not references[-1]:
+            raise UserError(f"{path}:{number}: expected a JSON object with response and a list of references")
     return responses, references
 
 
 def main() -> int:
+    """Print the scores of the file that the command line names, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.rouge_l", description="Score a file of generations.")
-    parser.add_argument("--generations", type=Path, required=True, metavar="FILE", help="JSON lines: response, references")
+    parser.add_argument(
+        "--generations", type=Path, required=True, metavar="FILE", help="JSON lines: response, references"
+    )
     arguments = parser.parse_args()
     try:
         scores = score(*read_generations(arguments.generations))

@@ -4,6 +4,7 @@ The only module that reads RANK, SLURM_* or OMPI_* from the environment.
 """
 
 import os
+import socket
 import subprocess
 import sys
 import warnings
@@ -128,7 +129,13 @@ def _export_rendezvous(place: Place) -> None:
     if "MASTER_PORT" not in os.environ:
         # Jobs that share a host must not share a port; all ranks of one job know its number.
         job = int(os.environ.get("SLURM_JOB_ID", "0"))
-        os.environ["MASTER_PORT"] = str(DEFAULT_PORT + job % 10000)
+        os.environ["MASTER_PORT"] = str(_free_port() if place.size == 1 else DEFAULT_PORT + job % 10000)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def start_world() -> World:

@@ -136,8 +136,8 @@ def _open_mirrors(run_dir: Path, *, config: Config) -> list[Callable[[Record], N
 
         def to_tensorboard(record: Mapping[str, float | int]) -> None:
             for name, value in record.items():
-                writer.add_scalar(name, value, int(record["step"]))  # type: ignore[no-untyped-call]
-            writer.flush()  # type: ignore[no-untyped-call]
+                writer.add_scalar(name, value, int(record["step"]))
+            writer.flush()
 
         mirrors.append(to_tensorboard)
     if config.run.wandb is not None:

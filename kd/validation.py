@@ -83,6 +83,6 @@ class Validator:
         sequences = sampler.sample(self._examples, seed=self._seed, step=0)
         total = torch.zeros((), dtype=torch.float64, device=self._world.device)
         for example, sequence in zip(self._examples, sequences, strict=True):
-            text = self._vocabulary.tokenizer.decode(sequence.response_ids, skip_special_tokens=True)
+            text = str(self._vocabulary.tokenizer.decode(sequence.response_ids, skip_special_tokens=True))
             total += rouge_l(text, example.references)
         return float(100 * self._world.sum_across_ranks(total).item() / self._num_rows)

@@ -140,7 +140,8 @@ def _parse_layers(text: str) -> list[int]:
 def _check_layers(layers: Sequence[int], *, num_layers: int) -> list[int]:
     text = ",".join(map(str, layers))
     if outside := [index for index in layers if not 0 <= index < num_layers]:
-        raise UserError(f"--layers {text}: the teacher has no layer {outside[0]}; expected numbers from 0 to {num_layers - 1}")
+        last = num_layers - 1
+        raise UserError(f"--layers {text}: the teacher has no layer {outside[0]}; expected numbers from 0 to {last}")
     if repeated := [index for index in layers if layers.count(index) > 1]:
         raise UserError(f"--layers {text}: layer {repeated[0]} is named twice; name each layer once")
     if list(layers) != sorted(layers):
@@ -200,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     choice.add_argument("--layers", metavar="0,2,4", help="the teacher's layers to keep, counted from 0")
     choice.add_argument("--keep", type=int, metavar="N", help="keep N evenly spaced layers, the first and the last too")
     parser.add_argument("--out", required=True, metavar="DIR", help="directory of the student; must not exist")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="precision of the stored weights (default: the teacher's)")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="precision of the weights (default: the teacher's)")
     parser.add_argument("--trust-remote-code", action="store_true", help="allow model code that comes with the teacher")
     return parser
 

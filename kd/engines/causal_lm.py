@@ -29,6 +29,7 @@ class CausalLM:
     """A causal language model seen through what all families have in common."""
 
     model: PreTrainedModel
+    embedding_weight: nn.Parameter
     head_weight: nn.Parameter
     head_bias: nn.Parameter | None
     takes_position_ids: bool
@@ -36,9 +37,12 @@ class CausalLM:
     @classmethod
     def of(cls, model: PreTrainedModel) -> "CausalLM":
         """The view of `model`; keeps references to the head's parameters, never copies of them."""
-        head = model.get_output_embeddings()
+        # transformers types both as any module.
+        embeddings: Any = model.get_input_embeddings()
+        head: Any = model.get_output_embeddings()
         return cls(
             model=model,
+            embedding_weight=embeddings.weight,
             head_weight=head.weight,
             head_bias=getattr(head, "bias", None),
             takes_position_ids="position_ids" in inspect.signature(model.base_model.forward).parameters,
@@ -92,7 +96,7 @@ def read_model_config(name: str, *, trust_remote_code: bool) -> PretrainedConfig
         UserError: there is none, or its logits are not a linear function of its hidden states.
     """
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        config: PretrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"model {name}: no readable config.json ({reason[:200]}); give a from_pretrained directory") from None
@@ -131,7 +135,7 @@ def load_causal_lm(
     sharded = zero_stage(deepspeed_config) == 3
     with _sharding_while_loading(loading_config(deepspeed_config, dtype=dtype)) if sharded else contextlib.nullcontext():
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 name, config=config, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code
             )
         except OSError as error:
@@ -141,7 +145,8 @@ def load_causal_lm(
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-    return model.train()
+    model.train()
+    return model
 
 
 def dropout_settings(config: PretrainedConfig) -> dict[str, float]:

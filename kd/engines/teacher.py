@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kd.config import Config
 from kd.data.batch import SequenceBatch
-from kd.engines.causal_lm import load_causal_lm, read_model_config
+from kd.engines.causal_lm import CausalLM, load_causal_lm, read_model_config
 from kd.engines.deepspeed_config import teacher_deepspeed_config
 from kd.engines.optimization import make_optimizer
 from kd.engines.soft_prompt import SoftPrompt, SoftPromptOrigin, initial_values
@@ -61,7 +61,7 @@ class Teacher:
         model.requires_grad_(False)
         if config.model.gradient_checkpointing:
             enable_checkpointing(model)
-        embedding_weight = model.get_input_embeddings().weight
+        embedding_weight = CausalLM.of(model).embedding_weight
         with gathered([embedding_weight]):
             values = initial_values(
                 config.prompt, embedding_weight=embedding_weight, tokenizer=tokenizer, seed=config.run.seed

@@ -90,10 +90,10 @@ class GatheredWeights:
             with gathered([source for source, _ in group]), torch.no_grad():
                 for source, target in group:
                     if target.shape != source.shape:
-                        target.data = torch.empty_like(source)
+                        target.data = torch.empty_like(source.data)
                     target.copy_(source)
-        for source, target in zip(self._source.buffers(), self._copy.buffers(), strict=True):
-            target.copy_(source)
+        for current, copied in zip(self._source.buffers(), self._copy.buffers(), strict=True):
+            copied.copy_(current)
 
 
 def choose_weights(student: Student, *, settings: GenerationConfig, world: World) -> tuple[DecodingWeights, str]:

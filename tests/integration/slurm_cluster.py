@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +16,8 @@ from pathlib import Path
 from tests.run_on_ranks import free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo")
-# A launch asks Slurm for the first node's name and connects to it: that name must resolve anywhere.
-NODES = ("localhost", "second")
+# Ranks ask Slurm for the first node's name and connect to it: it must be a name that resolves.
+NODES = (socket.gethostname(), f"{socket.gethostname()}-second")
 
 _CONF = """\
 ClusterName=test
@@ -69,6 +70,13 @@ def missing_programs() -> list[str]:
     return [program for program in PROGRAMS if shutil.which(program, path=with_sbin) is None]
 
 
+def host_resolves() -> bool:
+    """Whether this machine knows its own name."""
+    with suppress(OSError):
+        return bool(socket.gethostbyname(socket.gethostname()))
+    return False
+
+
 @contextmanager
 def loopback_cluster(directory: Path, *, timeout: float = 30) -> Iterator[SlurmCluster]:
     """Start munged, slurmctld and two slurmd with files below `directory`; stop them at the end.
@@ -102,7 +110,7 @@ def loopback_cluster(directory: Path, *, timeout: float = 30) -> Iterator[SlurmC
     finally:
         with suppress(OSError, subprocess.SubprocessError):
             subprocess.run(
-                ["scancel", "--state=PENDING,RUNNING", "--full", "--quiet"],
+                ["scancel", "--full", f"--user={getpass.getuser()}"],
                 env=os.environ | environment,
                 timeout=10,
                 capture_output=True,
@@ -119,7 +127,8 @@ def _write_files(directory: Path) -> Path:
     node_lines = []
     for name in NODES:
         (directory / f"spool-{name}").mkdir()
-        node_lines.append(f"NodeName={name} NodeAddr=127.0.0.1 Port={free_port()} CPUs=1 State=UNKNOWN")
+        address = f"NodeHostname=localhost NodeAddr=127.0.0.1 Port={free_port()}"
+        node_lines.append(f"NodeName={name} {address} CPUs=1 State=UNKNOWN")
     conf = directory / "slurm.conf"
     conf.write_text(
         _CONF.format(

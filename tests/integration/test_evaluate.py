@@ -99,11 +99,11 @@ def test_files_and_keys(model: Path, benchmark: Path, tmp_path: Path, capsys: py
         assert lines[0]["prompt"].endswith("### Instruction:\nName the capital.\n\n### Response:\n")
         assert all(isinstance(line["response"], str) for line in lines)
         again = score(*read_generations(path))
-        assert test["rouge_l"]["per_seed"][seed] == pytest.approx(again.rouge_l)
+        assert test["rougeL"]["per_seed"][seed] == pytest.approx(again.rouge_l)
         assert test["exact_match"]["per_seed"][seed] == pytest.approx(again.exact_match)
-    values = list(test["rouge_l"]["per_seed"].values())
-    assert test["rouge_l"]["mean"] == pytest.approx(sum(values) / 2)
-    assert test["rouge_l"]["standard_error"] == pytest.approx(abs(values[0] - values[1]) / 2)
+    values = list(test["rougeL"]["per_seed"].values())
+    assert test["rougeL"]["mean"] == pytest.approx(sum(values) / 2)
+    assert test["rougeL"]["standard_error"] == pytest.approx(abs(values[0] - values[1]) / 2)
 
 
 def evaluate_on_ranks(world: World, *, argv: list[str]) -> None:
@@ -173,7 +173,7 @@ def test_second_call_makes_only_what_is_missing(model: Path, benchmark: Path, tm
     assert main(arguments(model, benchmark, out)) == 0
     assert kept.read_text() == marked != before["generations/test/seed-10.jsonl"]
     assert lost.read_text() == before["generations/test/seed-20.jsonl"]
-    assert read_results(out)["benchmarks"]["test"]["rouge_l"] == results["benchmarks"]["test"]["rouge_l"]
+    assert read_results(out)["benchmarks"]["test"]["rougeL"] == results["benchmarks"]["test"]["rougeL"]
 
 
 @pytest.mark.usefixtures("alone")

@@ -41,8 +41,6 @@ def command(launcher: str, *, directory: Path) -> list[str]:
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_ranks_train_under_every_launcher(launcher: str, config: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    finished = launch(
-        [*command(launcher, directory=tmp_path), "--config", str(config), f"run.dir={run_dir}"]
-    )
+    finished = launch([*command(launcher, directory=tmp_path), "--config", str(config), f"run.dir={run_dir}"])
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert_trained(run_dir, num_ranks=2)

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.slurm_cluster import loopback_cluster, missing_programs
+from tests.integration.slurm_cluster import host_resolves, loopback_cluster, missing_programs
 from tests.integration.tiny_run import assert_trained, launch, write_tiny_config, write_tiny_pair
 from tests.run_on_ranks import free_port
 
 pytestmark = [
     pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())}"),
     pytest.mark.skipif(os.geteuid() != 0, reason="slurmd on loopback needs root"),
+    pytest.mark.skipif(not host_resolves(), reason="this machine's own name does not resolve"),
 ]
 
 

@@ -11,7 +11,12 @@ from launch import make_student
 from tests.tiny_models import FAMILIES, save_tiny_model
 
 NUM_LAYERS = 5
-STACKS = {"gpt2": "transformer.h", "opt": "model.decoder.layers", "llama": "model.layers", "gpt_neox": "gpt_neox.layers"}
+STACKS = {
+    "gpt2": "transformer.h",
+    "opt": "model.decoder.layers",
+    "llama": "model.layers",
+    "gpt_neox": "gpt_neox.layers",
+}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

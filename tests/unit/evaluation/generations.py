@@ -15,7 +15,7 @@ def generation(row: int, *, rouge_l: float = 0.0, reference: str = "yes", respon
         references=(reference,),
         response_tokens=4,
         ended=True,
-        rouge_l=rouge_l,
+        rougeL=rouge_l,
         exact_match=response == reference,
     )
 

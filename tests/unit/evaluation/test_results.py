@@ -16,16 +16,16 @@ def test_mean_and_standard_error_over_seeds() -> None:
         20: [generation(0, rouge_l=20.0, response="yes"), generation(1, rouge_l=32.0)],
     }
     summary = summarise(by_seed)
-    assert summary.rouge_l.per_seed == {10: 20.0, 20: 26.0}
-    assert summary.rouge_l.mean == pytest.approx(23.0)
+    assert summary.rougeL.per_seed == {10: 20.0, 20: 26.0}
+    assert summary.rougeL.mean == pytest.approx(23.0)
     # Standard deviation of 20 and 26 is sqrt(18); divided by sqrt(2) it is 3.
-    assert summary.rouge_l.standard_error == pytest.approx(3.0)
+    assert summary.rougeL.standard_error == pytest.approx(3.0)
     assert summary.exact_match.per_seed == {10: 0.0, 20: 50.0}
     assert summary.num_samples == 2
 
 
 def test_one_seed_has_no_standard_error() -> None:
-    assert summarise({10: [generation(0)]}).rouge_l.standard_error is None
+    assert summarise({10: [generation(0)]}).rougeL.standard_error is None
 
 
 def test_shares_of_truncated_and_empty_responses() -> None:

@@ -1,0 +1,40 @@
+# Everything runs in one virtual environment: make install PYTHON=python3.12 VENV=/elsewhere
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: help install demo test check clean
+
+help:
+	@echo "make install   a virtual environment in $(VENV) with the tested versions"
+	@echo "make demo      distil a tiny student on two ranks and draw the comparison (two cores, no GPU)"
+	@echo "make test      all tests"
+	@echo "make check     what CI runs before the tests: ruff, ruff format, mypy --strict"
+	@echo "make clean     remove the environment, caches and what the demo wrote"
+
+install: $(STAMP)
+
+# torch first and alone: see constraints.txt.
+$(STAMP): setup.py constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV)"
+	@$(PIP) install -c constraints.txt torch
+	@$(PIP) install -c constraints.txt -e ".[dev,demo,tracking]"
+	@touch $@
+
+demo: $(STAMP)
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python demo/run.py
+
+test: $(STAMP)
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+check: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+clean:
+	@rm -rf $(VENV) demo/runs demo/report.png build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

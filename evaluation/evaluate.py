@@ -1,0 +1,252 @@
+"""Sample a model's responses to benchmarks and score them: see `python evaluation/evaluate.py --help`."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    # Run as a file, it finds the toolkit around it, and not its neighbours as top-level modules.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+import kd
+from evaluation.benchmarks import Benchmark, PromptSettings, read_benchmark
+from evaluation.model import check_positions, choose_dtype, load_model
+from evaluation.options import Options, parse_options
+from evaluation.responses import generate, plan_batches
+from evaluation.results import (
+    Settings,
+    Summary,
+    claim,
+    generations_file,
+    read_generations,
+    summarise,
+    write_generations,
+    write_results,
+)
+from kd.data.encoding import Encoded
+from kd.distributed import World, end_world, exit_with_user_error, find_place, start_world
+from kd.engines.causal_lm import read_model_config
+from kd.engines.soft_prompt import SoftPrompt, load_soft_prompt
+from kd.engines.vocabulary import load_tokenizer, vocabulary_size
+from kd.errors import UserError
+from kd.generation.decoding import DecodingSettings
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "rouge_score")
+
+# Options that describe the decoding of every benchmark in results.json.
+_DECODING_OPTIONS = (
+    "max_new_tokens",
+    "max_prompt_tokens",
+    "template",
+    "overlong",
+    "greedy",
+    "temperature",
+    "top_p",
+    "top_k",
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Preparation:
+    """What is known before weights are loaded; the tuples follow `Options.benchmarks`."""
+
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    soft_prompt: SoftPrompt | None
+    dtype: str
+    encoded: tuple[Encoded, ...]
+    slots_per_row: int
+    """Slots that a row takes beside its prompt: soft prompt and new tokens."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate as the command line says, and return the exit code."""
+    try:
+        options = parse_options(argv)
+        evaluate(options, world=start_world())
+    except UserError as error:
+        return exit_with_user_error(error, place=find_place())
+    finally:
+        end_world()
+    return 0
+
+
+def evaluate(options: Options, *, world: World) -> None:
+    """Make the generations that are missing, score all of them and write results.json; all ranks call it together.
+
+    Raises:
+        UserError: on every rank, if an input cannot be used.
+    """
+    missing: list[tuple[int, ...]] = []
+    with world.agreed():
+        prepared = _prepare(options)
+        if world.is_main:
+            missing = _claim(options, prepared)
+    # Only the main rank need see the files.
+    missing = world.gather_objects(missing)[0]
+    if any(missing):
+        _fill(options, prepared, missing=missing, world=world)
+    with world.agreed():
+        if world.is_main:
+            _report(options, prepared, world=world)
+
+
+def _prepare(options: Options) -> _Preparation:
+    config = read_model_config(options.model, trust_remote_code=options.trust_remote_code)
+    tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code)
+    prompts = PromptSettings(
+        template=options.template, max_prompt_tokens=options.max_prompt_tokens, overlong=options.overlong
+    )
+    encoded = tuple(
+        read_benchmark(benchmark, tokenizer=tokenizer, settings=prompts, num_rows=options.rows)
+        for benchmark in options.benchmarks
+    )
+    soft_prompt = None if options.soft_prompt is None else load_soft_prompt(options.soft_prompt)[0]
+    slots_per_row = options.max_new_tokens + (0 if soft_prompt is None else soft_prompt.num_tokens)
+    longest = max(len(example.prompt_ids) for rows in encoded for example in rows.examples)
+    check_positions(config, name=options.model, longest=longest + slots_per_row)
+    return _Preparation(
+        config=config,
+        tokenizer=tokenizer,
+        soft_prompt=soft_prompt,
+        dtype=choose_dtype(options.dtype, config=config),
+        encoded=encoded,
+        slots_per_row=slots_per_row,
+    )
+
+
+def _claim(options: Options, prepared: _Preparation) -> list[tuple[int, ...]]:
+    """Reserve the benchmarks' directories, say which rows were lost, and return the seeds that each one lacks."""
+    missing = []
+    for benchmark, rows in zip(options.benchmarks, prepared.encoded, strict=True):
+        for line in rows.report.lines():
+            print(line, file=sys.stderr)
+        directory = _directory(options, benchmark)
+        claim(directory, settings=_settings(options, prepared, rows=rows))
+        missing.append(tuple(seed for seed in options.seeds if not generations_file(directory, seed).exists()))
+    return missing
+
+
+def _directory(options: Options, benchmark: Benchmark) -> Path:
+    return options.out / "generations" / benchmark.name
+
+
+def _settings(options: Options, prepared: _Preparation, *, rows: Encoded) -> Settings:
+    """What decides the responses; batch size and number of ranks do not."""
+    directory = Path(options.model)
+    files = sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")])
+    prompt = prepared.soft_prompt
+    return {
+        "model": str(directory.resolve()) if directory.is_dir() else options.model,
+        # A hash of their content would take as long as loading them.
+        "weights": _digest([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]),
+        "soft_prompt": None if prompt is None else _digest(prompt.values.tolist()),
+        "dtype": prepared.dtype,
+        "rows": _digest([(example.row_id, example.prompt, example.references) for example in rows.examples]),
+    } | {name: getattr(options, name) for name in _DECODING_OPTIONS}
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _fill(options: Options, prepared: _Preparation, *, missing: Sequence[Sequence[int]], world: World) -> None:
+    """Load the model and write the generations of the missing seeds of each benchmark."""
+    with world.agreed():
+        model = load_model(
+            options.model,
+            config=prepared.config,
+            soft_prompt=prepared.soft_prompt,
+            tokenizer=prepared.tokenizer,
+            dtype=prepared.dtype,
+            trust_remote_code=options.trust_remote_code,
+            world=world,
+        )
+    decoding = DecodingSettings(
+        max_new_tokens=options.max_new_tokens,
+        vocabulary_size=vocabulary_size(prepared.tokenizer),
+        eos_id=int(prepared.tokenizer.eos_token_id),
+        greedy=options.greedy,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+    )
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not (world.is_main and console.is_terminal)) as progress:
+        for benchmark, rows, seeds in zip(options.benchmarks, prepared.encoded, missing, strict=True):
+            # Greedy responses are the same for every seed.
+            sampled = seeds[:1] if options.greedy else seeds
+            batches = plan_batches(
+                rows.examples,
+                seeds=sampled,
+                slots_per_row=prepared.slots_per_row,
+                max_batch_tokens=options.max_batch_tokens,
+            )
+            own = sum(map(len, batches[world.rank :: world.size]))
+            task = progress.add_task(benchmark.name, total=own)
+            by_seed = generate(model, batches, settings=decoding, world=world, on_batch=partial(progress.advance, task))
+            with world.agreed():
+                if world.is_main:
+                    for seed in seeds:
+                        generations = by_seed[sampled[0] if options.greedy else seed]
+                        write_generations(generations_file(_directory(options, benchmark), seed), generations)
+
+
+def _report(options: Options, prepared: _Preparation, *, world: World) -> None:
+    """Write results.json from the files of all seeds, and print the scores."""
+    benchmarks: dict[str, Any] = {}
+    table = Table("benchmark", "ROUGE-L", "exact match", "samples", "truncated", "tokens", title=options.model)
+    for benchmark, rows in zip(options.benchmarks, prepared.encoded, strict=True):
+        directory = _directory(options, benchmark)
+        summary = summarise({seed: read_generations(generations_file(directory, seed)) for seed in options.seeds})
+        benchmarks[benchmark.name] = {
+            "source": benchmark.source,
+            **asdict(summary),
+            "dropped_rows": len(rows.report.dropped),
+            "truncated_prompts": len(rows.report.truncated_prompts),
+            "decoding": {name: getattr(options, name) for name in _DECODING_OPTIONS},
+        }
+        table.add_row(benchmark.name, *_cells(summary, num_seeds=len(options.seeds)))
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    write_results(
+        options.out / "results.json",
+        {
+            "model": options.model,
+            "soft_prompt": None if options.soft_prompt is None else str(options.soft_prompt),
+            "dtype": prepared.dtype,
+            "seeds": options.seeds,
+            "num_ranks": world.size,
+            "versions": {"python": platform.python_version(), "kd": kd.__version__, **versions},
+            "benchmarks": benchmarks,
+        },
+    )
+    Console().print(table)
+
+
+def _cells(summary: Summary, *, num_seeds: int) -> list[str]:
+    scores = [
+        f"{score.mean:.2f}" + ("" if score.standard_error is None else f" ± {score.standard_error:.2f}")
+        for score in (summary.rougeL, summary.exact_match)
+    ]
+    return [
+        *scores,
+        f"{summary.num_samples} × {num_seeds}",
+        f"{100 * summary.truncated_share:.1f} %",
+        f"{summary.mean_response_tokens:.1f}",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

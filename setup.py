@@ -1,0 +1,55 @@
+"""Packaging of the PromptKD toolkit: what it needs, in ranges; constraints.txt has the tested versions."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+VERSION = re.search(r'__version__ = "([^"]+)"', Path(__file__).with_name("kd").joinpath("__init__.py").read_text())
+
+setup(
+    name="promptkd",
+    version=VERSION[1],
+    description="Distillation of large language models with a prompt-tuned teacher, on DeepSpeed",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["kd", "kd.*", "evaluation", "evaluation.*"]),
+    install_requires=[
+        "torch>=2.11",
+        "deepspeed>=0.19.8",
+        "transformers>=5.17,<6",
+        "datasets>=4",
+        "jaxtyping>=0.3",
+        "jinja2>=3.1",
+        "numpy>=1.26",
+        "psutil>=5.9",
+        "pyarrow>=18",
+        "pydantic>=2.9,<3",
+        "pyyaml>=6",
+        "rich>=13",
+        "rouge-score>=0.1.2",
+        "safetensors>=0.5",
+        "tokenizers>=0.22",
+        # Tokenizers of the Llama family; transformers reads their files with protobuf.
+        "protobuf>=5",
+        "sentencepiece>=0.2",
+    ],
+    extras_require={
+        "dev": [
+            "beartype>=0.20",
+            "mypy>=1.15",
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "ruff>=0.12",
+            "types-PyYAML",
+        ],
+        # The demo's curves and bars.
+        "demo": ["matplotlib>=3.9"],
+        # The implementations that the benchmarks compare with.
+        "bench": ["accelerate>=1.7", "peft>=0.18", "trl>=1.0"],
+        "report": ["matplotlib>=3.9"],
+        "tracking": ["tensorboard>=2.19"],
+        # Real weights from a GGUF file, as in launch/experiments/smollm2.
+        "smollm2": ["gguf>=0.17"],
+    },
+)

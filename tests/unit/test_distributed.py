@@ -1,0 +1,143 @@
+"""Ranks from every launcher's environment, and what one rank alone does."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from kd.distributed import (
+    Place,
+    World,
+    end_world,
+    exit_with_user_error,
+    find_place,
+    start_world,
+)
+from kd.errors import UserError
+from tests.run_on_ranks import free_port
+
+RANK_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "2",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
+}
+BATCH_SHELL = {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "7"}
+SLURM_STEP = BATCH_SHELL | {"SLURM_PROCID": "1", "SLURM_STEP_ID": "0"}
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """An environment without any launcher; what a test exports is gone after it."""
+    before = dict(os.environ)
+    for name in list(os.environ):
+        if name in RANK_NAMES or name.startswith(("SLURM_", "OMPI_")):
+            monkeypatch.delenv(name)
+    yield monkeypatch
+    end_world()
+    for name in RANK_NAMES:
+        if name not in before:
+            os.environ.pop(name, None)
+
+
+def put(environment: pytest.MonkeyPatch, *variables: dict[str, str]) -> None:
+    for some in variables:
+        for name, value in some.items():
+            environment.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "place"),
+    [
+        ([], Place(rank=0, size=1, local_rank=0)),
+        ([TORCHRUN], Place(rank=5, size=8, local_rank=1)),
+        ([OPEN_MPI], Place(rank=3, size=4, local_rank=2)),
+        ([SLURM_STEP], Place(rank=1, size=2, local_rank=0)),
+        # The shell of a batch script is no rank: python in it, without srun, is a run of its own.
+        ([BATCH_SHELL], Place(rank=0, size=1, local_rank=0)),
+        # The launcher closest to the process counts.
+        ([TORCHRUN, SLURM_STEP], Place(rank=5, size=8, local_rank=1)),
+        ([OPEN_MPI, SLURM_STEP], Place(rank=3, size=4, local_rank=2)),
+        # RANK alone is not a launcher.
+        ([{"RANK": "2"}], Place(rank=0, size=1, local_rank=0)),
+    ],
+    ids=["alone", "torchrun", "mpirun", "srun", "batch shell", "torchrun in srun", "mpirun in srun", "half"],
+)
+def test_every_launcher_says_where_a_process_is(
+    environment: pytest.MonkeyPatch, variables: list[dict[str, str]], place: Place
+) -> None:
+    put(environment, *variables)
+    assert find_place() == place
+
+
+def test_a_process_without_a_launcher_is_a_world_of_one(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("MASTER_PORT", str(free_port()))
+    world = start_world()
+    assert (world.rank, world.size, world.local_rank, world.is_main) == (0, 1, 0, True)
+    assert (os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["MASTER_ADDR"]) == ("0", "1", "127.0.0.1")
+
+
+def test_mpirun_on_several_hosts_must_say_where_they_meet(environment: pytest.MonkeyPatch) -> None:
+    put(environment, OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"})
+    with pytest.raises(UserError, match="mpirun on several hosts: MASTER_ADDR is not set"):
+        start_world()
+
+
+def lone_world() -> World:
+    return World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+
+
+def test_one_rank_needs_no_process_group() -> None:
+    world = lone_world()
+    assert world.count(3) == 3
+    assert world.gather_objects("x") == ["x"]
+    assert torch.equal(world.sum_across_ranks(torch.tensor([1.0, 2.0])), torch.tensor([1.0, 2.0]))
+    assert torch.equal(world.max_across_ranks(torch.tensor([1.0, 2.0])), torch.tensor([1.0, 2.0]))
+    world.barrier()
+
+
+def test_agreement_passes_user_errors_on_and_leaves_others_alone() -> None:
+    with pytest.raises(UserError, match="as it was said"), lone_world().agreed():
+        raise UserError("as it was said")
+    with pytest.raises(KeyError), lone_world().agreed():
+        raise KeyError("a defect, not an input")
+
+
+def disagree(world: World) -> str:
+    try:
+        with world.agreed():
+            if world.rank == 1:
+                raise UserError("rank 1 alone")
+    except UserError as error:
+        return str(error)
+    return "no error"
+
+
+def test_an_error_of_one_rank_is_the_error_of_all(ranks) -> None:
+    assert ranks(2).run(disagree) == ["rank 1 alone", "rank 1 alone"]
+
+
+def count_and_sum(world: World) -> tuple[int, float, float]:
+    local = torch.tensor([float(world.rank + 1)])
+    return (
+        world.count(world.rank + 1),
+        world.sum_across_ranks(local.clone()).item(),
+        world.max_across_ranks(local.clone()).item(),
+    )
+
+
+def test_counts_sums_and_maxima_are_over_all_ranks(ranks) -> None:
+    assert ranks(2).run(count_and_sum) == [(3, 3.0, 2.0), (3, 3.0, 2.0)]
+
+
+def test_an_error_is_printed_once_on_each_host(capsys: pytest.CaptureFixture[str]) -> None:
+    codes = [
+        exit_with_user_error(UserError("what to do"), place=Place(rank=rank, size=4, local_rank=local))
+        for rank, local in ((0, 0), (1, 1), (2, 0), (3, 1))
+    ]
+    assert codes == [2, 2, 2, 2]
+    assert capsys.readouterr().err == "error: what to do\n" * 2
