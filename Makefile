@@ -25,7 +25,7 @@ $(STAMP): setup.py constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python demo/run.py
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m demo.run
 
 test: $(STAMP)
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(PYTEST_OPTIONS)

@@ -132,6 +132,7 @@ def run(arguments: argparse.Namespace) -> Distance:
 
 
 def main() -> int:
+    """Do what the command line says, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.divergence",
         description=__doc__,

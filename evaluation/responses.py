@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from evaluation.model import EvaluatedModel
 from evaluation.rouge_l import exact_match, rouge_l
-from kd.data.batch import PromptBatch, TokenIds
+from kd.data.batch import PromptBatch, TokenIds, cut_prompt_batches
 from kd.data.encoding import Example
 from kd.distributed import World
 from kd.generation.decoding import DecodingSettings, Streams, decode, row_streams
@@ -60,21 +60,9 @@ def plan_batches(
         slots_per_row: slots that a row takes beside its prompt: new tokens and soft prompt.
         max_batch_tokens: slots of one batch, unless a single row takes more.
     """
-    pairs = sorted(
-        ((seed, example) for seed in seeds for example in examples),
-        key=lambda pair: len(pair[1].prompt_ids),
-        reverse=True,
-    )
-    batches: Batches = []
-    for row_id, (seed, example) in enumerate(pairs):
-        request = Request(row_id=row_id, seed=seed, example=example)
-        if batches:
-            slots = len(batches[-1][0].prompt_ids) + slots_per_row
-            if (len(batches[-1]) + 1) * slots <= max_batch_tokens:
-                batches[-1].append(request)
-                continue
-        batches.append([request])
-    return batches
+    pairs = [(seed, example) for seed in seeds for example in examples]
+    requests = [Request(row_id=index, seed=seed, example=example) for index, (seed, example) in enumerate(pairs)]
+    return cut_prompt_batches(requests, slots_per_row=slots_per_row, max_batch_tokens=max_batch_tokens)
 
 
 def generate(

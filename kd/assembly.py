@@ -125,9 +125,7 @@ def read_inputs(config: Config, *, world: World) -> Inputs:
                 f"schedule.epochs={config.schedule.epochs} are {steps} steps, fewer than"
                 f" schedule.warmup_steps={config.schedule.warmup_steps}; lower the warm-up"
             )
-    return Inputs(
-        config=config, vocabulary=vocabulary, train=train, validation=validation, loader=loader, notes=notes
-    )
+    return Inputs(config=config, vocabulary=vocabulary, train=train, validation=validation, loader=loader, notes=notes)
 
 
 def assemble(inputs: Inputs, *, run_dir: Path, world: World, console: RunConsole, last_step: int) -> Trainer:

@@ -45,9 +45,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of the run")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.field=value", help="fields that differ from the file"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="fields that differ from the file")
     # DeepSpeed's launcher passes it; ranks are read from the environment.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     return parser

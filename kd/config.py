@@ -41,11 +41,11 @@ class ModelConfig(Section):
     dtype: Literal["bf16", "fp16", "fp32"] = field(
         default="bf16", metadata=means("precision of weights and activations; fp16 needs a GPU")
     )
-    student_dropout: bool = field(default=False, metadata=means("keep the student's dropout; the teacher's is always 0"))
+    student_dropout: bool = field(default=False, metadata=means("keep the student's dropout; the teacher's is 0"))
     gradient_checkpointing: bool = field(
         default=True, metadata=means("recompute activations in the backward pass instead of keeping them")
     )
-    trust_remote_code: bool = field(default=False, metadata=means("allow model code that comes with a checkpoint to run"))
+    trust_remote_code: bool = field(default=False, metadata=means("let code that comes with a checkpoint run"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,15 +72,17 @@ class DataConfig(Section):
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig(Section):
     length: Count = field(default=7, metadata=means("m, number of soft prompt tokens"))
-    init: Literal["text", "padding", "random"] = field(default="text", metadata=means("what the soft prompt P starts as"))
+    init: Literal["text", "padding", "random"] = field(default="text", metadata=means("what P starts as"))
     init_text: str = field(default="Suppose you are a student.", metadata=means("text whose embeddings P starts from"))
     learning_rate: PositiveFloat = field(default=5e-6, metadata=means("η of the prompt"))
     regularization: Literal["linear", "constant", "none"] = field(
         default="linear", metadata=means("weight of L_reg at step k of K: (K-k)/K (Eq. 3), 1, or 0")
     )
-    kd_divergence: DivergenceName = field(default="reverse_kl", metadata=means("L_kd; reverse is KL(p(.|P,x)||q) (Eq. 1)"))
+    kd_divergence: DivergenceName = field(
+        default="reverse_kl", metadata=means("L_kd; reverse: KL(p(.|P,x)||q) (Eq. 1)")
+    )
     regularization_divergence: DivergenceName = field(
-        default="reverse_kl", metadata=means("L_reg; reverse is KL(p(.|P,x)||p(.|x)) (Eq. 2)")
+        default="reverse_kl", metadata=means("L_reg; reverse: KL(p(.|P,x)||p(.|x)) (Eq. 2)")
     )
 
 
@@ -88,12 +90,14 @@ class PromptConfig(Section):
 class GenerationConfig(Section):
     layout: LayoutName = field(
         default="auto",
-        metadata=means("weights while sampling: gathered (whole on each rank), zero3 (sharded, slow), auto (by memory)"),
+        metadata=means("weights while sampling: gathered (whole on each rank), zero3 (shards, slow), auto"),
     )
     tensor_parallel_size: Literal[1] = field(default=1, metadata=means("ranks that share one decoding copy; 1 for now"))
     max_new_tokens: Count = field(default=256, metadata=means("longest response y [tokens, EOS included]"))
     temperature: PositiveFloat = field(default=1.0, metadata=means("logits are divided by this before sampling"))
-    top_p: Probability = field(default=1.0, metadata=means("sample from the smallest set with this probability; 1 is off"))
+    top_p: Probability = field(
+        default=1.0, metadata=means("sample from the smallest set with this probability; 1 is off")
+    )
     top_k: NonNegativeInt = field(default=0, metadata=means("sample from the k most likely tokens; 0 is off"))
     max_batch_tokens: Count = field(
         default=16384, metadata=means("rows × (prompt + max_new_tokens) decoded together on a rank [tokens]")
@@ -110,14 +114,18 @@ class OptimizerConfig(Section):
     weight_decay: NonNegativeFloat = field(
         default=0.01, metadata=means("decay of the student's matrices; vectors and the soft prompt have none")
     )
-    grad_clip: NonNegativeFloat = field(default=1.0, metadata=means("largest gradient norm, student and prompt apart; 0 is off"))
+    grad_clip: NonNegativeFloat = field(
+        default=1.0, metadata=means("largest gradient norm, student and prompt apart; 0 is off")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig(Section):
     steps: Count = field(default=1000, metadata=means("K, number of optimizer steps"))
     epochs: PositiveFloat | None = field(default=None, metadata=means("passes over the data; takes the place of steps"))
-    warmup_steps: NonNegativeInt = field(default=100, metadata=means("steps in which learning rates rise linearly from 0"))
+    warmup_steps: NonNegativeInt = field(
+        default=100, metadata=means("steps in which learning rates rise linearly from 0")
+    )
     decay: Literal["constant", "linear", "cosine"] = field(
         default="constant", metadata=means("course of the learning rates after the warm-up (to 0 at step K)")
     )
@@ -127,7 +135,9 @@ class ScheduleConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig(Section):
-    student: str = field(default="ds_configs/zero3.json", metadata=means("DeepSpeed JSON: ZeRO, offload, communication"))
+    student: str = field(
+        default="ds_configs/zero3.json", metadata=means("DeepSpeed JSON: ZeRO, offload, communication")
+    )
     teacher: str = field(default="ds_configs/zero3.json", metadata=means("DeepSpeed JSON of the teacher; ZeRO stage 3"))
     loss_chunk_mib: Count = field(
         default=64, metadata=means("size of one [chunk, vocabulary] fp32 tensor of the loss [MiB]")
@@ -139,7 +149,8 @@ class ValidationConfig(Section):
     every: Count = field(default=100, metadata=means("steps between validations (and one after the last step)"))
     rows: Count = field(default=1000, metadata=means("at most this many validation rows, the first of the file"))
     generate: bool = field(
-        default=True, metadata=means("sample responses for validation/rougeL, which then chooses best/; else the loss does")
+        default=True,
+        metadata=means("sample responses for validation/rougeL, which then chooses best/; else the loss does"),
     )
     seed: NonNegativeInt = field(default=10, metadata=means("seed of the sampled validation responses"))
 
@@ -155,7 +166,8 @@ class RunConfig(Section):
     dir: str = field(metadata=means("directory of everything the run writes"))
     seed: NonNegativeInt = field(default=42, metadata=means("seed of data order, sampling and random initialisation"))
     resume: Literal["auto", "never"] = field(
-        default="auto", metadata=means("auto: go on from the newest checkpoint in run.dir; never: refuse a used run.dir")
+        default="auto",
+        metadata=means("auto: go on from the newest checkpoint in run.dir; never: refuse a used run.dir"),
     )
     log_every: Count = field(default=1, metadata=means("steps between lines of metrics.jsonl"))
     max_hours: PositiveFloat | None = field(

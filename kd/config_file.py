@@ -62,7 +62,9 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}); mend that place") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a mapping with sections such as model and data, found {type(values).__name__}")
+        raise UserError(
+            f"{path}: expected a mapping with sections such as model and data, found {type(values).__name__}"
+        )
     return values
 
 

@@ -171,7 +171,9 @@ def start_deepspeed() -> None:
         # a lock file that hangs every later run when a rank is killed meanwhile. Gloo does the same.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # DeepSpeed calls collectives by names that newer torch renames, hundreds of times in a step.
-    warnings.filterwarnings("ignore", message=".*is deprecated. Please use.*", category=FutureWarning, module="torch.distributed")
+    warnings.filterwarnings(
+        "ignore", message=".*is deprecated. Please use.*", category=FutureWarning, module="torch.distributed"
+    )
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
 

@@ -47,7 +47,9 @@ def prepare_run_directory(config: Config, *, command: Sequence[str], world: Worl
         facts = json.dumps(_environment(command, world=world), indent=2)
         (directory / ENVIRONMENT_FILE).write_text(facts + "\n", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"run.dir {directory}: cannot be written ({error.strerror}); choose a writable directory") from None
+        raise UserError(
+            f"run.dir {directory}: cannot be written ({error.strerror}); choose a writable directory"
+        ) from None
     return directory
 
 

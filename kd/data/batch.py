@@ -6,7 +6,7 @@ end-of-sequence id. They are computed on the host, so that building a batch neve
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ class PromptRow(Protocol):
 
     @property
     def prompt_ids(self) -> TokenIds: ...
+
+
+Row = TypeVar("Row", bound=PromptRow)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -144,3 +147,20 @@ def cut_micro_batches(rows: Sequence[TokenSequence], *, micro_batch: int) -> lis
     """
     ordered = sorted(rows, key=lambda row: row.num_tokens, reverse=True)
     return [ordered[start : start + micro_batch] for start in range(0, len(ordered), micro_batch)]
+
+
+def cut_prompt_batches(rows: Sequence[Row], *, slots_per_row: int, max_batch_tokens: int) -> list[list[Row]]:
+    """Sort `rows` by prompt length, longest first, and cut them so that each batch fits a budget.
+
+    Args:
+        slots_per_row: slots that a row takes beside its prompt: new tokens and soft prompt.
+        max_batch_tokens: slots of one batch, unless a single row takes more.
+    """
+    batches: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: len(row.prompt_ids), reverse=True):
+        # The first row of a batch is its longest.
+        if batches and (len(batches[-1]) + 1) * (len(batches[-1][0].prompt_ids) + slots_per_row) <= max_batch_tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches

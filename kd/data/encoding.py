@@ -76,8 +76,7 @@ class EncodingReport:
             ),
         )
         return [
-            f"{self.name}: {action} {len(sources)} of {self.num_rows} {rows}:"
-            f" {_list_places(sources, shown=shown)}"
+            f"{self.name}: {action} {len(sources)} of {self.num_rows} {rows}: {_list_places(sources, shown=shown)}"
             for action, sources, rows in kinds
             if sources
         ]
@@ -106,10 +105,7 @@ def encode(
     """
     if responses == "required":
         _require_references(instructions)
-    rows = [
-        _TextRow(source=row.source, prompt=template.render(row), references=row.references)
-        for row in instructions
-    ]
+    rows = [_TextRow(source=row.source, prompt=template.render(row), references=row.references) for row in instructions]
     return _encode_rows(rows, tokenizer=tokenizer, data=data)
 
 
@@ -126,9 +122,7 @@ def read_responses(path: str, *, tokenizer: PreTrainedTokenizerBase, data: DataC
     return _encode_rows(rows, tokenizer=tokenizer, data=data)
 
 
-def find_duplicates(
-    train: Sequence[Instruction], *, validation: Sequence[Instruction]
-) -> list[tuple[str, str]]:
+def find_duplicates(train: Sequence[Instruction], *, validation: Sequence[Instruction]) -> list[tuple[str, str]]:
     """Sources (train, validation) of validation rows whose instruction and input stand in a training row."""
     first_seen: dict[tuple[str, str], str] = {}
     for row in train:
@@ -160,9 +154,7 @@ class _Affected:
     cut_responses: list[str] = field(default_factory=list)
 
 
-def _encode_rows(
-    rows: Sequence[_TextRow], *, tokenizer: PreTrainedTokenizerBase, data: DataConfig
-) -> Encoded:
+def _encode_rows(rows: Sequence[_TextRow], *, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> Encoded:
     eos = _end_of_sequence(tokenizer)
     affected = _Affected()
     examples = []
@@ -170,9 +162,7 @@ def _encode_rows(
     targets = _tokenize([row.references[0] if row.references else "" for row in rows], tokenizer=tokenizer)
     for row_id, (row, prompt_ids, target) in enumerate(zip(rows, prompts, targets, strict=True)):
         if len(prompt_ids) == 0:
-            raise UserError(
-                f"{row.source}: the prompt has no token; expected text for the response to follow"
-            )
+            raise UserError(f"{row.source}: the prompt has no token; expected text for the response to follow")
         if len(prompt_ids) > data.max_prompt_tokens:
             if data.overlong == "drop":
                 affected.dropped.append(row.source)

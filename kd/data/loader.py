@@ -30,9 +30,7 @@ class WindowLoader:
     decides only how a window is dealt out. A row comes once in each epoch.
     """
 
-    def __init__(
-        self, examples: Sequence[Example], *, global_batch: int, rank: int, num_ranks: int, seed: int
-    ) -> None:
+    def __init__(self, examples: Sequence[Example], *, global_batch: int, rank: int, num_ranks: int, seed: int) -> None:
         """Deal the windows of `examples` for one rank.
 
         Raises:

@@ -53,25 +53,19 @@ class Row:
         if value is None:
             return ()
         if value == []:
-            raise UserError(
-                f"{self.source}: `{name}` is an empty list; fill it in, or remove the key or the row"
-            )
+            raise UserError(f"{self.source}: `{name}` is an empty list; fill it in, or remove the key or the row")
         return tuple(self._check(text, name=name) for text in (value if isinstance(value, list) else [value]))
 
     def _check(self, value: object, *, name: str, blank: Literal["refused", "allowed"] = "refused") -> str:
         if not isinstance(value, str):
-            raise UserError(
-                f"{self.source}: expected `{name}` to be text, found {_kind(value)}; mend the row"
-            )
+            raise UserError(f"{self.source}: expected `{name}` to be text, found {_kind(value)}; mend the row")
         if blank == "refused" and not value.strip():
             raise UserError(f"{self.source}: `{name}` is empty; fill it in or remove the row")
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
             # JSON can spell half of a surrogate pair, and no tokenizer can read it.
-            raise UserError(
-                f"{self.source}: `{name}` holds half of a surrogate pair; remove that character"
-            ) from None
+            raise UserError(f"{self.source}: `{name}` holds half of a surrogate pair; remove that character") from None
         return value
 
 
@@ -90,9 +84,7 @@ def read_rows(source: str) -> list[Row]:
         case ".parquet":
             rows = _read_parquet(path)
         case _ if path.exists() or not _HUB_NAME.fullmatch(source):
-            raise UserError(
-                f"{source}: expected a {FILE_KINDS} file or a hub name org/name[:split]; give one of them"
-            )
+            raise UserError(f"{source}: expected a {FILE_KINDS} file or a hub name org/name[:split]; give one of them")
         case _:
             rows = _read_hub(source)
     return _refuse_empty(rows, source=source)
@@ -140,10 +132,7 @@ def _read_parquet(path: Path) -> list[Row]:
         table = pyarrow.parquet.read_table(content)
     except pyarrow.ArrowException as error:
         raise UserError(f"{path}: not a valid parquet file ({one_line(error)}); write it again") from None
-    return [
-        Row(source=f"{path}:{number}", fields=value)
-        for number, value in enumerate(table.to_pylist(), start=1)
-    ]
+    return [Row(source=f"{path}:{number}", fields=value) for number, value in enumerate(table.to_pylist(), start=1)]
 
 
 def _read_hub(source: str) -> list[Row]:
@@ -158,18 +147,14 @@ def _read_hub(source: str) -> list[Row]:
             f"{source}: no such file, and split {split!r} of {name!r} could not be read from the hub"
             f" ({one_line(error)}); check name and network, or give a {FILE_KINDS} file"
         ) from None
-    return [
-        Row(source=f"{name}:{split}:{number}", fields=value) for number, value in enumerate(dataset, start=1)
-    ]
+    return [Row(source=f"{name}:{split}:{number}", fields=value) for number, value in enumerate(dataset, start=1)]
 
 
 def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); give the path of a {FILE_KINDS} file"
-        ) from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a {FILE_KINDS} file") from None
 
 
 def _parse(content: bytes, *, path: Path, line: int | None) -> object:
@@ -181,9 +166,7 @@ def _parse(content: bytes, *, path: Path, line: int | None) -> object:
         raise UserError(f"{place}: not valid UTF-8 (byte {error.start}); save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         place = f"{path}:{error.lineno if line is None else line}"
-        raise UserError(
-            f"{place}: not valid JSON ({error.msg}, column {error.colno}); mend that line"
-        ) from None
+        raise UserError(f"{place}: not valid JSON ({error.msg}, column {error.colno}); mend that line") from None
 
 
 def _row(value: object, *, source: str) -> Row:

@@ -69,9 +69,7 @@ class ChatTemplate:
 
     def render(self, instruction: Instruction) -> str:
         has_input = bool(instruction.input.strip())
-        content = (
-            f"{instruction.instruction}\n\n{instruction.input}" if has_input else instruction.instruction
-        )
+        content = f"{instruction.instruction}\n\n{instruction.input}" if has_input else instruction.instruction
         turns = [{"role": "user", "content": content}]
         try:
             return str(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
@@ -115,9 +113,7 @@ def _load_jinja(path: Path) -> JinjaTemplate:
             f"data.template {path}: cannot be read ({error.strerror}); expected alpaca, chat or a Jinja file"
         ) from None
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"data.template {path}: not valid UTF-8 (byte {error.start}); save it as UTF-8"
-        ) from None
+        raise UserError(f"data.template {path}: not valid UTF-8 (byte {error.start}); save it as UTF-8") from None
     # A template may come with somebody else's configuration: the sandbox keeps it from reaching Python.
     environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     try:
@@ -130,7 +126,5 @@ def _load_jinja(path: Path) -> JinjaTemplate:
         unknown = ", ".join(sorted(used - _VARIABLES))
         raise UserError(f"{path}: unknown variable {unknown}; a template may use instruction and input")
     if "instruction" not in used:
-        raise UserError(
-            f"{path}: does not use the variable instruction, so all prompts would be alike; add it"
-        )
+        raise UserError(f"{path}: does not use the variable instruction, so all prompts would be alike; add it")
     return JinjaTemplate(path=path, compiled=compiled)

@@ -99,11 +99,15 @@ def read_model_config(name: str, *, trust_remote_code: bool) -> PretrainedConfig
         config: PretrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"model {name}: no readable config.json ({reason[:200]}); give a from_pretrained directory") from None
+        raise UserError(
+            f"model {name}: no readable config.json ({reason[:200]}); give a from_pretrained directory"
+        ) from None
     for setting, neutral in LOGIT_TRANSFORMS.items():
         value = getattr(config, setting, neutral)
         if value not in (None, neutral):
-            raise UserError(f"model {name}: {setting}={value} changes logits after the output head, which is not supported")
+            raise UserError(
+                f"model {name}: {setting}={value} changes logits after the output head, which is not supported"
+            )
     return config
 
 
@@ -133,14 +137,18 @@ def load_causal_lm(
         for setting in dropout_settings(config):
             setattr(config, setting, 0.0)
     sharded = zero_stage(deepspeed_config) == 3
-    with _sharding_while_loading(loading_config(deepspeed_config, dtype=dtype)) if sharded else contextlib.nullcontext():
+    with (
+        _sharding_while_loading(loading_config(deepspeed_config, dtype=dtype)) if sharded else contextlib.nullcontext()
+    ):
         try:
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 name, config=config, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code
             )
         except OSError as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"model {name}: weights cannot be read ({reason[:200]}); expected safetensors files") from None
+            raise UserError(
+                f"model {name}: weights cannot be read ({reason[:200]}); expected safetensors files"
+            ) from None
     if not keep_dropout:
         for module in model.modules():
             if isinstance(module, nn.Dropout):

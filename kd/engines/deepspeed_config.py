@@ -88,7 +88,9 @@ def read_deepspeed_json(name: str) -> Json:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror}); give a DeepSpeed JSON such as ds_configs/zero3.json") from None
+        raise UserError(
+            f"{name}: cannot be read ({error.strerror}); give a DeepSpeed JSON such as ds_configs/zero3.json"
+        ) from None
     except ValueError as error:
         raise UserError(f"{name}: not valid JSON ({error}); see ds_configs/zero3.json") from None
     if not isinstance(settings, dict):

@@ -31,7 +31,9 @@ def student_parameter_groups(module: nn.Module, *, weight_decay: float) -> list[
     ]
 
 
-def make_optimizer(groups: Iterable[object], *, settings: OptimizerConfig, learning_rate: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    groups: Iterable[object], *, settings: OptimizerConfig, learning_rate: float
+) -> torch.optim.Optimizer:
     """The optimizer that DeepSpeed wraps; groups without their own weight decay have none."""
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, weight_decay=0.0)  # type: ignore[arg-type]

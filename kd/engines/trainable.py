@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from kd.data.batch import SequenceBatch
 from kd.engines.causal_lm import CausalLM
 from kd.losses.linear_divergence import LinearDivergence, Projection
 

@@ -34,7 +34,9 @@ def load_tokenizer(name: str, *, trust_remote_code: bool) -> PreTrainedTokenizer
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"tokenizer of {name}: cannot be read ({reason[:200]}); expected tokenizer files there") from None
+        raise UserError(
+            f"tokenizer of {name}: cannot be read ({reason[:200]}); expected tokenizer files there"
+        ) from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer of {name}: has no end-of-sequence token, so a response could never end")
     return tokenizer

@@ -184,7 +184,9 @@ def _prefill(view: CausalLM, prompts: PromptBatch, rows: _ActiveRows, soft_promp
     embeds, mask = soft_prompt(view.embed(prompts.input_ids), prompts.attention_mask)
     rows.start(mask)
     positions = (mask.long().cumsum(dim=1) - 1).clamp_min(0)
-    return view.hidden_states(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, cache=rows.cache)[:, -1:]
+    return view.hidden_states(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, cache=rows.cache)[
+        :, -1:
+    ]
 
 
 def _logits(view: CausalLM, hidden: Float[Tensor, "A 1 H"], settings: DecodingSettings) -> Float[Tensor, "A V"]:

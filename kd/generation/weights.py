@@ -141,4 +141,3 @@ def _groups(
 
 def _num_elements(parameter: nn.Parameter) -> int:
     return math.prod(getattr(parameter, "ds_shape", parameter.shape))
-

@@ -54,9 +54,7 @@ class Projection:
                 "(a head of no or one dimension is a ZeRO-3 shard that was not gathered)"
             )
         if self.bias is not None and self.bias.shape != weight[:1]:
-            raise ValueError(
-                f"{role}: bias {list(self.bias.shape)}, expected [{weight[0]}] like the head's rows"
-            )
+            raise ValueError(f"{role}: bias {list(self.bias.shape)}, expected [{weight[0]}] like the head's rows")
         if not 1 <= vocabulary_size <= weight[0]:
             raise ValueError(
                 f"{role}: a shared vocabulary of {vocabulary_size} entries, but the head has {weight[0]} rows"
@@ -245,9 +243,7 @@ def _work_on_chunk(
         with torch.set_grad_enabled(differentiate):
             values = term.per_token(leaf, rows)
         if values.shape != log_probs.shape[:1]:
-            raise ValueError(
-                f"a term gave {list(values.shape)} for {len(log_probs)} positions, expected one each"
-            )
+            raise ValueError(f"a term gave {list(values.shape)} for {len(log_probs)} positions, expected one each")
         term_sum += values.detach().sum()
         if differentiate:
             (part,) = torch.autograd.grad(values, leaf, torch.full_like(values, term.weight))
@@ -260,7 +256,5 @@ def _work_on_chunk(
 
 
 def _total(terms: Sequence[Term], sums: Tensor) -> Tensor:
-    weighted = (
-        term.weight * term_sum for term, term_sum in zip(terms, sums, strict=True) if term.weight != 0
-    )
+    weighted = (term.weight * term_sum for term, term_sum in zip(terms, sums, strict=True) if term.weight != 0)
     return sum(weighted, start=sums.new_zeros(()))

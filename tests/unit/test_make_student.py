@@ -131,6 +131,29 @@ def test_a_model_that_is_no_stack_of_layers_is_refused(llama: Path) -> None:
         make_student.find_layer_stack(model, num_layers=NUM_LAYERS, name="m")
 
 
+def test_layers_that_depend_on_their_place_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_tiny_model(tmp_path / "teacher", "llama", seed=0)
+    config = AutoConfig.for_model(
+        "qwen3_moe",
+        vocab_size=400,
+        hidden_size=16,
+        intermediate_size=32,
+        moe_intermediate_size=8,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        mlp_only_layers=[0],
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "teacher")
+    # Its first layer is dense, whichever layer that is: the second one would lose its experts.
+    assert cut(tmp_path / "teacher", tmp_path / "student", "--layers", "1,2") == 2
+    assert_one_error(capsys.readouterr().err, "depend on their place")
+    assert cut(tmp_path / "teacher", tmp_path / "other", "--layers", "0,2") == 0
+
+
 def assert_one_error(shown: str, message: str) -> None:
     [line] = shown.splitlines()
     assert line.startswith("error: ")

@@ -106,8 +106,13 @@ def on_meta_device(name: str) -> PreTrainedModel:
 
 @pytest.mark.parametrize("path", PRESETS, ids=name_of)
 def test_every_preset_loads_and_is_short(path: Path) -> None:
-    config = read_config(path)
+    read_config(path)
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 25
+
+
+@pytest.mark.parametrize("path", PAPER, ids=name_of)
+def test_batches_of_the_paper_divide_over_one_host(path: Path) -> None:
+    config = read_config(path)
     ranks = config.cluster.nodes * config.cluster.gpus_per_node
     assert config.schedule.global_batch % (config.schedule.micro_batch * ranks) == 0
 

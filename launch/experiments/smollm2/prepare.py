@@ -48,6 +48,7 @@ def convert(gguf: Path, out: Path) -> None:
 
 
 def main() -> int:
+    """Do what the command line says, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write")
     arguments = parser.parse_args()
