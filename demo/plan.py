@@ -1,0 +1,64 @@
+"""What the demo compares, and how long each control goes on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kd.metrics import read_metrics
+
+RUNS = "demo/runs"
+SEEDS = "10,20,30,40,50"
+
+MODELS = {
+    "teacher": "demo/teacher",
+    "start": f"{RUNS}/student/final",
+    "more-steps": f"{RUNS}/more-steps/final",
+    "more-seconds": f"{RUNS}/more-seconds/final",
+    "promptkd": f"{RUNS}/promptkd/final",
+}
+"""What is scored: name and directory."""
+
+LABELS = {
+    "teacher": "teacher",
+    "start": "fine-tuned student",
+    "more-steps": "+ fine-tuning, as many steps",
+    "more-seconds": "+ fine-tuning, as many seconds",
+    "promptkd": "+ PromptKD",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """A way to go on without a teacher."""
+
+    meaning: str
+    overrides: tuple[str, ...]
+
+
+CONTROLS = {
+    "more-steps": Control(
+        meaning="for as many optimizer steps, with batches as large",
+        overrides=("schedule.global_batch=128", "schedule.micro_batch=64", "optimizer.learning_rate=1.0e-3"),
+    ),
+    "more-seconds": Control(
+        meaning="for as many seconds",
+        overrides=("optimizer.learning_rate=2.0e-3",),
+    ),
+}
+
+
+def training_seconds(name: str) -> float:
+    """Seconds of all optimizer steps of a run, without start, validation and end."""
+    previous, total = 0, 0.0
+    for record in read_metrics(Path(RUNS) / name):
+        total += (record["step"] - previous) * record["step_seconds"]
+        previous = record["step"]
+    return total
+
+
+def control_steps(name: str) -> int:
+    """Steps of a control: PromptKD's, or as many as fit into PromptKD's seconds."""
+    if name == "more-steps":
+        return int(read_metrics(Path(RUNS) / "promptkd")[-1]["step"])
+    # What a step of the first fine-tuning, of the same size, usually took on this machine.
+    costs = sorted(float(record["step_seconds"]) for record in read_metrics(Path(RUNS) / "student"))
+    return round(training_seconds("promptkd") / costs[len(costs) // 2])
