@@ -5,6 +5,7 @@ Every step is a command of the toolkit, printed before it runs. Finished steps a
 
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -15,12 +16,12 @@ from demo.plan import CONTROLS, MODELS, RUNS, SEEDS, control_steps, training_sec
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
-DEEPSPEED = [str(Path(PYTHON).with_name("deepspeed")), "--num_gpus", "2"]
+DEEPSPEED = str(Path(PYTHON).with_name("deepspeed"))
 
 
 def show(command: list[str]) -> str:
     """A command as a person would type it in the project's folder."""
-    names = {PYTHON: "python", DEEPSPEED[0]: "deepspeed"}
+    names = {PYTHON: "python", DEEPSPEED: "deepspeed"}
     return shlex.join(names.get(word, word) for word in command)
 
 
@@ -39,10 +40,28 @@ def run(title: str, *commands: list[str]) -> None:
     print(f"   {time.monotonic() - started:.0f} s", flush=True)
 
 
+def free_port() -> int:
+    """A TCP port that nobody uses at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def train(config: str, *overrides: str) -> list[str]:
     """Command that trains on two ranks."""
     script = "launch/train_promptkd.py" if config == "promptkd" else "launch/train.py"
-    return [*DEEPSPEED, script, "--config", f"demo/{config}.yaml", *overrides]
+    # A port of its own: another run on this machine may have the default one.
+    return [
+        DEEPSPEED,
+        "--num_gpus",
+        "2",
+        "--master_port",
+        str(free_port()),
+        script,
+        "--config",
+        f"demo/{config}.yaml",
+        *overrides,
+    ]
 
 
 def evaluate(name: str, model: str) -> list[str]:

@@ -14,6 +14,16 @@ from kd.config import Config
 from kd.errors import UserError
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which 24:00:00 is a text; YAML 1.1 reads a number to the base 60."""
+
+    def construct_int_or_time(self, node: yaml.ScalarNode) -> int | str:
+        return str(node.value) if ":" in node.value else self.construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int_or_time)
+
+
 def read_config(path: str | Path, *, overrides: Sequence[str] = ()) -> Config:
     """Read a run's configuration.
 
@@ -56,7 +66,7 @@ def _default(entry: "Field[Any]") -> str:
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise UserError(f"--config {path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -73,7 +83,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not equals or not name:
         raise UserError(f"override {override!r}: expected section.field=value, such as schedule.steps=500")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         raise UserError(f"override {override!r}: the value is not valid YAML; quote it") from None
     *sections, last = name.split(".")

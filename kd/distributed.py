@@ -110,7 +110,13 @@ def find_place() -> Place:
 
 def _slurm_master() -> str:
     listing = os.environ["SLURM_STEP_NODELIST"]
-    hosts = subprocess.run(["scontrol", "show", "hostnames", listing], capture_output=True, text=True, check=True)
+    try:
+        hosts = subprocess.run(["scontrol", "show", "hostnames", listing], capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        raise UserError(
+            f"scontrol cannot tell the first of the hosts {listing} (in a container, perhaps);"
+            " set MASTER_ADDR to its name"
+        ) from None
     return hosts.stdout.split()[0]
 
 
@@ -129,7 +135,7 @@ def _export_rendezvous(place: Place) -> None:
     if "MASTER_PORT" not in os.environ:
         # Jobs that share a host must not share a port; all ranks of one job know its number.
         job = int(os.environ.get("SLURM_JOB_ID", "0"))
-        os.environ["MASTER_PORT"] = str(_free_port() if place.size == 1 else DEFAULT_PORT + job % 10000)
+        os.environ["MASTER_PORT"] = str(_free_port() if place.size == 1 else DEFAULT_PORT + job % 3000)
 
 
 def _free_port() -> int:
@@ -144,7 +150,7 @@ def start_world() -> World:
     Collective operations give up after DEEPSPEED_TIMEOUT minutes (default 30).
 
     Raises:
-        UserError: a launcher started ranks without telling where they meet.
+        UserError: a launcher started ranks without telling where they meet, or they cannot meet there.
     """
     place = find_place()
     _export_rendezvous(place)
@@ -152,12 +158,19 @@ def start_world() -> World:
     if on_gpu:
         torch.cuda.set_device(place.local_rank)
     minutes = float(os.environ.get("DEEPSPEED_TIMEOUT", "30"))
-    dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        rank=place.rank,
-        world_size=place.size,
-        timeout=timedelta(minutes=minutes),
-    )
+    try:
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            rank=place.rank,
+            world_size=place.size,
+            timeout=timedelta(minutes=minutes),
+        )
+    except dist.DistNetworkError as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(
+            f"the ranks cannot meet at {address} ({str(error).splitlines()[0]}); if another run uses that port,"
+            " give this one its own, such as deepspeed --master_port 29501"
+        ) from None
     device = torch.device("cuda", place.local_rank) if on_gpu else torch.device("cpu")
     return World(rank=place.rank, size=place.size, local_rank=place.local_rank, device=device)
 

@@ -78,9 +78,7 @@ def train(world: World, *, config_file: Path, overrides: list[str], windows: lis
     released = all(
         parameter.ds_tensor.numel() < parameter.ds_numel or world.size == 1
         for parameter in teacher.view.model.parameters()
-    ) and not any(
-        "NOT_AVAILABLE" not in str(parameter.ds_status) for parameter in teacher.view.model.parameters()
-    )
+    ) and not any("NOT_AVAILABLE" not in str(parameter.ds_status) for parameter in teacher.view.model.parameters())
     return {
         "before": before,
         "after": {"student": whole_weights(student.model), "teacher": whole_weights(teacher.view.model)},

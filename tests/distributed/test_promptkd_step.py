@@ -44,7 +44,9 @@ def zero_json(directory: Path, *, stage: int) -> Path:
     return path
 
 
-def write_config(directory: Path, *, stage: int = 3, micro_batch: int = 1, dtype: str = "fp32", **sections: Any) -> Path:
+def write_config(
+    directory: Path, *, stage: int = 3, micro_batch: int = 1, dtype: str = "fp32", **sections: Any
+) -> Path:
     values: dict[str, Any] = {
         "method": "promptkd",
         "model": {"teacher": str(directory / "teacher"), "student": str(directory / "student"), "dtype": dtype},
@@ -167,9 +169,7 @@ def test_clipping_equals_the_reference(llama_pair: Path, ranks: Any, stage: int)
     windows = make_windows(vocabulary=400, seed=2)
     config = write_config(llama_pair, stage=stage)
     clip = 0.05
-    results = ranks(2).run(
-        jobs.train, config_file=config, overrides=[f"optimizer.grad_clip={clip}"], windows=windows
-    )
+    results = ranks(2).run(jobs.train, config_file=config, overrides=[f"optimizer.grad_clip={clip}"], windows=windows)
     updates, prompt_update, _ = run_reference(llama_pair, windows, prompt=results[0]["prompt_before"], clip=clip)
     assert_same_updates(results[0], updates, prompt_update)
     assert results[0]["norms"][0] > clip, "the gradient must be large enough to be clipped"
@@ -223,9 +223,7 @@ def test_the_prompt_stays_fp32_beside_bf16_weights(llama_pair: Path, ranks: Any)
 
 def test_a_window_without_a_response_is_skipped(llama_pair: Path, ranks: Any) -> None:
     windows = [[(prompt, []) for prompt, _ in rows] for rows in make_windows(vocabulary=400)[:1]]
-    (result, _) = ranks(2).run(
-        jobs.train, config_file=write_config(llama_pair), overrides=[], windows=windows
-    )
+    (result, _) = ranks(2).run(jobs.train, config_file=write_config(llama_pair), overrides=[], windows=windows)
     assert result["means"] == {}
     assert torch.equal(result["prompt_before"], result["prompt_after"])
     for name, value in result["before"]["student"].items():

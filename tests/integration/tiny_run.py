@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -58,16 +59,24 @@ def launcher_environment() -> dict[str, str]:
 
 
 def launch(command: list[str], *, timeout: float = 180, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a launcher from the project's folder; its output is text."""
-    return subprocess.run(
+    """Run a launcher from the project's folder; its output is text. Nothing of it is left after `timeout` seconds."""
+    process = subprocess.Popen(
         command,
         cwd=ROOT,
         env=launcher_environment() | variables,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
         stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A group of its own: killing the launcher alone would leave its ranks behind.
+        start_new_session=True,
     )
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
 
 def assert_trained(directory: Path, *, num_ranks: int) -> None:

@@ -27,12 +27,8 @@ def instruction(text: str, *references: str, line: int = 1, input: str = "") -> 
     return Instruction(instruction=text, input=input, references=references, source=f"rows.jsonl:{line}")
 
 
-def limits(
-    *, prompt: int = 256, sequence: int = 512, overlong: Literal["drop", "truncate"] = "drop"
-) -> DataConfig:
-    return DataConfig(
-        train="rows.jsonl", max_prompt_tokens=prompt, max_sequence_tokens=sequence, overlong=overlong
-    )
+def limits(*, prompt: int = 256, sequence: int = 512, overlong: Literal["drop", "truncate"] = "drop") -> DataConfig:
+    return DataConfig(train="rows.jsonl", max_prompt_tokens=prompt, max_sequence_tokens=sequence, overlong=overlong)
 
 
 def token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -129,8 +125,7 @@ def test_long_prompts_keep_their_end_when_truncated(tokenizer: PreTrainedTokeniz
     assert encoded.examples[1].prompt == "123456"
     assert encoded.report.dropped == ()
     assert encoded.report.lines() == [
-        "rows.jsonl: kept only the end of the prompt of 1 of 2 rows whose prompt is longer than 4 tokens:"
-        " rows.jsonl:2"
+        "rows.jsonl: kept only the end of the prompt of 1 of 2 rows whose prompt is longer than 4 tokens: rows.jsonl:2"
     ]
 
 
@@ -156,9 +151,7 @@ def test_long_sequences_lose_the_end_of_the_response(tokenizer: PreTrainedTokeni
 def test_a_report_shows_a_few_places_and_keeps_all(tokenizer: PreTrainedTokenizerBase) -> None:
     rows = [instruction("1")] + [instruction("123", line=line) for line in range(2, 9)]
 
-    report = encode(
-        rows, tokenizer=tokenizer, template=Plain(), data=limits(prompt=2), responses="optional"
-    ).report
+    report = encode(rows, tokenizer=tokenizer, template=Plain(), data=limits(prompt=2), responses="optional").report
 
     places = [f"rows.jsonl:{line}" for line in range(2, 9)]
     start = "rows.jsonl: dropped 7 of 8 rows whose prompt is longer than 2 tokens: "
@@ -186,9 +179,7 @@ def test_rows_without_output_pass_only_where_responses_are_optional(
     rows = [instruction("a", "b"), instruction("c", line=7)]
 
     encoded = encode(rows, tokenizer=tokenizer, template=Plain(), data=limits(), responses="optional")
-    with pytest.raises(
-        UserError, match="rows.jsonl:7: expected `output`, the response to learn from, found none"
-    ):
+    with pytest.raises(UserError, match="rows.jsonl:7: expected `output`, the response to learn from, found none"):
         encode(rows, tokenizer=tokenizer, template=Plain(), data=limits(), responses="required")
 
     assert ids_of(encoded.examples[0].response_ids)[-1] == tokenizer.eos_token_id

@@ -157,9 +157,7 @@ def test_other_bad_files_are_refused(name: str, content: bytes, message: str, tm
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "missing.json", "missing.parquet"])
 def test_a_missing_file_is_refused(name: str, tmp_path: Path) -> None:
-    assert_refused(
-        str(tmp_path / name), f"{name}: cannot be read \\(No such file or directory\\); give the path"
-    )
+    assert_refused(str(tmp_path / name), f"{name}: cannot be read \\(No such file or directory\\); give the path")
 
 
 def test_a_source_that_is_neither_a_file_nor_a_hub_name_is_refused() -> None:

@@ -24,9 +24,7 @@ def examples(num: int) -> list[Example]:
     ]
 
 
-def loader(
-    num: int, *, global_batch: int = 8, rank: int = 0, num_ranks: int = 1, seed: int = 3
-) -> WindowLoader:
+def loader(num: int, *, global_batch: int = 8, rank: int = 0, num_ranks: int = 1, seed: int = 3) -> WindowLoader:
     return WindowLoader(examples(num), global_batch=global_batch, rank=rank, num_ranks=num_ranks, seed=seed)
 
 
@@ -51,7 +49,7 @@ def test_every_row_comes_once_in_each_epoch(num: int, global_batch: int) -> None
     # As many steps as rows: exactly `global_batch` epochs, so that partial windows even out.
     counts = Counter(row for step in range(1, num + 1) for row in row_ids(source, step))
 
-    assert counts == {row_id: global_batch for row_id in range(num)}
+    assert counts == dict.fromkeys(range(num), global_batch)
 
 
 def test_no_row_comes_twice_before_all_have_come() -> None:

@@ -14,9 +14,7 @@ def instruction(text: str, *, input: str = "") -> Instruction:
 
 
 def test_alpaca_with_input_to_the_byte(tokenizer: PreTrainedTokenizerBase) -> None:
-    prompt = load_template("alpaca", tokenizer=tokenizer).render(
-        instruction("Do {this}.", input=" a\n{input} ")
-    )
+    prompt = load_template("alpaca", tokenizer=tokenizer).render(instruction("Do {this}.", input=" a\n{input} "))
 
     assert prompt == (
         "Below is an instruction that describes a task, paired with an input that provides further context."
@@ -58,9 +56,7 @@ def test_a_chat_template_that_refuses_a_row_names_the_row(chat_tokenizer: PreTra
     chat_tokenizer.chat_template = "{{ raise_exception('needs a\\nsystem turn') }}"
     template = load_template("chat", tokenizer=chat_tokenizer)
 
-    with pytest.raises(
-        UserError, match=r"rows.jsonl:3: the tokenizer's chat template failed \(needs a system turn\)"
-    ):
+    with pytest.raises(UserError, match=r"rows.jsonl:3: the tokenizer's chat template failed \(needs a system turn\)"):
         template.render(instruction("Sort."))
 
 
@@ -120,9 +116,7 @@ def test_a_missing_jinja_file_is_refused(tokenizer: PreTrainedTokenizerBase) -> 
         load_template("alpacca", tokenizer=tokenizer)
 
 
-def test_a_jinja_file_in_another_encoding_is_refused(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_a_jinja_file_in_another_encoding_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     path = tmp_path / "mine.jinja"
     path.write_bytes(b"\xff{{ instruction }}")
 

@@ -39,7 +39,9 @@ def test_text_is_repeated_or_cut_and_has_no_special_token(tokenizer: PreTrainedT
 
 
 def test_padding_repeats_the_padding_token(tokenizer: PreTrainedTokenizerBase) -> None:
-    assert initial_token_ids(PromptConfig(init="padding", length=3), tokenizer=tokenizer) == [tokenizer.pad_token_id] * 3
+    assert (
+        initial_token_ids(PromptConfig(init="padding", length=3), tokenizer=tokenizer) == [tokenizer.pad_token_id] * 3
+    )
 
 
 def test_text_values_are_rows_of_the_embedding(tokenizer: PreTrainedTokenizerBase) -> None:

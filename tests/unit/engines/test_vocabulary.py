@@ -109,7 +109,9 @@ def test_code_of_a_checkpoint_does_not_run_unless_asked_for(pair: Path) -> None:
     assert not marker.exists()
 
 
-@pytest.mark.parametrize(("family", "expected"), [("gpt2", {"resid_pdrop", "embd_pdrop", "attn_pdrop"}), ("opt", {"dropout"})])
+@pytest.mark.parametrize(
+    ("family", "expected"), [("gpt2", {"resid_pdrop", "embd_pdrop", "attn_pdrop"}), ("opt", {"dropout"})]
+)
 def test_dropout_probabilities_are_found_by_name(tmp_path: Path, family: str, expected: set[str]) -> None:
     directory = save_tiny_model(tmp_path / family, family, seed=1)
     found = dropout_settings(AutoModelForCausalLM.from_pretrained(directory).config)

@@ -30,9 +30,7 @@ def projection(
     generator = torch.Generator().manual_seed(seed)
 
     def leaf(*shape: int) -> Tensor:
-        return (
-            torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_(trainable)
-        )
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_(trainable)
 
     return Projection(
         hidden=leaf(rows, hidden_size),

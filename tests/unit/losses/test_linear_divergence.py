@@ -134,16 +134,12 @@ def test_only_what_requires_a_gradient_gets_one() -> None:
     target = projection(seed=1)
     linear_divergence(frozen, [divergence_term(target)], **SETTINGS).loss.backward()
     assert frozen.weight.grad is None
-    torch.testing.assert_close(
-        frozen.hidden.grad, run(projection(seed=0), divergence_term(target)).gradients[0]
-    )
+    torch.testing.assert_close(frozen.hidden.grad, run(projection(seed=0), divergence_term(target)).gradients[0])
     assert target.hidden.grad is None and target.weight.grad is None
 
     head_only = replace(projection(seed=0), hidden=projection(seed=0).hidden.detach())
     linear_divergence(head_only, [divergence_term(target)], **SETTINGS).loss.backward()
-    torch.testing.assert_close(
-        head_only.weight.grad, run(projection(seed=0), divergence_term(target)).gradients[1]
-    )
+    torch.testing.assert_close(head_only.weight.grad, run(projection(seed=0), divergence_term(target)).gradients[1])
 
 
 def test_the_head_may_be_released_before_backward() -> None:
@@ -230,9 +226,7 @@ def mismatches():
 
 
 @pytest.mark.parametrize(("message", "trained", "term", "changes"), list(mismatches()))
-def test_what_does_not_fit_is_refused(
-    message: str, trained: Projection, term, changes: dict[str, int]
-) -> None:
+def test_what_does_not_fit_is_refused(message: str, trained: Projection, term, changes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=message):
         linear_divergence(trained, [term], **(SETTINGS | changes))
 

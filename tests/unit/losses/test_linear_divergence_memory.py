@@ -29,11 +29,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        given = {
-            tensor.untyped_storage()._cdata
-            for tensor in tree_leaves((args, kwargs))
-            if torch.is_tensor(tensor)
-        }
+        given = {tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if torch.is_tensor(tensor)}
         for tensor in tree_leaves(result):
             if torch.is_tensor(tensor) and tensor.untyped_storage()._cdata not in given:
                 storage = tensor.untyped_storage()
@@ -67,9 +63,7 @@ def test_the_measurement_sees_whole_logits() -> None:
 
 @pytest.mark.parametrize("name", DIRECTIONS)
 @pytest.mark.parametrize("num_targets", [1, 3])
-def test_a_chunk_holds_little_more_than_five_tensors_whatever_the_number_of_rows(
-    name: str, num_targets: int
-) -> None:
+def test_a_chunk_holds_little_more_than_five_tensors_whatever_the_number_of_rows(name: str, num_targets: int) -> None:
     peaks = []
     for rows in (CHUNK, 20 * CHUNK):
         terms = [divergence_term(wide(seed=seed + 1, rows=rows), name=name) for seed in range(num_targets)]

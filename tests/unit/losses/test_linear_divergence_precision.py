@@ -86,9 +86,7 @@ def test_a_loss_scale_rescues_gradients_below_the_range_of_float16() -> None:
     scaled = hidden_gradient(half, scale=scale, factor=loss_scale)
     assert scaled.dtype == torch.float16
     torch.testing.assert_close(scaled.float(), reference, rtol=2e-3, atol=1e-6)
-    assert (
-        hidden_gradient(half, scale=1.0, factor=loss_scale).isinf().any()
-    )  # the overflow the scaler looks for
+    assert hidden_gradient(half, scale=1.0, factor=loss_scale).isinf().any()  # the overflow the scaler looks for
 
 
 def test_autocast_changes_nothing() -> None:
