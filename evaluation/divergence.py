@@ -14,14 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from kd.config import DataConfig
 from kd.data.batch import SequenceBatch, TokenSequence, cut_micro_batches
 from kd.data.encoding import encode, read_responses
 from kd.data.instructions import read_instructions
 from kd.data.templates import load_template
-from kd.engines.causal_lm import CausalLM, read_model_config
+from kd.engines.causal_lm import CausalLM, load_causal_lm, read_model_config
 from kd.engines.soft_prompt import SoftPrompt, load_soft_prompt
 from kd.engines.vocabulary import check_same_entries, load_tokenizer, vocabulary_size
 from kd.errors import EXIT_CODE, UserError
@@ -93,9 +92,16 @@ def _projection(view: CausalLM, batch: SequenceBatch, soft_prompt: SoftPrompt | 
 
 
 def _load(name: str, *, trust_remote_code: bool) -> CausalLM:
-    read_model_config(name, trust_remote_code=trust_remote_code)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, trust_remote_code=trust_remote_code)
-    return CausalLM.of(model.eval())
+    model = load_causal_lm(
+        name,
+        config=read_model_config(name, trust_remote_code=trust_remote_code),
+        dtype="fp32",
+        deepspeed_config={},
+        keep_dropout=True,
+        trust_remote_code=trust_remote_code,
+    )
+    model.eval()
+    return CausalLM.of(model)
 
 
 def run(arguments: argparse.Namespace) -> Distance:

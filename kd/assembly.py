@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from kd.checkpoint import Checkpoints, TrainerState, export_student
+from kd.checkpoint import Checkpoints, StateLayout, TrainerState, export_student
 from kd.config import Config
 from kd.console import RunConsole
 from kd.data.batch import TokenSequence
@@ -17,7 +17,7 @@ from kd.data.instructions import Instruction, read_instructions
 from kd.data.loader import Window, WindowLoader
 from kd.data.templates import load_template
 from kd.distributed import World, end_world, start_deepspeed, start_world
-from kd.engines.deepspeed_config import student_deepspeed_config, teacher_deepspeed_config
+from kd.engines.deepspeed_config import student_deepspeed_config, teacher_deepspeed_config, zero_stage
 from kd.engines.student import Student
 from kd.engines.teacher import Teacher
 from kd.engines.vocabulary import SharedVocabulary, share_vocabulary
@@ -27,10 +27,10 @@ from kd.generation.weights import choose_weights
 from kd.methods.method import Groundwork, Method, Targets, own_responses
 from kd.methods.promptkd import PromptKD
 from kd.methods.sft import SupervisedFineTuning
-from kd.metrics import MetricLog
-from kd.run_directory import prepare_run_directory
+from kd.metrics import MetricLog, check_trackers
+from kd.run_directory import LOG_FILE, prepare_run_directory
 from kd.trainer import Trainer
-from kd.validation import Validator
+from kd.validation import Validator, check_validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +64,25 @@ def run_on(world: World, config: Config, *, command: Sequence[str]) -> None:
     with world.agreed():
         inputs = read_inputs(config, world=world)
         run_dir = prepare_run_directory(inputs.config, command=command, world=world)
-        state = Checkpoints(run_dir, keep=config.checkpoints.keep, world=world).newest()
-    state = state or TrainerState(num_ranks=world.size)
-    num_steps = inputs.config.schedule.steps
-    with RunConsole(run_dir / "log.txt", is_main=world.is_main, num_steps=num_steps, done=state.step) as console:
+        layout = StateLayout(num_ranks=world.size, zero_stage=zero_stage(student_deepspeed_config(config)))
+        checkpoints = Checkpoints(run_dir, keep=config.checkpoints.keep, layout=layout, world=world)
+        state = checkpoints.newest() if world.is_main else TrainerState()
+        num_steps = inputs.config.schedule.steps
+        is_done = state.step == num_steps and (run_dir / "final").is_dir()
+    # The main rank's view of the directory counts: a shared file system may show another to other hosts.
+    state, is_done = world.from_main((state, is_done))
+    with RunConsole(run_dir / LOG_FILE, is_main=world.is_main, num_steps=num_steps, done=state.step) as console:
         for note in inputs.notes:
             console.say(note)
-        if state.step == num_steps and (run_dir / "final").is_dir():
+        if is_done:
             console.say(f"{run_dir}: all {num_steps} steps are done; the student is in {run_dir / 'final'}")
             return
         start_deepspeed()
-        trainer = assemble(inputs, run_dir=run_dir, world=world, console=console, last_step=state.step)
+        trainer = assemble(
+            inputs, run_dir=run_dir, checkpoints=checkpoints, world=world, console=console, last_step=state.step
+        )
         if state.step:
-            trainer.checkpoints.restore(state, student=trainer.student, teacher=trainer.teacher)
+            checkpoints.restore(state, student=trainer.student, teacher=trainer.teacher)
             console.say(f"going on after step {state.step} of {num_steps}")
         else:
             # For dropout; after loading, which draws differently in different layouts.
@@ -93,6 +99,7 @@ def read_inputs(config: Config, *, world: World) -> Inputs:
         UserError: whatever of it cannot be used.
     """
     _check_batches(config, world=world)
+    check_trackers(config)
     student_deepspeed_config(config)
     if config.model.teacher is not None:
         teacher_deepspeed_config(config)
@@ -108,6 +115,7 @@ def read_inputs(config: Config, *, world: World) -> Inputs:
             rows, tokenizer=vocabulary.tokenizer, template=template, data=config.data, responses="required"
         )
         notes += validation.report.lines()
+        check_validation(validation.examples, config=config, world=world)
         if duplicates := find_duplicates(instructions, validation=rows):
             notes.append(describe_duplicates(duplicates))
     loader = WindowLoader(
@@ -128,7 +136,9 @@ def read_inputs(config: Config, *, world: World) -> Inputs:
     return Inputs(config=config, vocabulary=vocabulary, train=train, validation=validation, loader=loader, notes=notes)
 
 
-def assemble(inputs: Inputs, *, run_dir: Path, world: World, console: RunConsole, last_step: int) -> Trainer:
+def assemble(
+    inputs: Inputs, *, run_dir: Path, checkpoints: Checkpoints, world: World, console: RunConsole, last_step: int
+) -> Trainer:
     """Load the models and connect them with the method, the data and the outputs."""
     config, vocabulary = inputs.config, inputs.vocabulary
     student = Student(config)
@@ -160,7 +170,7 @@ def assemble(inputs: Inputs, *, run_dir: Path, world: World, console: RunConsole
         method=_make_method(config, student=student, teacher=teacher, sampler=sampler, groundwork=groundwork),
         loader=inputs.loader,
         validator=validator,
-        checkpoints=Checkpoints(run_dir, keep=config.checkpoints.keep, world=world),
+        checkpoints=checkpoints,
         console=console,
         log=MetricLog(run_dir, config=config, world=world, last_step=last_step),
         export=partial(export_student, student=student, teacher=teacher, vocabulary=vocabulary, world=world),

@@ -16,7 +16,7 @@ from kd.engines.soft_prompt import FILE_NAME, save_soft_prompt
 from kd.engines.student import Student
 from kd.engines.teacher import Teacher
 from kd.engines.trainable import gathered
-from kd.engines.vocabulary import SharedVocabulary
+from kd.engines.vocabulary import SharedVocabulary, save_tokenizer
 from kd.errors import UserError
 
 _STATE_FILE = "trainer.json"
@@ -24,11 +24,19 @@ _STEP_NAME = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
+class StateLayout:
+    """How the engines' state is cut into files, which only the same cut can read."""
+
+    num_ranks: int
+    zero_stage: int
+    """The student's."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainerState:
     """Where a run stands. Data order, sampling and learning rates follow from the step alone."""
 
     step: int = 0
-    num_ranks: int = 0
     best: float | None = None
     best_step: int | None = None
 
@@ -36,28 +44,30 @@ class TrainerState:
 class Checkpoints:
     """The directory `checkpoints/` of a run: complete steps only, the newest few of them."""
 
-    def __init__(self, run_dir: Path, *, keep: int, world: World) -> None:
+    def __init__(self, run_dir: Path, *, keep: int, layout: StateLayout, world: World) -> None:
+        self._layout = layout
         self._directory = run_dir / "checkpoints"
         self._keep = keep
         self._world = world
 
-    def newest(self) -> TrainerState | None:
-        """State of the newest complete checkpoint.
+    def newest(self) -> TrainerState:
+        """State of the newest complete checkpoint, or of a run that has not begun.
 
         Raises:
-            UserError: it was written by another number of ranks.
+            UserError: it was written by another number of ranks, or with another ZeRO stage.
         """
         steps = self._steps()
         if not steps:
-            return None
+            return TrainerState()
         path = self._path(steps[-1]) / _STATE_FILE
-        state = TrainerState(**json.loads(path.read_text(encoding="utf-8")))
-        if state.num_ranks != self._world.size:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        written = StateLayout(**values["layout"])
+        if written != self._layout:
             raise UserError(
-                f"{path.parent}: was written by {state.num_ranks} ranks, this run has {self._world.size};"
-                " ZeRO's shards need the same number, or a new run.dir"
+                f"{path.parent}: was written by {written.num_ranks} ranks with ZeRO-{written.zero_stage}, this run has"
+                f" {self._layout.num_ranks} with ZeRO-{self._layout.zero_stage}; use the same, or a new run.dir"
             )
-        return state
+        return TrainerState(**values["state"])
 
     def save(self, state: TrainerState, *, student: Student, teacher: Teacher | None) -> None:
         """Write all of a run's state; an interrupted write leaves the older checkpoints as they were."""
@@ -72,7 +82,8 @@ class Checkpoints:
         torch.save(_random_states(self._world), partial / f"random-{self._world.rank}.pt")
         self._world.barrier()
         if self._world.is_main:
-            (partial / _STATE_FILE).write_text(json.dumps(asdict(state)), encoding="utf-8")
+            values = {"state": asdict(state), "layout": asdict(self._layout)}
+            (partial / _STATE_FILE).write_text(json.dumps(values), encoding="utf-8")
             shutil.rmtree(final, ignore_errors=True)
             os.replace(partial, final)
             for step in self._steps()[: -self._keep]:
@@ -91,9 +102,8 @@ class Checkpoints:
             torch.cuda.set_rng_state(states["cuda"], self._world.device)
 
     def _steps(self) -> list[int]:
-        if not self._directory.is_dir():
-            return []
-        names = (_STEP_NAME.fullmatch(path.name) for path in self._directory.iterdir())
+        complete = (path.parent.name for path in self._directory.glob(f"*/{_STATE_FILE}"))
+        names = (_STEP_NAME.fullmatch(name) for name in complete)
         return sorted(int(name[1]) for name in names if name is not None)
 
     def _path(self, step: int) -> Path:
@@ -119,14 +129,17 @@ def export_student(
     for name, parameter in student.model.named_parameters():
         with gathered([parameter]):
             if world.is_main:
-                weights[name] = parameter.detach().cpu().clone()
+                # A copy also on a CPU, where the gathered parameter is about to be released.
+                weights[name] = parameter.detach().to("cpu", copy=True)
     prompt = None if teacher is None else teacher.soft_prompt_values()
     if world.is_main:
+        saved = student.model.state_dict().keys()
+        weights |= {name: buffer.cpu() for name, buffer in student.model.named_buffers() if name in saved}
         partial = directory.with_name(directory.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         _save_with_dropout(student.model, partial, weights=weights, dropout=student.published_dropout)
-        vocabulary.tokenizer.save_pretrained(partial)
+        save_tokenizer(vocabulary.tokenizer, name=student.name, directory=partial)
         if teacher is not None and prompt is not None:
             save_soft_prompt(prompt, partial / FILE_NAME, origin=teacher.origin)
         shutil.rmtree(directory, ignore_errors=True)

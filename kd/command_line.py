@@ -12,7 +12,7 @@ from kd.errors import UserError
 
 def main(*, description: str, methods: Sequence[MethodName], argv: Sequence[str] | None = None) -> int:
     """Read the configuration, train, and return the exit code; user errors are one line and exit code 2."""
-    arguments = _parser(description).parse_args(argv)
+    arguments = _parser(description).parse_intermixed_args(argv)
     try:
         config = read_config(arguments.config, overrides=arguments.overrides)
         _check_method(config, methods)

@@ -1,8 +1,7 @@
 """Everything a run can be told: type, default, unit and the paper's symbol of each field.
 
-The meaning of a field is its metadata, so `--help`, the reference in docs/ and the code cannot
-disagree. Types and ranges of single values are checked when a file is read (`kd.config_file`),
-rules between fields in `Config.__post_init__`.
+The meaning of a field is its metadata, so `--help` and the code cannot disagree. Types and ranges of single
+values are checked when a file is read (`kd.config_file`), rules between fields in `Config.__post_init__`.
 """
 
 from dataclasses import dataclass, field
@@ -16,8 +15,9 @@ MethodName = Literal["sft", "promptkd"]
 DivergenceName = Literal["reverse_kl", "forward_kl"]
 LayoutName = Literal["auto", "gathered", "zero3"]
 
-Count = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
+# Strict: true is no count.
+Count = Annotated[int, Field(ge=1, strict=True)]
+NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(gt=0, le=1)]

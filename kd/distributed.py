@@ -61,6 +61,10 @@ class World:
             dist.all_gather_object(gathered, local)
         return gathered
 
+    def from_main(self, value: T) -> T:
+        """The main rank's value, on all ranks."""
+        return self.gather_objects(value)[0]
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.size > 1:
@@ -155,8 +159,7 @@ def start_world() -> World:
     place = find_place()
     _export_rendezvous(place)
     on_gpu = torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.set_device(place.local_rank)
+    device = _choose_gpu(place) if on_gpu else torch.device("cpu")
     minutes = float(os.environ.get("DEEPSPEED_TIMEOUT", "30"))
     try:
         dist.init_process_group(
@@ -164,6 +167,7 @@ def start_world() -> World:
             rank=place.rank,
             world_size=place.size,
             timeout=timedelta(minutes=minutes),
+            device_id=device if on_gpu else None,
         )
     except dist.DistNetworkError as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -171,8 +175,21 @@ def start_world() -> World:
             f"the ranks cannot meet at {address} ({str(error).splitlines()[0]}); if another run uses that port,"
             " give this one its own, such as deepspeed --master_port 29501"
         ) from None
-    device = torch.device("cuda", place.local_rank) if on_gpu else torch.device("cpu")
     return World(rank=place.rank, size=place.size, local_rank=place.local_rank, device=device)
+
+
+def _choose_gpu(place: Place) -> torch.device:
+    # With --gpus-per-task, Slurm shows each rank its own GPU only.
+    index = 0 if torch.cuda.device_count() == 1 else place.local_rank
+    if index >= torch.cuda.device_count():
+        raise UserError(
+            f"rank {place.rank} is number {place.local_rank} on its host, which shows it"
+            f" {torch.cuda.device_count()} GPUs; start one rank for each GPU"
+        )
+    # DeepSpeed reads it as the number of the device.
+    os.environ["LOCAL_RANK"] = str(index)
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 def start_deepspeed() -> None:

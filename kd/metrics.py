@@ -1,5 +1,6 @@
 """metrics.jsonl and its mirrors: one object per logged step, reduced over ranks once per interval."""
 
+import hashlib
 import importlib.util
 import json
 import math
@@ -25,39 +26,40 @@ class MetricLog:
     """Collects steps on the device; reduces, writes and returns them when an interval ends."""
 
     def __init__(self, run_dir: Path, *, config: Config, world: World, last_step: int) -> None:
-        """Append to the run's metrics, after `last_step`, the step that a resumed run starts from.
-
-        Raises:
-            UserError: run.wandb is set and wandb is not installed.
-        """
+        """Append to the run's metrics, after `last_step`, the step that a resumed run starts from."""
         self._world = world
         self._interval: list[StepMetrics] = []
+        self._elapsed = 0.0
         self._started = time.perf_counter()
+        self._may_overflow = config.model.dtype == "fp16"
         self._mirrors: list[Callable[[Record], None]] = []
         self._path = run_dir / FILE_NAME
         if world.is_main:
             _forget_steps_after(self._path, last_step)
-            self._mirrors = _open_mirrors(run_dir, config=config)
+            self._mirrors = _open_mirrors(run_dir, config=config, last_step=last_step)
 
     def add(self, metrics: StepMetrics) -> None:
         """Note one step without waiting for the device."""
         self._interval.append(metrics)
+        self._count_time()
 
     def close_interval(self, *, step: int, epoch: float) -> Record:
         """Means over the steps since the last call, the same on all ranks.
 
         Raises:
-            UserError: a loss is not finite, so that training on would destroy the student.
+            UserError: a loss or a gradient is not finite, so that training on would destroy the student.
         """
         steps = self._interval
         trained = [metrics for metrics in steps if metrics.num_tokens]
         tokens = sum(metrics.num_tokens for metrics in trained)
-        elapsed = (time.perf_counter() - self._started) / len(steps)
+        seconds = [metrics.stopwatch.seconds() for metrics in steps]
+        # After the stopwatches have waited for a GPU, whose work belongs to these steps.
+        self._count_time()
+        elapsed = self._elapsed / len(steps)
         record: Record = {"step": step, "epoch": epoch}
         record |= self._token_means(trained, tokens)
         for name, value in steps[-1].values.items():
-            record[name] = float(value)
-        seconds = [metrics.stopwatch.seconds() for metrics in steps]
+            record |= self._finite(name, float(value))
         for name in ("generation", "prompt", "student"):
             if any(name in spans for spans in seconds):
                 record[f"{name}_seconds"] = sum(spans.get(name, 0.0) for spans in seconds) / len(steps)
@@ -68,8 +70,7 @@ class MetricLog:
             "tokens_per_second": tokens / len(steps) / elapsed,
             "peak_memory_bytes": self._peak_memory(),
         }
-        self._interval = []
-        self._started = time.perf_counter()
+        self._interval, self._elapsed = [], 0.0
         return record
 
     def write(self, record: Record) -> None:
@@ -81,6 +82,11 @@ class MetricLog:
         for mirror in self._mirrors:
             mirror(record)
 
+    def _count_time(self) -> None:
+        now = time.perf_counter()
+        self._elapsed += now - self._started
+        self._started = now
+
     def restart_clock(self) -> None:
         """Leave what has just been done (validation, a checkpoint) out of the next step's time."""
         self._started = time.perf_counter()
@@ -91,14 +97,21 @@ class MetricLog:
         names = list(trained[0].token_sums)
         sums = torch.stack([sum(m.token_sums[name].double() for m in trained) for name in names])  # type: ignore[misc]
         self._world.sum_across_ranks(sums)
-        means = dict(zip(names, (sums / tokens).tolist(), strict=True))
-        for name, value in means.items():
-            if not math.isfinite(value):
-                raise UserError(
-                    f"{name} is {value}: training has diverged; lower the learning rates and go on from the newest"
-                    " checkpoint"
-                )
+        means: Record = {}
+        for name, value in zip(names, (sums / tokens).tolist(), strict=True):
+            means |= self._finite(name, value)
         return means
+
+    def _finite(self, name: str, value: float) -> Record:
+        if math.isfinite(value):
+            return {name: value}
+        if self._may_overflow and "grad_norm" in name:
+            # A step that fp16's loss scale has refused; the scale falls and training goes on.
+            return {}
+        raise UserError(
+            f"{name} is {value}: training has diverged, and this step was not saved;"
+            " start another run.dir with lower learning rates"
+        )
 
     def _peak_memory(self) -> int:
         if self._world.device.type == "cuda":
@@ -127,12 +140,22 @@ def _forget_steps_after(path: Path, last_step: int) -> None:
     os.replace(temporary, path)
 
 
-def _open_mirrors(run_dir: Path, *, config: Config) -> list[Callable[[Record], None]]:
+def check_trackers(config: Config) -> None:
+    """Check that what the run shall report to is installed.
+
+    Raises:
+        UserError: run.wandb is set and wandb is missing.
+    """
+    if config.run.wandb is not None and importlib.util.find_spec("wandb") is None:
+        raise UserError("run.wandb is set but wandb is not installed; pip install wandb, or set run.wandb=null")
+
+
+def _open_mirrors(run_dir: Path, *, config: Config, last_step: int) -> list[Callable[[Record], None]]:
     mirrors: list[Callable[[Record], None]] = []
     if config.run.tensorboard and importlib.util.find_spec("tensorboard") is not None:
         from torch.utils.tensorboard import SummaryWriter
 
-        writer = SummaryWriter(str(run_dir / "tensorboard"))
+        writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=last_step + 1)
 
         def to_tensorboard(record: Mapping[str, float | int]) -> None:
             for name, value in record.items():
@@ -141,10 +164,12 @@ def _open_mirrors(run_dir: Path, *, config: Config) -> list[Callable[[Record], N
 
         mirrors.append(to_tensorboard)
     if config.run.wandb is not None:
-        if importlib.util.find_spec("wandb") is None:
-            raise UserError("run.wandb is set but wandb is not installed; pip install wandb, or set run.wandb=null")
         import wandb
 
-        reporter = wandb.init(project=config.run.wandb, dir=str(run_dir), name=run_dir.name, resume="allow")
+        # One name for one directory: a resumed run goes on in the same place.
+        identity = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
+        reporter = wandb.init(
+            project=config.run.wandb, dir=str(run_dir), name=run_dir.name, id=identity, resume="allow"
+        )
         mirrors.append(lambda record: reporter.log(dict(record), step=int(record["step"])))
     return mirrors

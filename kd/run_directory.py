@@ -20,37 +20,53 @@ from kd.errors import UserError
 
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
+LOG_FILE = "log.txt"
 _PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "safetensors")
 
 # What a resumed run may have changed: none of it alters the course of training.
 _FREE_SECTIONS = ("run", "checkpoints", "cluster")
-_FREE_FIELDS = ("engine.loss_chunk_mib", "generation.max_batch_tokens", "generation.keep_weights", "generation.layout")
+_FREE_FIELDS = (
+    "model.gradient_checkpointing",
+    "schedule.micro_batch",
+    "engine.loss_chunk_mib",
+    "generation.max_batch_tokens",
+    "generation.keep_weights",
+    "generation.layout",
+)
 
 
 def prepare_run_directory(config: Config, *, command: Sequence[str], world: World) -> Path:
-    """Make run.dir, or check that this run may go on in it; on the main rank write what was asked.
+    """Make run.dir, or check that this run may go on in it, and write what was asked; main rank only.
 
     Raises:
-        UserError: no permission, run.resume=never in a used directory, or a run with other settings there.
+        UserError: no permission, run.resume=never in a used directory, or checkpoints of other settings there.
     """
     directory = Path(config.run.dir)
-    previous = directory / CONFIG_FILE
-    if previous.exists():
-        if config.run.resume == "never":
-            raise UserError(f"run.dir {directory}: holds a run already; choose another, or run.resume=auto to go on")
-        _check_same_course(config, previous)
     if not world.is_main:
         return directory
+    previous = directory / CONFIG_FILE
+    if previous.exists() and config.run.resume == "never":
+        raise UserError(f"run.dir {directory}: holds a run already; choose another, or run.resume=auto to go on")
+    if previous.exists() and any(directory.glob("checkpoints/step-*[0-9]")):
+        _check_same_course(config, previous)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        previous.write_text(to_yaml(config), encoding="utf-8")
+        # Both are written beside and moved: a killed start leaves no half of a file.
+        _replace(previous, to_yaml(config))
         facts = json.dumps(_environment(command, world=world), indent=2)
-        (directory / ENVIRONMENT_FILE).write_text(facts + "\n", encoding="utf-8")
+        _replace(directory / ENVIRONMENT_FILE, facts + "\n")
+        (directory / LOG_FILE).open("a").close()
     except OSError as error:
         raise UserError(
             f"run.dir {directory}: cannot be written ({error.strerror}); choose a writable directory"
         ) from None
     return directory
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def _check_same_course(config: Config, previous: Path) -> None:

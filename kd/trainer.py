@@ -50,9 +50,10 @@ class Trainer:
             self.log.add(metrics)
             if metrics.num_tokens == 0:
                 self.console.say(f"step {step}: no response token in the whole window; the step is skipped")
-            state = self._finish_step(replace(state, step=step))
             out_of_time = self._out_of_time(started)
-            if step == num_steps or out_of_time or step % self.config.checkpoints.every == 0:
+            saves = step == num_steps or out_of_time or step % self.config.checkpoints.every == 0
+            state = self._finish_step(replace(state, step=step), saves=saves)
+            if saves:
                 self.checkpoints.save(state, student=self.student, teacher=self.teacher)
                 self.log.restart_clock()
             if out_of_time and step < num_steps:
@@ -64,11 +65,13 @@ class Trainer:
         self.export(self.run_dir / "final")
         return state
 
-    def _finish_step(self, state: TrainerState) -> TrainerState:
+    def _finish_step(self, state: TrainerState, *, saves: bool) -> TrainerState:
         """Log and validate where it is due."""
         is_last = state.step == self.config.schedule.steps
         validates = self.validator is not None and (is_last or state.step % self.config.validation.every == 0)
-        if not (validates or is_last or state.step % self.config.run.log_every == 0):
+        # A checkpoint ends an interval too: it must not keep numbers that nobody has looked at, and a resumed
+        # run starts with an empty interval.
+        if not (validates or saves or state.step % self.config.run.log_every == 0):
             return state
         record = self.log.close_interval(step=state.step, epoch=self.loader.epoch_at(state.step))
         if self.validator is not None and validates:
@@ -83,7 +86,7 @@ class Trainer:
     def _keep_best(self, state: TrainerState, results: dict[str, float]) -> TrainerState:
         """Export the student where it is better than all before: by ROUGE-L, or by loss without sampling."""
         score = results.get("validation/rougeL", -results["validation/loss"])
-        if state.best is not None and score <= state.best:
+        if state.best is not None and not score > state.best:
             return state
         self.export(self.run_dir / "best")
         return replace(state, best=score, best_step=state.step)

@@ -19,6 +19,19 @@ from kd.losses.linear_divergence import LinearDivergence, Projection
 from kd.methods.method import Groundwork
 
 
+def check_validation(examples: Sequence[Example], *, config: Config, world: World) -> None:
+    """Check that every rank gets a row.
+
+    Raises:
+        UserError: fewer rows than ranks.
+    """
+    num_rows = min(len(examples), config.validation.rows)
+    if num_rows < world.size:
+        raise UserError(
+            f"{config.data.validation}: {num_rows} validation rows for {world.size} ranks; give at least one each"
+        )
+
+
 class Validator:
     """Measures the student on held-out rows, shared out over the ranks."""
 
@@ -33,16 +46,8 @@ class Validator:
         groundwork: Groundwork,
         world: World,
     ) -> None:
-        """`sampler` None leaves ROUGE-L out.
-
-        Raises:
-            UserError: fewer rows than ranks.
-        """
+        """`sampler` None leaves ROUGE-L out."""
         rows = examples[: config.validation.rows]
-        if len(rows) < world.size:
-            raise UserError(
-                f"{config.data.validation}: {len(rows)} validation rows for {world.size} ranks; give at least one each"
-            )
         self._examples = rows[world.rank :: world.size]
         self._num_rows = len(rows)
         self._student = student
@@ -72,7 +77,7 @@ class Validator:
             batch = SequenceBatch.collate(rows, pad_id=self._vocabulary.pad_id, device=self._world.device)
 
             def loss(student: Projection, labels: torch.Tensor = batch.labels) -> LinearDivergence:
-                return self._groundwork.loss(student, [LikelihoodTerm(labels=labels)])
+                return self._groundwork.loss(student, [LikelihoodTerm(labels=labels)], scale=1.0)
 
             totals[0] += self._student.measure(batch, loss)[0]
             totals[1] += batch.num_response_tokens

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, Cache, PretrainedConfig, PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
@@ -130,7 +131,7 @@ def load_causal_lm(
         keep_dropout: leave dropout probabilities as published, else set all of them to 0.
 
     Raises:
-        UserError: the checkpoint cannot be read.
+        UserError: the checkpoint cannot be read, or does not hold all weights of the model.
     """
     if not keep_dropout:
         # eval() would do the same and switch activation checkpointing off without a word.
@@ -140,20 +141,33 @@ def load_causal_lm(
     with (
         _sharding_while_loading(loading_config(deepspeed_config, dtype=dtype)) if sharded else contextlib.nullcontext()
     ):
-        try:
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                name, config=config, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code
-            )
-        except OSError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"model {name}: weights cannot be read ({reason[:200]}); expected safetensors files"
-            ) from None
+        model = _read_weights(name, config=config, dtype=dtype, trust_remote_code=trust_remote_code)
     if not keep_dropout:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
     model.train()
+    return model
+
+
+def _read_weights(name: str, *, config: PretrainedConfig, dtype: str, trust_remote_code: bool) -> PreTrainedModel:
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name, config=config, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"model {name}: weights cannot be read ({reason[:300]}); expected safetensors files") from None
+    model: PreTrainedModel = loaded[0]
+    report: dict[str, Any] = loaded[1]
+    # transformers fills what a checkpoint lacks with random numbers and goes on.
+    tied = set(getattr(model, "all_tied_weights_keys", {}))
+    lacking = sorted((set(report["missing_keys"]) - tied) | {str(key) for key in report["mismatched_keys"]})
+    if lacking:
+        raise UserError(
+            f"model {name}: the checkpoint lacks {len(lacking)} weights of the model ({', '.join(lacking[:3])} …);"
+            " it is incomplete, or its config.json belongs to another model"
+        )
     return model
 
 

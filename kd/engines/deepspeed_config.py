@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from kd.config import Config
 from kd.errors import UserError
 
@@ -13,7 +15,6 @@ PROJECT_ROOT = Path(__file__).resolve().parents[2]
 # What a file may set. Everything that changes the result of training has one home: the YAML.
 FILE_KEYS = (
     "zero_optimization",
-    "zero_force_ds_cpu_optimizer",
     "activation_checkpointing",
     "aio",
     "comms_logger",
@@ -45,7 +46,11 @@ def student_deepspeed_config(config: Config) -> Json:
         UserError: the JSON file is missing, broken, or sets what belongs to the YAML.
     """
     settings = read_deepspeed_json(config.engine.student)
-    return settings | _owned_settings(config, precision=config.model.dtype)
+    owned = _owned_settings(config, precision=config.model.dtype)
+    if zero_stage(settings) == 0:
+        # DeepSpeed has no such option there: it accumulates in the precision of the weights.
+        del owned["data_types"]
+    return settings | owned
 
 
 def teacher_deepspeed_config(config: Config) -> Json:
@@ -60,8 +65,8 @@ def teacher_deepspeed_config(config: Config) -> Json:
             f"{config.engine.teacher}: ZeRO stage {stage}; the frozen teacher is sharded with stage 3,"
             " see ds_configs/zero3.json"
         )
-    # With bf16 switched on, DeepSpeed would turn the fp32 prompt into bf16 and add tiny updates to
-    # it. The frozen weights are bf16 as they were loaded. fp16 stays on for its loss scale.
+    # With bf16 switched on, DeepSpeed would turn the fp32 prompt into bf16 and reduce its gradient
+    # there. The frozen weights are bf16 as they were loaded. fp16 stays on for its loss scale.
     precision = "fp16" if config.model.dtype == "fp16" else "fp32"
     return settings | _owned_settings(config, precision=precision)
 
@@ -102,9 +107,25 @@ def read_deepspeed_json(name: str) -> Json:
             nearest = difflib.get_close_matches(key, FILE_KEYS, n=1)
             hint = f"did you mean {nearest[0]}?" if nearest else f"expected one of {', '.join(FILE_KEYS)}"
             raise UserError(f"{name}: unknown key {key}; {hint}")
-    if zero_stage(settings) not in range(4):
-        raise UserError(f"{name}: ZeRO stage {zero_stage(settings)}; expected 0, 1, 2 or 3")
+    _check_zero_section(settings.get("zero_optimization", {}), name=name)
     return settings
+
+
+def _check_zero_section(section: object, *, name: str) -> None:
+    # Imported here: evaluation reads no such file and should not wait for DeepSpeed.
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    if not isinstance(section, dict):
+        raise UserError(f'{name}: zero_optimization is {section!r}; expected an object such as {{"stage": 3}}')
+    try:
+        DeepSpeedZeroConfig(**section)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        known = [field.alias or key for key, field in DeepSpeedZeroConfig.model_fields.items()]
+        nearest = difflib.get_close_matches(place, known, n=1)
+        hint = f"; did you mean {nearest[0]}?" if first["type"] == "extra_forbidden" and nearest else ""
+        raise UserError(f"{name}: zero_optimization.{place}: {first['msg'].lower()}{hint}") from None
 
 
 def _owned_settings(config: Config, *, precision: str) -> Json:

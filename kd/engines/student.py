@@ -33,6 +33,7 @@ class Student:
         settings = student_deepspeed_config(config)
         self.zero_stage = zero_stage(settings)
         model_config = read_model_config(config.model.student, trust_remote_code=config.model.trust_remote_code)
+        self.name = config.model.student
         self.published_dropout = dropout_settings(model_config)
         self.model = load_causal_lm(
             config.model.student,

@@ -68,6 +68,9 @@ class Teacher:
             )
         # Made after, hence outside, the sharded load; DeepSpeed shards it when the engine starts.
         self.soft_prompt = SoftPrompt(values)
+        if config.model.dtype == "fp16":
+            # DeepSpeed scales the loss for fp16 parameters only, and keeps fp32 values of them itself.
+            self.soft_prompt.half()
         self.origin = SoftPromptOrigin(
             teacher=config.model.teacher, init=config.prompt.init, init_text=config.prompt.init_text
         )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kd.engines.causal_lm import CausalLM
+from kd.errors import UserError
 from kd.losses.linear_divergence import LinearDivergence, Projection
 
 Loss = Callable[[Projection], LinearDivergence]
@@ -31,15 +32,18 @@ class ProjectingModule(nn.Module):
         self.model = model
         self.view = CausalLM.of(model)
         for parameter in self.view.head_parameters:
-            if hasattr(parameter, "ds_id"):
-                # The loss reads the head outside the head's own forward: gather it for this module too.
+            if hasattr(parameter, "ds_id") and parameter.requires_grad:
+                # The loss reads the head outside the head's own forward, and its gradient arrives there in
+                # backward: gather it for this module too.
                 deepspeed.zero.register_external_parameter(self, parameter)
 
     def finish(self, hidden: Tensor, loss: Loss | None) -> Tensor | tuple[Tensor, Tensor]:
         """Hidden states [N, H] as they are, or (scalar loss, sums of its terms) where one is given."""
         if loss is None:
             return hidden
-        result = loss(Projection(hidden=hidden, weight=self.view.head_weight, bias=self.view.head_bias))
+        frozen = [parameter for parameter in self.view.head_parameters if not parameter.requires_grad]
+        with gathered(frozen):
+            result = loss(Projection(hidden=hidden, weight=self.view.head_weight, bias=self.view.head_bias))
         # A tuple, not the dataclass: DeepSpeed's hooks find the tensors of plain containers only.
         return result.loss, result.term_sums
 
@@ -106,8 +110,16 @@ class TrainableEngine:
         )
 
     def load(self, directory: Path, *, with_frozen: bool) -> None:
-        """Read what `save` wrote, on the same number of ranks."""
-        self.deepspeed.load_checkpoint(str(directory), tag=CHECKPOINT_TAG, load_module_strict=with_frozen)
+        """Read what `save` wrote, on the same number of ranks.
+
+        Raises:
+            UserError: DeepSpeed finds no complete state there.
+        """
+        found, _ = self.deepspeed.load_checkpoint(str(directory), tag=CHECKPOINT_TAG, load_module_strict=with_frozen)
+        if found is None:
+            raise UserError(
+                f"{directory}: is no complete DeepSpeed checkpoint; remove its step to go on from an older one"
+            )
 
 
 CHECKPOINT_TAG = "state"

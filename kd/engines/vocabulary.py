@@ -1,6 +1,8 @@
 """What teacher and student must share before anything heavy is loaded."""
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
@@ -42,6 +44,30 @@ def load_tokenizer(name: str, *, trust_remote_code: bool) -> PreTrainedTokenizer
     return tokenizer
 
 
+# What a tokenizer consists of, whatever its kind.
+_TOKENIZER_FILES = (
+    "tokenizer*.json",
+    "tokenizer*.model",
+    "vocab.*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "*.tiktoken",
+)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, *, name: str, directory: Path) -> None:
+    """Put the tokenizer of `name` into `directory` as it was published."""
+    source = Path(name)
+    files = [path for pattern in _TOKENIZER_FILES for path in source.glob(pattern)] if source.is_dir() else []
+    if not files:
+        tokenizer.save_pretrained(directory)
+    # Copied where that can be done: transformers 5 saves a class name that transformers 4 does not know.
+    for path in files:
+        shutil.copyfile(path, directory / path.name)
+
+
 def share_vocabulary(config: Config) -> SharedVocabulary:
     """Check the pair of models without loading their weights.
 
@@ -51,9 +77,9 @@ def share_vocabulary(config: Config) -> SharedVocabulary:
     """
     _check_dtype(config.model.dtype)
     trust = config.model.trust_remote_code
+    student = read_model_config(config.model.student, trust_remote_code=trust)
     tokenizer = load_tokenizer(config.model.student, trust_remote_code=trust)
     size = vocabulary_size(tokenizer)
-    student = read_model_config(config.model.student, trust_remote_code=trust)
     _check_model(student, name=config.model.student, vocabulary=size, longest=config.data.max_sequence_tokens)
     if config.model.teacher is not None:
         teacher = read_model_config(config.model.teacher, trust_remote_code=trust)
@@ -76,7 +102,7 @@ def check_same_entries(student: PreTrainedTokenizerBase, teacher: PreTrainedToke
     """
     of_student = {index: token for token, index in student.get_vocab().items()}
     of_teacher = {index: token for token, index in teacher.get_vocab().items()}
-    for index in range(max(len(of_student), len(of_teacher))):
+    for index in range(max(*of_student, *of_teacher) + 1):
         if of_student.get(index) != of_teacher.get(index):
             raise UserError(
                 f"tokenizers of teacher and student differ: entry {index} is {of_teacher.get(index)!r} for the"

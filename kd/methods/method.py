@@ -64,7 +64,7 @@ class Groundwork:
         num_tokens = count_response_tokens(batches, world=self.world)
         return WindowPlan(batches=batches, mean=TokenMean(num_tokens=num_tokens, num_ranks=self.world.size))
 
-    def loss(self, trained: Projection, terms: Sequence[Term], *, scale: float = 0.0) -> LinearDivergence:
+    def loss(self, trained: Projection, terms: Sequence[Term], *, scale: float) -> LinearDivergence:
         """Sum of the terms over the response positions of a micro-batch, times `scale`."""
         return linear_divergence(
             trained, terms, vocabulary_size=self._vocabulary.size, scale=scale, chunk_size=self._chunk_size

@@ -164,6 +164,23 @@ def test_the_students_zero_stage_does_not_matter(
     assert_same_updates(results[0], updates, prompt_update)
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_bf16_runs_under_every_zero_stage(llama_pair: Path, ranks: Any, stage: int) -> None:
+    """Close to the fp32 update: all that differs is the rounding of bf16 weights and activations."""
+    windows = make_windows(vocabulary=400, seed=5)[:1]
+    updates = {}
+    for dtype in ("bf16", "fp32"):
+        config = write_config(llama_pair, stage=stage, dtype=dtype)
+        # A step that is large beside the rounding of bf16 weights, through which it is seen.
+        overrides = ["optimizer.learning_rate=10.0"]
+        (result, _) = ranks(2).run(jobs.train, config_file=config, overrides=overrides, windows=windows)
+        name = "model.embed_tokens.weight"
+        updates[dtype] = result["after"]["student"][name] - result["before"]["student"][name]
+    assert updates["fp32"].abs().max() >= 1e-3
+    # These random models amplify rounding (about 0.2); a scale wrong by a factor of two is off by 0.5 or 1.
+    assert (updates["bf16"] - updates["fp32"]).norm() < 0.35 * updates["fp32"].norm()
+
+
 @pytest.mark.parametrize("stage", [0, 3])
 def test_clipping_equals_the_reference(llama_pair: Path, ranks: Any, stage: int) -> None:
     windows = make_windows(vocabulary=400, seed=2)
@@ -219,6 +236,18 @@ def test_the_prompt_stays_fp32_beside_bf16_weights(llama_pair: Path, ranks: Any)
     # Only the rounding of bf16 activations is left; a bf16 prompt would not have moved at all.
     assert (update - wanted).norm() < 0.1 * wanted.norm()
     assert torch.equal(results[0]["prompt_after"], results[1]["prompt_after"])
+
+
+def test_the_prompts_gradient_is_reduced_in_fp32(llama_pair: Path, ranks: Any) -> None:
+    """Row by row the bf16 passes are the same on one rank and on two; only the reduction differs."""
+    windows = make_windows(vocabulary=400, seed=6)[:1]
+    config = write_config(llama_pair, dtype="bf16", micro_batch=1)
+    moved = []
+    for num_ranks in (1, 2):
+        result = ranks(num_ranks).run(jobs.train, config_file=config, overrides=[], windows=windows)[0]
+        moved.append(result["prompt_after"] - result["prompt_before"])
+    # A reduction in bf16 would leave about 4e-3.
+    assert (moved[0] - moved[1]).norm() < 1e-4 * moved[0].norm()
 
 
 def test_a_window_without_a_response_is_skipped(llama_pair: Path, ranks: Any) -> None:

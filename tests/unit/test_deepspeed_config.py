@@ -96,7 +96,13 @@ def test_a_file_that_sets_what_the_yaml_owns_is_refused(tmp_path: Path, key: str
     [
         ('{"zero_optimisation": {"stage": 3}}', "unknown key zero_optimisation; did you mean zero_optimization?"),
         ('{"x": 1}', "unknown key x; expected one of zero_optimization"),
-        ('{"zero_optimization": {"stage": 4}}', "ZeRO stage 4; expected 0, 1, 2 or 3"),
+        ('{"zero_optimization": {"stage": 4}}', r"zero_optimization\.stage: input should be 0, 1, 2"),
+        ('{"zero_optimization": {"stage": "three"}}', r"zero_optimization\.stage: input should be 0, 1, 2"),
+        ('{"zero_optimization": 3}', r"zero_optimization is 3; expected an object"),
+        (
+            '{"zero_optimization": {"stage": 3, "stage3_param_persistance_threshold": 0}}',
+            "did you mean stage3_param_persistence_threshold",
+        ),
         ("{", "not valid JSON"),
         ("[]", "expected a JSON object, found list"),
     ],

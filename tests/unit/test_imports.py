@@ -27,7 +27,13 @@ EVALUATION_ALLOWED = (
     "kd.errors", "kd.config", "kd.config_file", "kd.distributed", "kd.data", "kd.losses", "kd.engines", "kd.generation"
 )  # fmt: skip
 MAY_ASSEMBLE = ("evaluation.cost",)
-SOURCES = sorted(path for top in ("kd", "launch", "evaluation", "demo") for path in (ROOT / top).rglob("*.py"))
+SOURCES = sorted(
+    path
+    for top in ("kd", "launch", "evaluation", "demo")
+    for path in (ROOT / top).rglob("*.py")
+    # DeepSpeed puts scripts of its own into checkpoints.
+    if ROOT / "demo" / "runs" not in path.parents
+)
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 
