@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo test check clean
+.PHONY: help install demo test check bench clean
 
 help:
 	@echo "make install   a virtual environment in $(VENV) with the tested versions"
 	@echo "make demo      distil a tiny student on two ranks and draw the comparison (two cores, no GPU)"
 	@echo "make test      all tests"
 	@echo "make check     what CI runs before the tests: ruff, ruff format, mypy --strict"
+	@echo "make bench     what a step costs here: a few steps of each method with random models, on two ranks"
 	@echo "make clean     remove the environment, caches and what the demo wrote"
 
 install: $(STAMP)
@@ -34,6 +35,9 @@ check: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+bench: $(STAMP)
+	@PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 deepspeed --num_gpus 2 --module evaluation.cost --out runs/bench-$$(date +%Y%m%d-%H%M%S)
 
 clean:
 	@rm -rf $(VENV) demo/runs demo/report.png build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

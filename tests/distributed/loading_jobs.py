@@ -6,8 +6,11 @@ from pathlib import Path
 
 import torch
 
+from kd.config_file import read_config
 from kd.distributed import World
 from kd.engines.causal_lm import load_causal_lm, read_model_config
+from kd.engines.student import Student
+from kd.errors import UserError
 
 
 def peak_bytes_while_loading(world: World, *, model: Path, deepspeed_config: dict[str, object]) -> dict[str, int]:
@@ -45,3 +48,12 @@ def peak_bytes_while_loading(world: World, *, model: Path, deepspeed_config: dic
         checksum += float(world.sum_across_ranks(part.clone()))
     assert torch.isfinite(torch.tensor(checksum))
     return {"peak": peak - start, "kept": kept, "checksum": int(checksum * 1000)}
+
+
+def load_student(world: World, *, config_file: Path) -> str | None:
+    """The message of the user error, if loading raises one."""
+    try:
+        Student(read_config(config_file))
+    except UserError as error:
+        return str(error)
+    return None

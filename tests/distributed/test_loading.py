@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from kd.engines.deepspeed_config import PROJECT_ROOT
 from tests.distributed import loading_jobs, run_jobs
@@ -38,6 +38,36 @@ def test_no_rank_holds_the_whole_model_while_loading(tmp_path: Path, monkeypatch
         assert result["kept"] == pytest.approx(size / 2, rel=0.01)
         assert result["peak"] < 0.65 * size
         assert result["checksum"] == pytest.approx(exact, abs=10)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("tie", [True, False])
+def test_an_incomplete_checkpoint_is_refused(tmp_path: Path, ranks: Any, stage: int, tie: bool) -> None:
+    """transformers would fill the gap with random numbers; a tied head is no gap."""
+    for name in ("teacher", "student"):
+        save_tiny_model(tmp_path / name, "llama", seed=1, tie_word_embeddings=tie)
+    config = write_config(tmp_path, stage=stage)
+    assert ranks(1).run(loading_jobs.load_student, config_file=config) == [None]
+    file = tmp_path / "student" / "model.safetensors"
+    weights = {name: tensor for name, tensor in load_file(file).items() if "layers.1.mlp" not in name}
+    save_file(weights, file, metadata={"format": "pt"})
+    (message,) = ranks(1).run(loading_jobs.load_student, config_file=config)
+    assert "lacks 3 weights" in message and "layers.1.mlp.down_proj.weight" in message
+
+
+def test_broken_and_foreign_weights_are_one_line(tmp_path: Path, ranks: Any) -> None:
+    for name in ("teacher", "student"):
+        save_tiny_model(tmp_path / name, "llama", seed=1)
+    config = write_config(tmp_path, stage=0)
+    file = tmp_path / "student" / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    (message,) = ranks(1).run(loading_jobs.load_student, config_file=config)
+    assert "weights cannot be read" in message and "\n" not in message
+    save_tiny_model(tmp_path / "other", "llama", seed=1, width=48)
+    file.write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
+    (message,) = ranks(1).run(loading_jobs.load_student, config_file=config)
+    assert message is not None and "\n" not in message
 
 
 def test_a_teacher_offloaded_to_the_host_trains_the_same(tmp_path: Path, ranks: Any) -> None:

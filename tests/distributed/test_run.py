@@ -101,6 +101,15 @@ def test_the_run_directory_keeps_its_contract(straight: Path) -> None:
     assert origin.init == "text" and origin.teacher.endswith("teacher")
 
 
+def test_the_curves_are_in_tensorboard_too(straight: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(straight / "tensorboard"))
+    events.Reload()
+    points = [(event.step, event.value) for event in events.Scalars("student_kd")]
+    records = [(record["step"], pytest.approx(record["student_kd"], rel=1e-5)) for record in read_metrics(straight)]
+    assert points == records
+
+
 def test_the_student_loads_without_this_project(straight: Path, setting: Path, tmp_path: Path) -> None:
     script = (
         "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
