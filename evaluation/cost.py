@@ -32,7 +32,7 @@ from kd.config import (
     RunConfig,
     ScheduleConfig,
 )
-from kd.distributed import World, end_world, exit_with_user_error, find_place, start_world
+from kd.distributed import World, end_world, exit_with_user_error, start_world
 from kd.errors import UserError
 from kd.metrics import read_metrics
 
@@ -195,7 +195,7 @@ def main() -> int:
     try:
         measure(start_world(), out=arguments.out, preset=PRESETS[arguments.preset], num_steps=arguments.steps)
     except UserError as error:
-        return exit_with_user_error(error, place=find_place())
+        return exit_with_user_error(error)
     end_world()
     return 0
 

@@ -36,7 +36,7 @@ from evaluation.results import (
     write_results,
 )
 from kd.data.encoding import Encoded
-from kd.distributed import World, end_world, exit_with_user_error, find_place, start_world
+from kd.distributed import World, end_world, exit_with_user_error, start_world
 from kd.engines.causal_lm import read_model_config
 from kd.engines.soft_prompt import SoftPrompt, load_soft_prompt
 from kd.engines.vocabulary import load_tokenizer, vocabulary_size
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parse_options(argv)
         evaluate(options, world=start_world())
     except UserError as error:
-        return exit_with_user_error(error, place=find_place())
+        return exit_with_user_error(error)
     finally:
         end_world()
     return 0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from kd.config import Config, MethodName
 from kd.config_file import describe_fields, read_config, to_yaml
-from kd.distributed import exit_with_user_error, find_place
+from kd.distributed import exit_with_user_error
 from kd.errors import UserError
 
 
@@ -25,7 +25,7 @@ def main(*, description: str, methods: Sequence[MethodName], argv: Sequence[str]
         run(config, command=sys.argv)
         return 0
     except UserError as error:
-        return exit_with_user_error(error, place=find_place())
+        return exit_with_user_error(error)
 
 
 def _check_method(config: Config, methods: Sequence[MethodName]) -> None:

@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from kd.errors import UserError
+from kd.errors import EXIT_CODE, UserError
 
 T = TypeVar("T")
 
@@ -97,18 +97,26 @@ class Place:
 
 
 def find_place() -> Place:
-    """Rank, size and local rank from deepspeed or torchrun, Slurm or Open MPI, in that order; else one rank."""
+    """Rank, size and local rank from deepspeed or torchrun, Open MPI or Slurm, in that order; else one rank.
+
+    Raises:
+        UserError: several ranks of a launcher that does not say where they are.
+    """
     schemes = (
         ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
         ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-        ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+        # Of the step, not of the job (SLURM_NTASKS): the shells of sbatch and salloc have the job's.
+        ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
     )
     for names in schemes:
-        # A batch script's own shell also has SLURM_PROCID; only a job step sets SLURM_STEP_ID.
-        inside = all(name in os.environ for name in names)
-        if inside and (names[0] != "SLURM_PROCID" or "SLURM_STEP_ID" in os.environ):
+        if all(name in os.environ for name in names):
             rank, size, local_rank = (int(os.environ[name]) for name in names)
             return Place(rank=rank, size=size, local_rank=local_rank)
+    if int(os.environ.get("PMI_SIZE", "1")) > 1:
+        raise UserError(
+            f"started by an MPI that tells PMI_SIZE={os.environ['PMI_SIZE']} only, without local ranks;"
+            " use Open MPI's mpirun, torchrun, deepspeed or srun"
+        )
     return Place(rank=0, size=1, local_rank=0)
 
 
@@ -213,10 +221,12 @@ def end_world() -> None:
         dist.destroy_process_group()
 
 
-def exit_with_user_error(error: UserError, *, place: Place) -> int:
+def exit_with_user_error(error: UserError) -> int:
     """Print the error once per host and return the exit code for it."""
-    from kd.errors import EXIT_CODE
-
-    if place.local_rank == 0:
+    try:
+        is_first_here = find_place().local_rank == 0
+    except UserError:
+        is_first_here = True
+    if is_first_here:
         print(f"error: {error}", file=sys.stderr, flush=True)
     return EXIT_CODE

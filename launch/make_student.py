@@ -14,9 +14,9 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from kd.distributed import exit_with_user_error, find_place
+from kd.distributed import exit_with_user_error
 from kd.engines.causal_lm import DTYPES, read_model_config
-from kd.engines.vocabulary import load_tokenizer
+from kd.engines.vocabulary import load_tokenizer, save_tokenizer
 from kd.errors import UserError
 
 # Lists in a configuration that may have as many entries as there are layers and mean something else.
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             trust_remote_code=arguments.trust_remote_code,
         )
     except UserError as error:
-        return exit_with_user_error(error, place=find_place())
+        return exit_with_user_error(error)
     return 0
 
 
@@ -79,7 +79,7 @@ def make_student(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         model.save_pretrained(partial)
-        tokenizer.save_pretrained(str(partial))
+        save_tokenizer(tokenizer, name=teacher, directory=partial)
         os.replace(partial, out)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror}); choose a writable directory") from None

@@ -5,6 +5,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -96,6 +97,9 @@ def read_model_config(name: str, *, trust_remote_code: bool) -> PretrainedConfig
     Raises:
         UserError: there is none, or its logits are not a linear function of its hidden states.
     """
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        # No hub has such names: do not ask one.
+        raise UserError(f"model {name}: no such directory; give a from_pretrained directory or a hub name")
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:

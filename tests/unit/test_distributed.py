@@ -27,7 +27,9 @@ OPEN_MPI = {
     "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
 }
 BATCH_SHELL = {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "7"}
-SLURM_STEP = BATCH_SHELL | {"SLURM_PROCID": "1", "SLURM_STEP_ID": "0"}
+SLURM_STEP = BATCH_SHELL | {"SLURM_PROCID": "1", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
+# The shell of salloc is a step of one task, in a job of several.
+ALLOCATION_SHELL = BATCH_SHELL | {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"}
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +37,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]
     """An environment without any launcher; what a test exports is gone after it."""
     before = dict(os.environ)
     for name in list(os.environ):
-        if name in RANK_NAMES or name.startswith(("SLURM_", "OMPI_")):
+        if name in RANK_NAMES or name.startswith(("SLURM_", "OMPI_", "PMI_")):
             monkeypatch.delenv(name)
     yield monkeypatch
     end_world()
@@ -59,19 +61,26 @@ def put(environment: pytest.MonkeyPatch, *variables: dict[str, str]) -> None:
         ([SLURM_STEP], Place(rank=1, size=2, local_rank=0)),
         # The shell of a batch script is no rank: python in it, without srun, is a run of its own.
         ([BATCH_SHELL], Place(rank=0, size=1, local_rank=0)),
+        ([ALLOCATION_SHELL], Place(rank=0, size=1, local_rank=0)),
         # The launcher closest to the process counts.
         ([TORCHRUN, SLURM_STEP], Place(rank=5, size=8, local_rank=1)),
         ([OPEN_MPI, SLURM_STEP], Place(rank=3, size=4, local_rank=2)),
         # RANK alone is not a launcher.
         ([{"RANK": "2"}], Place(rank=0, size=1, local_rank=0)),
     ],
-    ids=["alone", "torchrun", "mpirun", "srun", "batch shell", "torchrun in srun", "mpirun in srun", "half"],
+    ids=["alone", "torchrun", "mpirun", "srun", "batch shell", "salloc", "torchrun in srun", "mpirun in srun", "half"],
 )
 def test_every_launcher_says_where_a_process_is(
     environment: pytest.MonkeyPatch, variables: list[dict[str, str]], place: Place
 ) -> None:
     put(environment, *variables)
     assert find_place() == place
+
+
+def test_ranks_of_an_unknown_launcher_do_not_run_as_many_single_runs(environment: pytest.MonkeyPatch) -> None:
+    put(environment, {"PMI_RANK": "1", "PMI_SIZE": "4"})
+    with pytest.raises(UserError, match="PMI_SIZE=4"):
+        find_place()
 
 
 def test_a_process_without_a_launcher_is_a_world_of_one(environment: pytest.MonkeyPatch) -> None:
@@ -134,10 +143,10 @@ def test_counts_sums_and_maxima_are_over_all_ranks(ranks) -> None:
     assert ranks(2).run(count_and_sum) == [(3, 3.0, 2.0), (3, 3.0, 2.0)]
 
 
-def test_an_error_is_printed_once_on_each_host(capsys: pytest.CaptureFixture[str]) -> None:
-    codes = [
-        exit_with_user_error(UserError("what to do"), place=Place(rank=rank, size=4, local_rank=local))
-        for rank, local in ((0, 0), (1, 1), (2, 0), (3, 1))
-    ]
-    assert codes == [2, 2, 2, 2]
+def test_an_error_is_printed_once_on_each_host(
+    environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank, local in ((0, 0), (1, 1), (2, 0), (3, 1)):
+        put(environment, {"RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_RANK": str(local)})
+        assert exit_with_user_error(UserError("what to do")) == 2
     assert capsys.readouterr().err == "error: what to do\n" * 2

@@ -1,0 +1,75 @@
+"""Every command in README and docs/ names files, options and fields that exist; every link leads somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from kd.config_file import read_config
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+LAUNCHERS = ("python", "deepspeed", "torchrun", "sbatch")
+# Where the options of a script or module are defined, beside its own file.
+OPTION_SOURCES = ("kd/command_line.py", "evaluation/options.py")
+LAUNCHER_OPTIONS = {"--num_gpus", "--nproc_per_node", "--module", "--master_port"}
+
+
+def commands(page: Path) -> list[str]:
+    """Lines of indented blocks, with continued lines joined and comments cut off."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = (line.strip() for line in text.splitlines() if line.startswith("    "))
+    return [re.sub(r"\s#.*", "", line) for line in lines]
+
+
+def cases() -> list[tuple[str, str]]:
+    return [(page.name, line) for page in PAGES for line in commands(page) if line.split()[:1]]
+
+
+def script_of(words: list[str]) -> Path | None:
+    """The file that a launcher's command line runs."""
+    for index, word in enumerate(words):
+        if word in ("-m", "--module"):
+            return ROOT / (words[index + 1].replace(".", "/") + ".py")
+        if word.endswith((".py", ".sbatch")):
+            return ROOT / word
+    return None
+
+
+@pytest.mark.parametrize(("page", "line"), cases())
+def test_a_command_names_what_exists(page: str, line: str) -> None:
+    words = shlex.split(line)
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
+    if words[0] == "bash":
+        assert (ROOT / words[1]).is_file(), line
+    if words[0] not in LAUNCHERS:
+        return
+    script = script_of(words)
+    assert script is not None and script.is_file(), line
+    sources = "".join((ROOT / name).read_text() for name in OPTION_SOURCES) + script.read_text()
+    for word in words:
+        if word.startswith("--") and word not in LAUNCHER_OPTIONS:
+            assert f'"{word}"' in sources or word == "--help", f"{script.name} has no option {word}"
+    if "--config" in words and words[words.index("--config") + 1] != "FILE":
+        overrides = [word for word in words if re.fullmatch(r"[a-z_]+(\.[a-z_]+)?=.*", word)]
+        read_config(ROOT / words[words.index("--config") + 1], overrides=overrides)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_link_leads_to_a_file(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def test_deviations_name_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "deviations.md").read_text(encoding="utf-8")
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    names = re.findall(r"\b(test_[a-z0-9_]+)(?!\w|\.py)", text)
+    assert names
+    for name in names:
+        assert f"def {name}" in sources, name
+    for path in re.findall(r"`(tests/[a-z_/]+(?:\.py)?)`", text):
+        assert (ROOT / path).exists(), path
