@@ -18,6 +18,8 @@ setup(
         "torch>=2.11",
         "deepspeed>=0.19.8",
         "transformers>=5.17,<6",
+        # transformers asks for it when it loads straight into ZeRO-3 shards.
+        "accelerate>=1.1",
         "datasets>=4",
         "jaxtyping>=0.3",
         "jinja2>=3.1",
@@ -46,7 +48,7 @@ setup(
         # The demo's curves and bars.
         "demo": ["matplotlib>=3.9"],
         # The implementations that the benchmarks compare with.
-        "bench": ["accelerate>=1.7", "peft>=0.18", "trl>=1.0"],
+        "bench": ["peft>=0.18", "trl>=1.0"],
         "report": ["matplotlib>=3.9"],
         "tracking": ["tensorboard>=2.19"],
         # Real weights from a GGUF file, as in launch/experiments/smollm2.
