@@ -46,6 +46,9 @@ def test_a_command_names_what_exists(page: str, line: str) -> None:
         assert (ROOT / words[1]).is_file(), line
     if words[0] not in LAUNCHERS:
         return
+    if words[1] == "-c":
+        compile(words[2], line, "exec")
+        return
     script = script_of(words)
     assert script is not None and script.is_file(), line
     sources = "".join((ROOT / name).read_text() for name in OPTION_SOURCES) + script.read_text()

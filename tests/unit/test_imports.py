@@ -24,7 +24,8 @@ LAYERS = (
 )
 # What evaluation may use, so that a student can be measured without what trained it.
 EVALUATION_ALLOWED = (
-    "kd.errors", "kd.config", "kd.config_file", "kd.distributed", "kd.data", "kd.losses", "kd.engines", "kd.generation"
+    "kd.errors", "kd.config", "kd.config_file", "kd.distributed", "kd.data", "kd.losses", "kd.engines", "kd.generation",
+    "kd.metrics",
 )  # fmt: skip
 MAY_ASSEMBLE = ("evaluation.cost",)
 SOURCES = sorted(
