@@ -78,7 +78,7 @@ def draw_curves(axes: Axes) -> None:
     axes.set_xlabel("seconds of training after the first fine-tuning")
     axes.set_ylabel("validation ROUGE-L")
     axes.set_title("The same start, three ways to go on")
-    axes.legend(frameon=False, loc="center right")
+    axes.legend(frameon=False, loc="lower right")
 
 
 def draw_bars(axes: Axes) -> None:
