@@ -24,6 +24,10 @@ _SHOWN = (
 )
 
 
+# What fits behind the bar on a narrow terminal.
+_LIVE = {"student_kd": "student", "prompt_kd": "prompt", "cross_entropy": "loss", "tokens_per_second": "tokens/s"}
+
+
 class RunConsole:
     """Speaks on the main rank only; the other ranks' lines go nowhere."""
 
@@ -70,7 +74,8 @@ class RunConsole:
         numbers = "  ".join(f"{name} {record[name]:.4g}" for name in _SHOWN if name in record)
         line = f"step {record['step']}/{self._num_steps}  {numbers}"
         if self._progress is not None:
-            self._progress.update(self._task, completed=record["step"], numbers=numbers)
+            live = "  ".join(f"{label} {record[name]:.3g}" for name, label in _LIVE.items() if name in record)
+            self._progress.update(self._task, completed=record["step"], numbers=live)
             self._write(line)
             if any(name.startswith("validation/") for name in record):
                 self._console.print(line, markup=False)

@@ -100,6 +100,11 @@ def missing_teacher(directory: Path) -> Path:
     return write_tiny_config(directory, model={"teacher": str(directory / "nowhere")})
 
 
+def teacher_without_config(directory: Path) -> Path:
+    (directory / "empty").mkdir()
+    return write_tiny_config(directory, model={"teacher": str(directory / "empty")})
+
+
 def uneven_batch(directory: Path) -> Path:
     return write_tiny_config(directory, schedule={"global_batch": 5, "micro_batch": 2})
 
@@ -113,7 +118,8 @@ BAD_INPUTS = (
     (batch_size_in_json, ["zero.json", "train_batch_size", "schedule.global_batch"]),
     (run_dir_below_a_file, ["run.dir", "cannot be written"]),
     (run_dir_is_a_file, ["run.dir", "cannot be written"]),
-    (missing_teacher, ["nowhere", "config.json"]),
+    (missing_teacher, ["nowhere", "no such directory"]),
+    (teacher_without_config, ["empty", "config.json"]),
     (uneven_batch, ["schedule.global_batch=5", "schedule.micro_batch=2"]),
 )
 
