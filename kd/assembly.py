@@ -52,8 +52,6 @@ def run(config: Config, *, command: Sequence[str]) -> None:
     Raises:
         UserError: on every rank alike, before anything heavy is loaded, wherever that is possible.
     """
-    # Bars for loading and saving would break into the run's own progress line.
-    transformers.utils.logging.disable_progress_bar()
     world = start_world()
     run_on(world, config, command=command)
     end_world()
@@ -61,6 +59,8 @@ def run(config: Config, *, command: Sequence[str]) -> None:
 
 def run_on(world: World, config: Config, *, command: Sequence[str]) -> None:
     """The same on ranks that have already met; goes on from the newest checkpoint in run.dir."""
+    # Bars for loading and saving would break into the run's own progress line.
+    transformers.utils.logging.disable_progress_bar()
     with world.agreed():
         inputs = read_inputs(config, world=world)
         run_dir = prepare_run_directory(inputs.config, command=command, world=world)
