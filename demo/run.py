@@ -5,7 +5,6 @@ Every step is a command of the toolkit, printed before it runs. Finished steps a
 
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from demo import report
 from demo.plan import CONTROLS, MODELS, RUNS, SEEDS, control_steps, training_seconds
+from kd.distributed import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
@@ -38,13 +38,6 @@ def run(title: str, *commands: list[str]) -> None:
     if any(codes):
         sys.exit(f"this step failed (exit codes {codes}); run its command again to see more")
     print(f"   {time.monotonic() - started:.0f} s", flush=True)
-
-
-def free_port() -> int:
-    """A TCP port that nobody uses at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def train(config: str, *overrides: str) -> list[str]:

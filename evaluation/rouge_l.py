@@ -88,7 +88,6 @@ def read_generations(path: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def main() -> int:
-    """Do what the command line says, and return the exit code."""
     """Print the scores of the file that the command line names, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.rouge_l", description="Score a file of generations.")
     parser.add_argument(

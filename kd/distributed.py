@@ -147,10 +147,11 @@ def _export_rendezvous(place: Place) -> None:
     if "MASTER_PORT" not in os.environ:
         # Jobs that share a host must not share a port; all ranks of one job know its number.
         job = int(os.environ.get("SLURM_JOB_ID", "0"))
-        os.environ["MASTER_PORT"] = str(_free_port() if place.size == 1 else DEFAULT_PORT + job % 3000)
+        os.environ["MASTER_PORT"] = str(free_port() if place.size == 1 else DEFAULT_PORT + job % 3000)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of this host that nobody uses at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -2,13 +2,12 @@
 
 import multiprocessing
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from kd.distributed import World
+from kd.distributed import World, free_port
 
 Job = Callable[..., Any]
 """A function of a test module: job(world, **arguments) -> something picklable."""
@@ -73,13 +72,6 @@ class Ranks:
         for process in self._processes:
             process.kill()
             process.join()
-
-
-def free_port() -> int:
-    """A TCP port that nobody uses at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _serve(rank: int, size: int, port: int, connection: Connection) -> None:

@@ -117,6 +117,19 @@ def train_counting_layers(world: World, *, config_file: Path, overrides: list[st
     }
 
 
+def hidden_twice(world: World, *, config_file: Path, rows: list[Pair]) -> dict[str, bool]:
+    """Whether two passes agree: of guidance, which nothing may disturb, and of training, which dropout does."""
+    config = read_config(config_file, overrides=["model.student_dropout=true"])
+    method, student, _ = build(world, config)
+    plan = method._groundwork.plan(own_responses(window_of(rows, step=1, world=world)))
+    batch = plan.batches[0]
+    training = [student.engine.deepspeed(batch).detach() for _ in range(2)]
+    return {
+        "guidance": torch.equal(student.hidden(batch), student.hidden(batch)),
+        "training": torch.equal(*training),
+    }
+
+
 def what_moves(world: World, *, config_file: Path, rows: list[Pair]) -> dict[str, set[str]]:
     """Which of prompt, teacher and student change in each of the two optimizer steps."""
     method, student, teacher = build(world, read_config(config_file))

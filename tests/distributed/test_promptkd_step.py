@@ -209,6 +209,14 @@ def test_checkpointing_recomputes_and_changes_nothing(llama_pair: Path, llama_re
     assert counts["true"] == {"student": 3 * NUM_STEPS, "teacher": 4 * NUM_STEPS}
 
 
+def test_guidance_is_without_the_students_dropout(tmp_path: Path, ranks: Any) -> None:
+    save_tiny_model(tmp_path / "teacher", "gpt2", seed=1)
+    save_tiny_model(tmp_path / "student", "gpt2", seed=2)
+    config = write_config(tmp_path, stage=0, micro_batch=4)
+    (agree,) = ranks(1).run(jobs.hidden_twice, config_file=config, rows=make_windows(vocabulary=400)[0])
+    assert agree == {"guidance": True, "training": False}
+
+
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_each_phase_moves_its_own_parameters_only(llama_pair: Path, ranks: Any, num_ranks: int) -> None:
     windows = make_windows(vocabulary=400, seed=3)

@@ -14,9 +14,9 @@ import torch
 from evaluation.evaluate import evaluate, main
 from evaluation.options import parse_options
 from evaluation.rouge_l import read_generations, score
-from kd.distributed import World
+from kd.distributed import World, free_port
 from kd.engines.soft_prompt import SoftPromptOrigin, save_soft_prompt
-from tests.run_on_ranks import Ranks, free_port
+from tests.run_on_ranks import Ranks
 from tests.tiny_models import save_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from kd.distributed import free_port
 from tests.integration.tiny_run import assert_trained, launch, write_tiny_config, write_tiny_pair
-from tests.run_on_ranks import free_port
 
 SCRIPT = "launch/train_promptkd.py"
 LAUNCHERS = ("deepspeed", "deepspeed with a hostfile", "torchrun", "mpirun")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from kd.distributed import free_port
 from tests.integration.slurm_cluster import host_resolves, loopback_cluster, missing_programs
 from tests.integration.tiny_run import assert_trained, launch, write_tiny_config, write_tiny_pair
-from tests.run_on_ranks import free_port
 
 pytestmark = [
     pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())}"),

@@ -146,7 +146,8 @@ def test_fields_that_contradict_each_other_are_refused(file: Path, overrides: li
     ],
 )
 def test_contradictions_are_about_what_the_run_does(file: Path, overrides: list[str]) -> None:
-    read_config(file, overrides=overrides)
+    config = read_config(file, overrides=overrides)
+    assert not config.samples_responses or config.schedule.epochs == 2
 
 
 def test_only_on_policy_methods_sample_responses(file: Path) -> None:

@@ -12,10 +12,10 @@ from kd.distributed import (
     end_world,
     exit_with_user_error,
     find_place,
+    free_port,
     start_world,
 )
 from kd.errors import UserError
-from tests.run_on_ranks import free_port
 
 RANK_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 

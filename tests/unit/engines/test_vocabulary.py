@@ -85,7 +85,7 @@ def test_a_model_that_does_not_fit_is_refused(pair: Path, model: str, values: di
 def test_positions_that_are_just_enough_are_accepted(pair: Path) -> None:
     edit(pair / "teacher" / "config.json", max_position_embeddings=107)
     edit(pair / "student" / "config.json", max_position_embeddings=100)
-    share_vocabulary(config_of(pair))
+    assert share_vocabulary(config_of(pair)).size == 400
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 is supported on this machine's GPU")
