@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Models unsharded and sharded, and TRL beside them: see python -m evaluation.cost --help.
+BENCH_OPTIONS ?= --zero 0,3 --peer trl
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: help install demo test check bench clean
@@ -12,7 +14,7 @@ help:
 	@echo "make demo      distil a tiny student on two ranks and draw the comparison (two cores, no GPU)"
 	@echo "make test      all tests"
 	@echo "make check     what CI runs before the tests: ruff, ruff format, mypy --strict"
-	@echo "make bench     what a step costs here: a few steps of each method with random models, on two ranks"
+	@echo "make bench     what a step costs here: each method with random models on two ranks, its floor, and TRL's step"
 	@echo "make clean     remove the environment, caches and what the demo wrote"
 
 install: $(STAMP)
@@ -22,7 +24,7 @@ $(STAMP): setup.py constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV)"
 	@$(PIP) install -c constraints.txt torch
-	@$(PIP) install -c constraints.txt -e ".[dev,demo,tracking]"
+	@$(PIP) install -c constraints.txt -e ".[dev,demo,judge,report,tracking]"
 	@touch $@
 
 demo: $(STAMP)
@@ -37,7 +39,8 @@ check: $(STAMP)
 	@$(BIN)/mypy
 
 bench: $(STAMP)
-	@PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 deepspeed --num_gpus 2 --module evaluation.cost --out runs/bench-$$(date +%Y%m%d-%H%M%S)
+	@$(PIP) install -c constraints.txt -e ".[bench]"
+	@PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 deepspeed --num_gpus 2 --module evaluation.cost $(BENCH_OPTIONS)
 
 clean:
 	@rm -rf $(VENV) demo/runs demo/report.png build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -14,6 +14,8 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["kd", "kd.*", "evaluation", "evaluation.*"]),
+    # The report's page and the paper's numbers.
+    package_data={"evaluation.report": ["paper_figures.json", "templates/*"]},
     install_requires=[
         "torch>=2.11",
         "deepspeed>=0.19.8",
@@ -24,6 +26,8 @@ setup(
         "jaxtyping>=0.3",
         "jinja2>=3.1",
         "numpy>=1.26",
+        # LoRA on teacher and student.
+        "peft>=0.18",
         "psutil>=5.9",
         "pyarrow>=18",
         "pydantic>=2.9,<3",
@@ -47,8 +51,10 @@ setup(
         ],
         # The demo's curves and bars.
         "demo": ["matplotlib>=3.9"],
-        # The implementations that the benchmarks compare with.
-        "bench": ["peft>=0.18", "trl>=1.0"],
+        # Feedback of a language model, from any OpenAI-compatible server.
+        "judge": ["openai>=1.109"],
+        # What evaluation.cost draws with, and the implementation that it compares with.
+        "bench": ["matplotlib>=3.9", "trl>=1.16"],
         "report": ["matplotlib>=3.9"],
         "tracking": ["tensorboard>=2.19"],
         # Real weights from a GGUF file, as in launch/experiments/smollm2.

@@ -1,68 +1,127 @@
-"""Benchmarks: named files of instructions with references."""
+"""The instruction sets of the paper's Table 1, converted from the files their authors published.
 
+python -m evaluation.benchmarks list
+python -m evaluation.benchmarks prepare --name s_ni --source DIR --tokenizer DIR --out s_ni.jsonl
+
+What `prepare` writes is a benchmark for evaluate.py, as is any other file of rows.
+"""
+
+import argparse
 import re
 import sys
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from rich.console import Console
+from rich.table import Table
 
-from kd.config import DataConfig
-from kd.data.encoding import Encoded, encode
-from kd.data.instructions import read_instructions
-from kd.data.templates import load_template
-from kd.errors import UserError
-
-# The name becomes a directory.
-_NAME = re.compile(r"\w[\w.-]*")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Benchmark:
-    """A name for the results and the source of the rows."""
-
-    name: str
-    source: str
+from evaluation.benchmark_formats import Original
+from evaluation.benchmark_preparation import check_counts_as_published, prepare, sample, write_rows
+from evaluation.benchmark_specs import SPECS, BenchmarkSpec, TokenRange
+from evaluation.options import at_least
+from kd.engines.vocabulary import load_tokenizer
+from kd.errors import EXIT_CODE, UserError
 
 
-@dataclass(frozen=True, kw_only=True)
-class PromptSettings:
-    """How rows become prompts."""
+def print_specs() -> None:
+    """What is known of each published benchmark."""
+    for name, spec in SPECS.items():
+        table = Table(title=f"{name} ({spec.column})", show_header=False, title_justify="left", min_width=80)
+        table.add_row("original", spec.original)
+        table.add_row("processed", f"huggingface.co/datasets/{spec.processed}")
+        table.add_row("fields", spec.fields)
+        if spec.companion:
+            table.add_row("companion", spec.companion)
+        table.add_row("keeps", str(spec.rows))
+        table.add_row("rows", _counts(spec))
+        table.add_row("licence", spec.licence)
+        Console().print(table)
 
-    template: str
-    max_prompt_tokens: int
-    overlong: Literal["drop", "truncate"]
 
-
-def parse_benchmark(text: str) -> Benchmark:
-    """Read NAME=FILE.
+def run_prepare(arguments: argparse.Namespace) -> None:
+    """Convert the published files of one benchmark as the command line says.
 
     Raises:
-        UserError: another form, or a name that cannot be a directory's.
+        UserError: unusable input, or another number of rows than published.
     """
-    name, equals, source = text.partition("=")
-    if not equals or not source or not _NAME.fullmatch(name):
-        raise UserError(f"{text!r} is not NAME=FILE with a NAME of letters, digits, dots, - and _")
-    return Benchmark(name=name, source=source)
+    spec = SPECS[arguments.name]
+    keep = spec.rows
+    if arguments.response_tokens is not None:
+        keep = replace(keep, response_tokens=arguments.response_tokens)
+    if arguments.max_prompt_tokens is not None:
+        keep = replace(keep, max_prompt_tokens=arguments.max_prompt_tokens)
+    tokenizer = None
+    if arguments.tokenizer is not None:
+        tokenizer = load_tokenizer(arguments.tokenizer, trust_remote_code=False)
+        if not arguments.allow_mismatch:
+            check_counts_as_published(tokenizer)
+    original = Original(source=arguments.source, companion=arguments.companion)
+    prepared = prepare(spec, original, keep=keep, tokenizer=tokenizer)
+    # Only the published choice of responses has a published number of rows.
+    if keep.response_tokens == spec.rows.response_tokens and not arguments.allow_mismatch:
+        _check_count(arguments.name, spec, num_rows=len(prepared.rows), summary=str(prepared))
+    rows = prepared.rows
+    if arguments.sample is not None:
+        rows = sample(rows, size=arguments.sample, seed=arguments.seed)
+    write_rows(arguments.out, rows)
+    print(f"{prepared}; {len(rows)} written to {arguments.out} ({spec.licence})")
 
 
-def read_benchmark(
-    benchmark: Benchmark, *, tokenizer: PreTrainedTokenizerBase, settings: PromptSettings, num_rows: int | None
-) -> Encoded:
-    """Read the first `num_rows` rows (None: all) and turn them into prompts.
+def _counts(spec: BenchmarkSpec) -> str:
+    return " or ".join(map(str, spec.num_rows))
 
-    Raises:
-        UserError: unreadable source or row, a row without reference, or no prompt that fits.
-    """
-    instructions = read_instructions(benchmark.source)[:num_rows]
-    for row in instructions:
-        if not row.references:
-            raise UserError(f"{row.source}: expected `output`, the reference to score against, found none; add it")
-    data = DataConfig(
-        template=settings.template,
-        max_prompt_tokens=settings.max_prompt_tokens,
-        max_sequence_tokens=sys.maxsize,  # references are compared as text, never cut
-        overlong=settings.overlong,
+
+def _check_count(name: str, spec: BenchmarkSpec, *, num_rows: int, summary: str) -> None:
+    if num_rows not in spec.num_rows:
+        raise UserError(
+            f"{name}: {num_rows} rows are left ({summary}), {_counts(spec)} are published; get the complete source"
+            f" ({spec.original}; {spec.processed} on the hub), or --allow-mismatch"
+        )
+
+
+def _token_range(text: str) -> TokenRange:
+    match = re.fullmatch(r"(\d+)-(\d*)", text)
+    if match is None or (match[2] and int(match[2]) < int(match[1])):
+        raise argparse.ArgumentTypeError(f"{text!r} is not LOWEST-HIGHEST, such as 6-10, or LOWEST- without an end")
+    return TokenRange(lowest=int(match[1]), highest=int(match[2]) if match[2] else None)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    template = load_template(settings.template, tokenizer=tokenizer)
-    return encode(instructions, tokenizer=tokenizer, template=template, data=data, responses="optional")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="the published benchmarks: sources, licences, what is kept, numbers of rows")
+    add = commands.add_parser("prepare", help="convert the published files of one of them").add_argument
+    add("--name", choices=list(SPECS), required=True, help="benchmark, see list")
+    add("--source", required=True, metavar="PATH", help="the authors' file or directory, or rows of the project's form")
+    add("--companion", type=Path, metavar="FILE", help="vicuna: the reference answers; s_ni: another list of tasks")
+    add("--out", type=Path, required=True, metavar="FILE", help="new .jsonl file of rows")
+    add("--tokenizer", metavar="DIR", help="GPT-2's tokenizer, where rows are chosen by their length")
+    add("--response-tokens", type=_token_range, metavar="A-B", help="another length of the first reference: 0-5, 6-10")
+    add("--max-prompt-tokens", type=at_least(1), metavar="N", help="drop rows with a longer prompt (template alpaca)")
+    add("--sample", type=at_least(1), metavar="N", help="draw so many of the rows [all]")
+    add("--seed", type=at_least(0), default=10, help="of the drawing [%(default)s]")
+    add("--allow-mismatch", action="store_true", help="another number of rows, or another tokenizer, than published")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command line says, and return the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        if arguments.command == "list":
+            print_specs()
+        else:
+            run_prepare(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CODE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,29 +1,51 @@
-"""Whether one model answers better than another: differences of ROUGE-L, row by row.
+"""Whether one model answers better than another: differences of its scores, row by row.
 
-`python -m evaluation.compare --a DIR --b DIR --benchmark NAME` compares two --out directories of evaluate.py.
+python -m evaluation.compare --a DIR --b DIR [DIR …] [--benchmark NAME …] [--metric rougeL]
+
+The directories are the --out of evaluate.py. A row counts once, with its mean over the seeds; the interval and p come
+from a paired bootstrap over the rows, the same rows for both models.
 """
 
 import argparse
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from evaluation.results import read_generations
+from evaluation.results import read_generations, write_results
 from kd.errors import EXIT_CODE, UserError
+
+Metric = Literal["rougeL", "exact_match"]
+
+METRICS: dict[Metric, str] = {"rougeL": "ROUGE-L", "exact_match": "exact match"}
+NUM_RESAMPLES = 10_000
+CONFIDENCE = 0.95
+
+# Rows that are drawn at a time.
+_DRAWN_ROWS = 2**22
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairedDifference:
-    """Mean over rows of a - b, in points of ROUGE-L (×100)."""
+    """Mean over rows of a - b, in points of the metric (×100)."""
 
+    metric: Metric
     mean: float
     standard_error: float
     """Over rows."""
+    low: float
+    """Lower end of the 95 % interval."""
+    high: float
+    p_value: float
+    """Two-sided: how often the mean of as many rows, drawn with replacement, has the other sign or is 0.
+
+    As the interval, it is too certain of itself where there are only a few dozen rows.
+    """
     z: float
     """`mean` in standard errors; infinite where all rows differ by the same amount, 0 where none differs."""
     num_rows: int
@@ -31,23 +53,30 @@ class PairedDifference:
 
     def __str__(self) -> str:
         return (
-            f"{self.mean:+.1f} ± {self.standard_error:.1f} ROUGE-L"
-            f" ({self.z:.1f} standard errors, {self.num_rows} rows, {self.num_seeds} seeds)"
+            f"{self.mean:+.2f} ± {self.standard_error:.2f} {METRICS[self.metric]},"
+            f" 95 % interval {self.low:+.2f} to {self.high:+.2f}, p = {self.p_value:.2g}"
+            f" ({self.num_rows} rows, {self.num_seeds} seeds)"
         )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RowScores:
-    """ROUGE-L of one model on one benchmark."""
+    """Scores of one model on one benchmark."""
 
-    rouge_l: Float[np.ndarray, "S B"]
+    values: Float[np.ndarray, "S B"]
     """×100, for each seed (S) and row (B)."""
     seeds: tuple[int, ...]
     rows: tuple[tuple[int, tuple[str, ...]], ...]
     """Index and references of each row: what two models must share to be compared."""
 
 
-def paired_difference(a: Float[np.ndarray, "S B"], b: Float[np.ndarray, "S B"]) -> PairedDifference:
+def paired_difference(
+    a: Float[np.ndarray, "S B"],
+    b: Float[np.ndarray, "S B"],
+    *,
+    metric: Metric = "rougeL",
+    num_resamples: int = NUM_RESAMPLES,
+) -> PairedDifference:
     """Compare two models' scores of the same rows; each row counts once, with its mean over the seeds.
 
     Raises:
@@ -60,16 +89,36 @@ def paired_difference(a: Float[np.ndarray, "S B"], b: Float[np.ndarray, "S B"]) 
     mean = float(differences.mean())
     error = float(differences.std(ddof=1)) / math.sqrt(num_rows)
     alike = 0.0 if mean == 0 else math.copysign(math.inf, mean)
+    drawn = bootstrap_means(differences, num_resamples=num_resamples)
+    outside = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(drawn, [outside, 1 - outside]).tolist()
+    # One more in both: the rows as they are belong to what could have been drawn.
+    rarer_sign = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
     return PairedDifference(
+        metric=metric,
         mean=mean,
         standard_error=error,
+        low=low,
+        high=high,
+        p_value=min(1.0, 2 * (rarer_sign + 1) / (num_resamples + 1)),
         z=mean / error if error > 0 else alike,
         num_rows=num_rows,
         num_seeds=num_seeds,
     )
 
 
-def read_row_scores(directory: Path, *, benchmark: str) -> RowScores:
+def bootstrap_means(values: Float[np.ndarray, " B"], *, num_resamples: int, seed: int = 0) -> Float[np.ndarray, " R"]:
+    """Means of as many values, drawn from them with replacement (R: resamples)."""
+    generator = np.random.default_rng(seed)
+    size = max(1, _DRAWN_ROWS // len(values))
+    parts = [
+        values[generator.integers(len(values), size=(min(size, num_resamples - start), len(values)))].mean(axis=1)
+        for start in range(0, num_resamples, size)
+    ]
+    return np.concatenate(parts)
+
+
+def read_row_scores(directory: Path, *, benchmark: str, metric: Metric) -> RowScores:
     """Read the generations of all seeds of a benchmark from an --out directory of evaluate.py.
 
     Raises:
@@ -80,20 +129,27 @@ def read_row_scores(directory: Path, *, benchmark: str) -> RowScores:
     if not files:
         raise UserError(f"{place}: holds no seed-<s>.jsonl; give an --out directory of evaluate.py with that benchmark")
     generations = [read_generations(files[seed]) for seed in sorted(files)]
+    # Of unequal seeds no array could be made.
+    if len({len(rows) for rows in generations}) > 1:
+        raise UserError(f"{place}: its seeds have different numbers of rows; evaluate again into another --out")
+    values = [
+        [generation.rougeL if metric == "rougeL" else 100.0 * generation.exact_match for generation in rows]
+        for rows in generations
+    ]
     return RowScores(
-        rouge_l=np.array([[generation.rougeL for generation in rows] for rows in generations]),
+        values=np.array(values),
         seeds=tuple(sorted(files)),
         rows=tuple((generation.row, generation.references) for generation in generations[0]),
     )
 
 
-def compare_directories(a: Path, b: Path, *, benchmark: str) -> PairedDifference:
+def compare_directories(a: Path, b: Path, *, benchmark: str, metric: Metric = "rougeL") -> PairedDifference:
     """Compare the generations in two --out directories.
 
     Raises:
         UserError: other rows or seeds in one of them, or fewer than two rows.
     """
-    of_a, of_b = read_row_scores(a, benchmark=benchmark), read_row_scores(b, benchmark=benchmark)
+    of_a, of_b = (read_row_scores(directory, benchmark=benchmark, metric=metric) for directory in (a, b))
     if of_a.seeds != of_b.seeds:
         raise UserError(
             f"{benchmark}: {a} has the seeds {_listing(of_a.seeds)}, {b} has {_listing(of_b.seeds)};"
@@ -103,7 +159,21 @@ def compare_directories(a: Path, b: Path, *, benchmark: str) -> PairedDifference
         raise UserError(f"{benchmark}: {a} and {b} answer different rows; evaluate both on the same file and limits")
     if len(of_a.rows) < 2:
         raise UserError(f"{benchmark}: has one row; a comparison needs two or more")
-    return paired_difference(of_a.rouge_l, of_b.rouge_l)
+    return paired_difference(of_a.values, of_b.values, metric=metric)
+
+
+def shared_benchmarks(directories: Sequence[Path]) -> list[str]:
+    """Names of the benchmarks that all of the --out directories have.
+
+    Raises:
+        UserError: none.
+    """
+    of_each = [{path.name for path in (directory / "generations").glob("*")} for directory in directories]
+    shared = sorted(set.intersection(*of_each))
+    if not shared:
+        names = ", ".join(map(str, directories))
+        raise UserError(f"{names}: have no benchmark in common; give --out directories of evaluate.py")
+    return shared
 
 
 def _listing(seeds: Sequence[int]) -> str:
@@ -111,18 +181,32 @@ def _listing(seeds: Sequence[int]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the comparison that the command line asks for, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.compare", description="Compare two evaluations.")
-    parser.add_argument("--a", type=Path, required=True, metavar="DIR", help="--out directory of the first model")
-    parser.add_argument("--b", type=Path, required=True, metavar="DIR", help="--out directory of the second model")
-    parser.add_argument("--benchmark", required=True, metavar="NAME", help="name that evaluate.py was given")
+    """Print the comparisons that the command line asks for, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--a", type=Path, required=True, metavar="DIR", help="--out directory of the first model")
+    add("--b", type=Path, required=True, nargs="+", metavar="DIR", help="those of the models it is compared with")
+    add("--benchmark", nargs="+", metavar="NAME", help="names that evaluate.py was given [all that are shared]")
+    add("--metric", choices=list(METRICS), default="rougeL", help="[%(default)s]")
+    add("--out", type=Path, metavar="FILE", help="also write the numbers as JSON")
     arguments = parser.parse_args(argv)
     try:
-        difference = compare_directories(arguments.a, arguments.b, benchmark=arguments.benchmark)
+        names = arguments.benchmark or shared_benchmarks([arguments.a, *arguments.b])
+        differences = [
+            (arguments.a, b, name, compare_directories(arguments.a, b, benchmark=name, metric=arguments.metric))
+            for name in names
+            for b in arguments.b
+        ]
+        if arguments.out is not None:
+            content = [{"a": str(a), "b": str(b), "benchmark": name, **asdict(d)} for a, b, name, d in differences]
+            write_results(arguments.out, {"comparisons": content})
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_CODE
-    print(f"{arguments.a.name} - {arguments.b.name} on {arguments.benchmark}: {difference}")
+    for a, b, name, difference in differences:
+        print(f"{a.name} - {b.name} on {name}: {difference}")
     return 0
 
 

@@ -6,12 +6,12 @@ Needs matplotlib (the extra `report`).
 """
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluation.pictures import load_pyplot
 from kd.errors import EXIT_CODE, UserError
 from kd.metrics import FILE_NAME, read_metrics
 
@@ -24,13 +24,7 @@ def draw(records: Sequence[dict[str, Any]], *, metrics: Sequence[str], title: st
     Raises:
         UserError: matplotlib is missing, or no record has one of the metrics.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError('matplotlib is not installed; pip install -e ".[report]"')
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = load_pyplot()
     figure, axes = plt.subplots(figsize=(7, 3.6), constrained_layout=True)
     for metric in metrics:
         points = [(record["step"], record[metric]) for record in records if metric in record]

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from kd.config import DataConfig
 from kd.data.batch import SequenceBatch, TokenSequence, cut_micro_batches
@@ -26,7 +28,8 @@ from kd.engines.vocabulary import check_same_entries, load_tokenizer, vocabulary
 from kd.errors import EXIT_CODE, UserError
 from kd.losses.divergences import forward_kl, reverse_kl
 from kd.losses.likelihood import LikelihoodTerm
-from kd.losses.linear_divergence import DivergenceTerm, Projection, Term, chunk_rows, linear_divergence
+from kd.losses.linear_divergence import chunk_rows, linear_divergence
+from kd.losses.terms import DivergenceTerm, Projection, Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +82,8 @@ def measure_distance(
     )
 
 
-def _projection(view: CausalLM, batch: SequenceBatch, soft_prompt: SoftPrompt | None) -> Projection:
+def response_states(view: CausalLM, batch: SequenceBatch, soft_prompt: SoftPrompt | None) -> Float[Tensor, "N H"]:
+    """Hidden states that predict the response tokens, with P in front of the request where one is given."""
     if soft_prompt is None:
         states = view.hidden_states(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
         positions = batch.response_positions
@@ -87,7 +91,11 @@ def _projection(view: CausalLM, batch: SequenceBatch, soft_prompt: SoftPrompt | 
         embeds, mask = soft_prompt(view.embed(batch.input_ids), batch.attention_mask)
         states = view.hidden_states(inputs_embeds=embeds, attention_mask=mask)
         positions = batch.shifted_positions(soft_prompt.num_tokens)
-    hidden = states.flatten(0, 1)[positions]
+    return states.flatten(0, 1)[positions]
+
+
+def _projection(view: CausalLM, batch: SequenceBatch, soft_prompt: SoftPrompt | None) -> Projection:
+    hidden = response_states(view, batch, soft_prompt)
     return Projection(hidden=hidden, weight=view.head_weight, bias=view.head_bias)
 
 

@@ -7,7 +7,6 @@ import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ from rich.table import Table
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 import kd
-from evaluation.benchmarks import Benchmark, PromptSettings, read_benchmark
+from evaluation.answers import Work, answer
+from evaluation.benchmark_rows import Benchmark, PromptSettings, read_benchmark
 from evaluation.model import check_positions, choose_dtype, load_model
 from evaluation.options import Options, parse_options
-from evaluation.responses import generate, plan_batches
 from evaluation.results import (
     Settings,
     Summary,
@@ -32,7 +31,6 @@ from evaluation.results import (
     generations_file,
     read_generations,
     summarise,
-    write_generations,
     write_results,
 )
 from kd.data.encoding import Encoded
@@ -41,7 +39,7 @@ from kd.engines.causal_lm import read_model_config
 from kd.engines.soft_prompt import SoftPrompt, load_soft_prompt
 from kd.engines.vocabulary import load_tokenizer, vocabulary_size
 from kd.errors import UserError
-from kd.generation.decoding import DecodingSettings
+from kd.generation.choosing import DecodingSettings
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "rouge_score")
 
@@ -162,7 +160,7 @@ def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
-def _fill(options: Options, prepared: _Preparation, *, missing: Sequence[Sequence[int]], world: World) -> None:
+def _fill(options: Options, prepared: _Preparation, *, missing: Sequence[tuple[int, ...]], world: World) -> None:
     """Load the model and write the generations of the missing seeds of each benchmark."""
     with world.agreed():
         model = load_model(
@@ -186,34 +184,30 @@ def _fill(options: Options, prepared: _Preparation, *, missing: Sequence[Sequenc
     console = Console(stderr=True)
     with Progress(console=console, disable=not (world.is_main and console.is_terminal)) as progress:
         for benchmark, rows, seeds in zip(options.benchmarks, prepared.encoded, missing, strict=True):
-            # Greedy responses are the same for every seed.
-            sampled = seeds[:1] if options.greedy else seeds
-            batches = plan_batches(
-                rows.examples,
-                seeds=sampled,
+            work = Work(
+                directory=_directory(options, benchmark),
+                examples=rows.examples,
+                seeds=seeds,
+                # Greedy responses are the same for every seed.
+                sampled=seeds[:1] if options.greedy else seeds,
                 slots_per_row=prepared.slots_per_row,
                 max_batch_tokens=options.max_batch_tokens,
             )
-            own = sum(map(len, batches[world.rank :: world.size]))
-            task = progress.add_task(benchmark.name, total=own)
-            by_seed = generate(model, batches, settings=decoding, world=world, on_batch=partial(progress.advance, task))
-            with world.agreed():
-                if world.is_main:
-                    for seed in seeds:
-                        generations = by_seed[sampled[0] if options.greedy else seed]
-                        write_generations(generations_file(_directory(options, benchmark), seed), generations)
+            if seeds:
+                answer(work, model, settings=decoding, world=world, progress=progress)
 
 
 def _report(options: Options, prepared: _Preparation, *, world: World) -> None:
     """Write results.json from the files of all seeds, and print the scores."""
     benchmarks: dict[str, Any] = {}
-    table = Table("benchmark", "ROUGE-L", "exact match", "samples", "truncated", "tokens", title=options.model)
+    table = Table("benchmark", "ROUGE-L", "exact match", "samples", "cut %", "empty %", "tokens", title=options.model)
     for benchmark, rows in zip(options.benchmarks, prepared.encoded, strict=True):
         directory = _directory(options, benchmark)
         summary = summarise({seed: read_generations(generations_file(directory, seed)) for seed in options.seeds})
         benchmarks[benchmark.name] = {
             "source": benchmark.source,
             **asdict(summary),
+            "source_rows": rows.report.num_rows,
             "dropped_rows": len(rows.report.dropped),
             "truncated_prompts": len(rows.report.truncated_prompts),
             "decoding": {name: getattr(options, name) for name in _DECODING_OPTIONS},
@@ -243,8 +237,9 @@ def _cells(summary: Summary, *, num_seeds: int) -> list[str]:
     return [
         *scores,
         f"{summary.num_samples} × {num_seeds}",
-        f"{100 * summary.truncated_share:.1f} %",
-        f"{summary.mean_response_tokens:.1f}",
+        f"{100 * summary.truncated_share:.1f}",
+        f"{100 * summary.empty_share:.1f}",
+        f"{summary.response_tokens.mean:.1f}",
     ]
 
 

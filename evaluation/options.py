@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn, TypeVar
 
-from evaluation.benchmarks import Benchmark, parse_benchmark
+from evaluation.benchmark_rows import Benchmark, parse_benchmark
 from kd.errors import UserError
 
 DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
@@ -79,18 +79,18 @@ def _parser() -> _Parser:
         "--out", type=Path, required=True, metavar="DIR", help="gets generations/<name>/seed-<s>.jsonl and results.json"
     )
     add("--seeds", type=_seeds, default="10,20,30,40,50", metavar="A,B,…", help="seeds of the samples [%(default)s]")
-    add("--rows", type=_at_least(1), metavar="N", help="only the first N rows of each benchmark [all]")
-    add("--max-new-tokens", type=_at_least(1), default=256, metavar="N", help="longest response [%(default)s]")
-    add("--max-prompt-tokens", type=_at_least(1), default=256, metavar="N", help="longest prompt [%(default)s]")
+    add("--rows", type=at_least(1), metavar="N", help="only the first N rows of each benchmark [all]")
+    add("--max-new-tokens", type=at_least(1), default=256, metavar="N", help="longest response [%(default)s]")
+    add("--max-prompt-tokens", type=at_least(1), default=256, metavar="N", help="longest prompt [%(default)s]")
     add("--overlong", choices=["drop", "truncate"], default="drop", help="rows with longer prompts [%(default)s]")
     add("--template", default="alpaca", help="alpaca, chat, or a Jinja file [%(default)s]")
     add("--greedy", action="store_true", help="take the most likely token; all seeds then agree")
     add("--temperature", type=_positive, default=1.0, metavar="X", help="divides the logits [%(default)s]")
     add("--top-p", type=_probability, default=1.0, metavar="X", help="smallest set with this probability; 1 is off")
-    add("--top-k", type=_at_least(0), default=0, metavar="N", help="the N most likely tokens; 0 is off")
+    add("--top-k", type=at_least(0), default=0, metavar="N", help="the N most likely tokens; 0 is off")
     add(
         "--max-batch-tokens",
-        type=_at_least(1),
+        type=at_least(1),
         default=16384,
         metavar="N",
         help="rows × (prompt + new tokens) decoded together; batches are dealt to the ranks [%(default)s]",
@@ -119,7 +119,9 @@ def _user_errors(parse: Callable[[str], T]) -> Callable[[str], T]:
     return convert
 
 
-def _at_least(smallest: int) -> Callable[[str], int]:
+def at_least(smallest: int) -> Callable[[str], int]:
+    """An argparse type: whole numbers from `smallest` on."""
+
     def convert(text: str) -> int:
         if not text.isdecimal() or int(text) < smallest:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {smallest}")
@@ -129,7 +131,7 @@ def _at_least(smallest: int) -> Callable[[str], int]:
 
 
 def _seeds(text: str) -> tuple[int, ...]:
-    seeds = tuple(_at_least(0)(seed) for seed in text.split(","))
+    seeds = tuple(at_least(0)(seed) for seed in text.split(","))
     if len(set(seeds)) < len(seeds):
         raise argparse.ArgumentTypeError(f"{text!r} names a seed twice")
     return seeds

@@ -2,17 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from evaluation.model import EvaluatedModel
 from evaluation.rouge_l import exact_match, rouge_l
-from kd.data.batch import PromptBatch, TokenIds, cut_prompt_batches
+from kd.data.batch import PromptBatch, cut_prompt_batches
 from kd.data.encoding import Example
 from kd.distributed import World
-from kd.generation.decoding import DecodingSettings, Streams, decode, row_streams
+from kd.generation.choosing import DecodingSettings
+from kd.generation.decoding import decode, row_streams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,81 +34,59 @@ class Generation:
     exact_match: bool
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Request:
-    """One response to make; `row_id` counts the requests, because a row is answered once for each seed."""
-
-    row_id: int
-    seed: int
-    example: Example
-
-    @property
-    def prompt_ids(self) -> TokenIds:
-        return self.example.prompt_ids
-
-
-Batches = list[list[Request]]
+SeededGeneration = tuple[int, Generation]
+"""The seed of a response, and the response."""
 
 
 def plan_batches(
-    examples: Sequence[Example], *, seeds: Sequence[int], slots_per_row: int, max_batch_tokens: int
-) -> Batches:
-    """All requests of a benchmark, longest prompts first, cut into batches.
+    examples: Sequence[Example], *, num_seeds: int, slots_per_row: int, max_batch_tokens: int
+) -> list[list[Example]]:
+    """All rows of a benchmark, longest prompts first, cut into batches; each row is answered once for each seed.
 
     The cut does not depend on the number of ranks, which therefore cannot change a rounding error in a response.
 
     Args:
-        slots_per_row: slots that a row takes beside its prompt: new tokens and soft prompt.
-        max_batch_tokens: slots of one batch, unless a single row takes more.
+        slots_per_row: slots that a response takes beside its prompt: new tokens and soft prompt.
+        max_batch_tokens: slots of one batch with the responses of all seeds, unless a single row takes more.
     """
-    pairs = [(seed, example) for seed in seeds for example in examples]
-    requests = [Request(row_id=index, seed=seed, example=example) for index, (seed, example) in enumerate(pairs)]
-    return cut_prompt_batches(requests, slots_per_row=slots_per_row, max_batch_tokens=max_batch_tokens)
+    return cut_prompt_batches(examples, slots_per_row=slots_per_row, max_batch_tokens=max_batch_tokens // num_seeds)
 
 
 def generate(
     model: EvaluatedModel,
-    batches: Batches,
+    batches: Sequence[Sequence[Example]],
     *,
+    seeds: Sequence[int],
     settings: DecodingSettings,
     world: World,
-    on_batch: Callable[[int], None],
-) -> dict[int, list[Generation]]:
-    """Decode and score this rank's share of `batches`; all ranks return all generations, by seed, in row order.
+    on_batch: Callable[[Sequence[SeededGeneration]], None],
+) -> list[SeededGeneration]:
+    """Decode and score this rank's share of `batches`; all ranks return the generations of all.
+
+    A response depends on the seed, the row of the benchmark and the model, but for rounding errors in its batch.
 
     Args:
-        on_batch: told the number of responses of each finished batch of this rank.
+        on_batch: gets the generations of each finished batch of this rank.
+
+    Raises:
+        UserError: on every rank, where `on_batch` raises it on one.
     """
-    own: list[tuple[int, Generation]] = []
-    for batch in batches[world.rank :: world.size]:
-        prompts = PromptBatch.collate(batch, pad_id=settings.eos_id, device=world.device)
-        with torch.no_grad():
-            responses = decode(
-                model.view, prompts, settings=settings, streams=_streams(batch), soft_prompt=model.soft_prompt
-            )
-        own += [
-            (request.seed, _finish(request.example, ids, tokenizer=model.tokenizer, eos_id=settings.eos_id))
-            for request, ids in zip(batch, responses, strict=True)
-        ]
-        on_batch(len(batch))
-    by_seed: dict[int, list[Generation]] = {}
-    for share in world.gather_objects(own):
-        for seed, generation in share:
-            by_seed.setdefault(seed, []).append(generation)
-    return {seed: sorted(rows, key=lambda generation: generation.row) for seed, rows in by_seed.items()}
-
-
-def _streams(batch: Sequence[Request]) -> Streams:
-    """Random numbers that belong to (seed, row of the benchmark)."""
-    requests = {request.row_id: request for request in batch}
-
-    def draw(row_ids: Sequence[int], num_tokens: int) -> Tensor:
-        chosen = [requests[row_id] for row_id in row_ids]
-        return torch.cat(
-            [row_streams(seed=request.seed, step=0)([request.example.row_id], num_tokens) for request in chosen]
-        )
-
-    return draw
+    streams = [row_streams(seed=seed, step=0) for seed in seeds]
+    own: list[SeededGeneration] = []
+    with world.agreed():
+        for batch in batches[world.rank :: world.size]:
+            prompts = PromptBatch.collate(batch, pad_id=settings.eos_id, device=world.device)
+            with torch.no_grad():
+                responses = decode(
+                    model.view, prompts, settings=settings, streams=streams, soft_prompt=model.soft_prompt
+                )
+            finished = [
+                (seed, _finish(example, response.token_ids, tokenizer=model.tokenizer, eos_id=settings.eos_id))
+                for (example, seed), response in zip(product(batch, seeds), responses, strict=True)
+            ]
+            on_batch(finished)
+            own += finished
+    return [generation for share in world.gather_objects(own) for generation in share]
 
 
 def _finish(example: Example, ids: list[int], *, tokenizer: PreTrainedTokenizerBase, eos_id: int) -> Generation:

@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from evaluation.responses import Generation
 from kd.errors import UserError
 
@@ -19,16 +22,31 @@ Settings = Mapping[str, str | int | float | bool | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A score ×100 for each seed, its mean, and the mean's standard error (None with one seed)."""
+    """A score ×100 for each seed, and their mean with two standard errors."""
 
     per_seed: dict[int, float]
     mean: float
     standard_error: float | None
+    """Over the seeds: what other samples of the same rows would change; None with one seed."""
+    standard_error_over_rows: float | None
+    """Over the rows, each with its mean over the seeds: what other rows would change; None with one row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """Tokens of the responses, the end-of-sequence token included."""
+
+    mean: float
+    standard_deviation: float
+    shortest: int
+    median: float
+    percentile_90: float
+    longest: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What one benchmark came to; shares and mean lengths are over all seeds."""
+    """What one benchmark came to; shares and lengths are over all seeds."""
 
     rougeL: Score
     exact_match: Score
@@ -38,7 +56,7 @@ class Summary:
     """Responses without end-of-sequence token within the limit, 0 to 1."""
     empty_share: float
     """Responses without text, 0 to 1."""
-    mean_response_tokens: float
+    response_tokens: Lengths
 
 
 def summarise(by_seed: Mapping[int, Sequence[Generation]]) -> Summary:
@@ -50,15 +68,33 @@ def summarise(by_seed: Mapping[int, Sequence[Generation]]) -> Summary:
         num_samples=len(every) // len(by_seed),
         truncated_share=statistics.fmean(not generation.ended for generation in every),
         empty_share=statistics.fmean(not generation.response.strip() for generation in every),
-        mean_response_tokens=statistics.fmean(generation.response_tokens for generation in every),
+        response_tokens=_lengths([generation.response_tokens for generation in every]),
     )
 
 
 def _score(by_seed: Mapping[int, Sequence[Generation]], value: Callable[[Generation], float]) -> Score:
-    per_seed = {seed: statistics.fmean(map(value, rows)) for seed, rows in by_seed.items()}
-    values = list(per_seed.values())
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-    return Score(per_seed=per_seed, mean=statistics.fmean(values), standard_error=error)
+    values = np.array([[value(generation) for generation in rows] for rows in by_seed.values()])
+    return Score(
+        per_seed=dict(zip(by_seed, values.mean(axis=1).tolist(), strict=True)),
+        mean=float(values.mean()),
+        standard_error=_standard_error(values.mean(axis=1)),
+        standard_error_over_rows=_standard_error(values.mean(axis=0)),
+    )
+
+
+def _standard_error(values: Float[np.ndarray, " N"]) -> float | None:
+    return float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else None
+
+
+def _lengths(counts: Sequence[int]) -> Lengths:
+    return Lengths(
+        mean=float(np.mean(counts)),
+        standard_deviation=float(np.std(counts)),
+        shortest=min(counts),
+        median=float(np.median(counts)),
+        percentile_90=float(np.percentile(counts, 90)),
+        longest=max(counts),
+    )
 
 
 def generations_file(directory: Path, seed: int) -> Path:
@@ -73,7 +109,7 @@ def claim(directory: Path, *, settings: Settings) -> None:
         UserError: it holds generations of other settings, or cannot be written.
     """
     path = directory / SETTINGS_FILE
-    if not (path.exists() and any(directory.glob("seed-*.jsonl"))):
+    if not (path.exists() and any(directory.glob("*.jsonl"))):
         write_atomically(path, json.dumps(settings, indent=2) + "\n")
         return
     try:
@@ -95,7 +131,7 @@ def write_generations(path: Path, generations: Sequence[Generation]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    lines = [json.dumps(asdict(generation), ensure_ascii=False) for generation in generations]
+    lines = [generation_line(generation) for generation in generations]
     write_atomically(path, "\n".join(lines) + "\n")
 
 
@@ -109,14 +145,26 @@ def read_generations(path: Path) -> list[Generation]:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected a file of evaluate.py") from None
-    generations = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            values = json.loads(line)
-            generations.append(Generation(**values | {"references": tuple(values["references"])}))
-        except (ValueError, TypeError, KeyError):
-            raise UserError(f"{path}:{number}: not a line of evaluate.py; delete the file and evaluate again") from None
-    return generations
+    return [parse_generation(line, place=f"{path}:{number}")[1] for number, line in enumerate(lines, start=1)]
+
+
+def generation_line(generation: Generation, **extra: int) -> str:
+    """A generation and `extra` keys as JSON without a line break."""
+    return json.dumps(extra | asdict(generation), ensure_ascii=False)
+
+
+def parse_generation(line: str, *, place: str, extra: Sequence[str] = ()) -> tuple[dict[str, int], Generation]:
+    """The values of the `extra` keys of a line of `generation_line`, and the generation.
+
+    Raises:
+        UserError: a line of another kind; names `place`.
+    """
+    try:
+        values = json.loads(line)
+        others = {name: int(values.pop(name)) for name in extra}
+        return others, Generation(**values | {"references": tuple(values["references"])})
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{place}: not a line of evaluate.py; delete the file and evaluate again") from None
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:

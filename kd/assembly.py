@@ -11,22 +11,23 @@ import transformers
 from kd.checkpoint import Checkpoints, StateLayout, TrainerState, export_student
 from kd.config import Config
 from kd.console import RunConsole
-from kd.data.batch import TokenSequence
+from kd.data.corpus import find_corpus, open_corpus, pack_corpus
 from kd.data.encoding import Encoded, describe_duplicates, encode, find_duplicates, read_responses
+from kd.data.groups import RowGroups, read_groups
 from kd.data.instructions import Instruction, read_instructions
-from kd.data.loader import Window, WindowLoader
+from kd.data.loader import WindowLoader
 from kd.data.templates import load_template
 from kd.distributed import World, end_world, start_deepspeed, start_world
 from kd.engines.deepspeed_config import student_deepspeed_config, teacher_deepspeed_config, zero_stage
 from kd.engines.student import Student
-from kd.engines.teacher import Teacher
+from kd.engines.teacher import AdaptedTeacher, Teacher
 from kd.engines.vocabulary import SharedVocabulary, share_vocabulary
 from kd.errors import UserError
 from kd.generation.pseudo_targets import Sampler
-from kd.generation.weights import choose_weights
-from kd.methods.method import Groundwork, Method, Targets, own_responses
-from kd.methods.promptkd import PromptKD
-from kd.methods.sft import SupervisedFineTuning
+from kd.generation.teacher_mixed import TeacherMixedSampler
+from kd.generation.weights import TrainedWeights, choose_weights
+from kd.methods.choice import load_teacher, make_method
+from kd.methods.method import Groundwork
 from kd.metrics import MetricLog, check_trackers
 from kd.run_directory import LOG_FILE, prepare_run_directory
 from kd.trainer import Trainer
@@ -42,8 +43,11 @@ class Inputs:
     train: Encoded
     validation: Encoded | None
     loader: WindowLoader
+    groups: RowGroups | None
+    corpus: list[Path]
+    """Files of pre-training text, for methods that learn from it too."""
     notes: list[str]
-    """What rows lost on the way, in one sentence each."""
+    """What rows lost on the way, in one sentence each, and what groups they are in."""
 
 
 def run(config: Config, *, command: Sequence[str]) -> None:
@@ -82,7 +86,9 @@ def run_on(world: World, config: Config, *, command: Sequence[str]) -> None:
             inputs, run_dir=run_dir, checkpoints=checkpoints, world=world, console=console, last_step=state.step
         )
         if state.step:
-            checkpoints.restore(state, student=trainer.student, teacher=trainer.teacher)
+            checkpoints.restore(
+                state, student=trainer.student, adapted_teacher=trainer.adapted_teacher, method=trainer.method
+            )
             console.say(f"going on after step {state.step} of {num_steps}")
         else:
             # For dropout; after loading, which draws differently in different layouts.
@@ -107,6 +113,9 @@ def read_inputs(config: Config, *, world: World) -> Inputs:
     notes: list[str] = []
     train, instructions = _read_train(config, vocabulary=vocabulary)
     notes += train.report.lines()
+    groups = read_groups(config.data)
+    if groups is not None:
+        notes.append(f"a soft prompt for each {config.data.group}: {groups}")
     validation = None
     if config.data.validation is not None:
         rows = read_instructions(config.data.validation)
@@ -133,7 +142,16 @@ def read_inputs(config: Config, *, world: World) -> Inputs:
                 f"schedule.epochs={config.schedule.epochs} are {steps} steps, fewer than"
                 f" schedule.warmup_steps={config.schedule.warmup_steps}; lower the warm-up"
             )
-    return Inputs(config=config, vocabulary=vocabulary, train=train, validation=validation, loader=loader, notes=notes)
+    return Inputs(
+        config=config,
+        vocabulary=vocabulary,
+        train=train,
+        validation=validation,
+        loader=loader,
+        groups=groups,
+        corpus=_find_corpus(config),
+        notes=notes,
+    )
 
 
 def assemble(
@@ -141,22 +159,23 @@ def assemble(
 ) -> Trainer:
     """Load the models and connect them with the method, the data and the outputs."""
     config, vocabulary = inputs.config, inputs.vocabulary
+    corpus = _load_corpus(inputs, run_dir=run_dir, world=world, console=console)
     student = Student(config)
-    teacher = None if config.model.teacher is None else Teacher(config, tokenizer=vocabulary.tokenizer)
-    groundwork = Groundwork(config, vocabulary=vocabulary, world=world)
+    teacher = load_teacher(config, vocabulary=vocabulary, groups=inputs.groups)
+    adapted_teacher = teacher if isinstance(teacher, AdaptedTeacher) else None
+    shards_teacher = teacher is not None and zero_stage(teacher_deepspeed_config(config)) == 3
+    groundwork = Groundwork(config, vocabulary=vocabulary, world=world, shards_teacher=shards_teacher)
     samples_validation = inputs.validation is not None and config.validation.generate
-    sampler = None
+    samplers = _Samplers()
     if config.samples_responses or samples_validation:
-        weights, sentence = choose_weights(student, settings=config.generation, world=world)
-        console.say(sentence)
-        sampler = Sampler(weights, settings=config.generation, vocabulary=vocabulary, world=world)
+        samplers = _make_samplers(inputs, student=student, teacher=teacher, world=world, console=console)
     validator = None
     if inputs.validation is not None:
         validator = Validator(
             config,
             examples=inputs.validation.examples,
             student=student,
-            sampler=sampler if samples_validation else None,
+            sampler=samplers.plain if samples_validation else None,
             vocabulary=vocabulary,
             groundwork=groundwork,
             world=world,
@@ -166,31 +185,81 @@ def assemble(
         world=world,
         run_dir=run_dir,
         student=student,
-        teacher=teacher,
-        method=_make_method(config, student=student, teacher=teacher, sampler=sampler, groundwork=groundwork),
+        adapted_teacher=adapted_teacher,
+        method=make_method(
+            config,
+            student=student,
+            teacher=teacher,
+            sampler=samplers.mixed or samplers.plain,
+            windows=inputs.loader.window,
+            corpus=corpus,
+            groundwork=groundwork,
+        ),
         loader=inputs.loader,
         validator=validator,
         checkpoints=checkpoints,
         console=console,
         log=MetricLog(run_dir, config=config, world=world, last_step=last_step),
-        export=partial(export_student, student=student, teacher=teacher, vocabulary=vocabulary, world=world),
+        export=partial(
+            export_student, student=student, adapted_teacher=adapted_teacher, vocabulary=vocabulary, world=world
+        ),
     )
 
 
-def _make_method(
-    config: Config, *, student: Student, teacher: Teacher | None, sampler: Sampler | None, groundwork: Groundwork
-) -> Method:
-    if teacher is None:
-        return SupervisedFineTuning(config, student=student, targets=own_responses, groundwork=groundwork)
-    targets: Targets = own_responses
-    if config.samples_responses and sampler is not None:
-        sample, seed = sampler.sample, config.run.seed
+@dataclass(frozen=True, kw_only=True)
+class _Samplers:
+    plain: Sampler | None = None
+    mixed: Sampler | None = None
+    """Of the student with the teacher's help, where the method asks for that."""
 
-        def sampled(window: Window) -> list[TokenSequence]:
-            return sample(window.examples, seed=seed, step=window.step)
 
-        targets = sampled
-    return PromptKD(config, student=student, teacher=teacher, targets=targets, groundwork=groundwork)
+def _make_samplers(
+    inputs: Inputs, *, student: Student, teacher: Teacher | None, world: World, console: RunConsole
+) -> _Samplers:
+    config, vocabulary = inputs.config, inputs.vocabulary
+    weights, sentence = choose_weights(student, settings=config.generation, world=world)
+    console.say(sentence)
+    plain = Sampler(weights, settings=config.generation, vocabulary=vocabulary, world=world, say=console.say)
+    if config.method != "minillm" or teacher is None or config.minillm.teacher_share == 0:
+        return _Samplers(plain=plain)
+    mixed = TeacherMixedSampler(
+        weights,
+        TrainedWeights(view=teacher.view, runs_hooks=zero_stage(teacher_deepspeed_config(config)) == 3),
+        teacher_share=config.minillm.teacher_share,
+        settings=config.generation,
+        vocabulary=vocabulary,
+        world=world,
+        say=console.say,
+    )
+    return _Samplers(plain=plain, mixed=mixed)
+
+
+def _find_corpus(config: Config) -> list[Path]:
+    source = config.minillm.corpus_source
+    return find_corpus(source) if config.method == "minillm" and source is not None else []
+
+
+def _load_corpus(inputs: Inputs, *, run_dir: Path, world: World, console: RunConsole) -> WindowLoader | None:
+    """Windows of pre-training text, as many blocks as training rows in each; None where the method reads none."""
+    if not inputs.corpus:
+        return None
+    data, schedule = inputs.config.data, inputs.config.schedule
+    packed = None
+    with world.agreed():
+        if world.is_main:
+            packed = pack_corpus(
+                inputs.corpus,
+                tokenizer=inputs.vocabulary.tokenizer,
+                directory=run_dir,
+                max_tokens=schedule.steps * schedule.global_batch * data.max_sequence_tokens,
+            )
+    packed = world.from_main(packed)
+    assert packed is not None
+    blocks = open_corpus(packed, block_tokens=data.max_sequence_tokens)
+    console.say(f"{inputs.config.minillm.corpus}: {len(blocks)} blocks of {data.max_sequence_tokens} tokens")
+    return WindowLoader(
+        blocks, global_batch=schedule.global_batch, rank=world.rank, num_ranks=world.size, seed=inputs.config.run.seed
+    )
 
 
 def _read_train(config: Config, *, vocabulary: SharedVocabulary) -> tuple[Encoded, list[Instruction]]:
@@ -203,7 +272,7 @@ def _read_train(config: Config, *, vocabulary: SharedVocabulary) -> tuple[Encode
         tokenizer=vocabulary.tokenizer,
         template=load_template(config.data.template, tokenizer=vocabulary.tokenizer),
         data=config.data,
-        responses="optional" if config.samples_responses else "required",
+        responses="required" if config.needs_outputs else "optional",
     )
     return encoded, instructions
 

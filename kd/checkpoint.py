@@ -12,12 +12,13 @@ from transformers import PreTrainedModel
 
 from kd.distributed import World
 from kd.engines.causal_lm import dropout_settings
-from kd.engines.soft_prompt import FILE_NAME, save_soft_prompt
+from kd.engines.lora import plain_parameters
 from kd.engines.student import Student
-from kd.engines.teacher import Teacher
+from kd.engines.teacher import AdaptedTeacher
 from kd.engines.trainable import gathered
 from kd.engines.vocabulary import SharedVocabulary, save_tokenizer
 from kd.errors import UserError
+from kd.methods.method import Method, StatefulMethod
 
 _STATE_FILE = "trainer.json"
 _STEP_NAME = re.compile(r"step-(\d+)")
@@ -69,17 +70,21 @@ class Checkpoints:
             )
         return TrainerState(**values["state"])
 
-    def save(self, state: TrainerState, *, student: Student, teacher: Teacher | None) -> None:
+    def save(
+        self, state: TrainerState, *, student: Student, adapted_teacher: AdaptedTeacher | None, method: Method
+    ) -> None:
         """Write all of a run's state; an interrupted write leaves the older checkpoints as they were."""
         final, partial = self._path(state.step), self._directory / f"step-{state.step}.partial"
         if self._world.is_main:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         self._world.barrier()
-        student.engine.save(partial / "student", with_frozen=True)
-        if teacher is not None:
-            teacher.engine.save(partial / "teacher", with_frozen=False)
+        student.engine.save(partial / "student", with_frozen=not student.is_adapted)
+        if adapted_teacher is not None:
+            adapted_teacher.engine.save(partial / "teacher", with_frozen=False)
         torch.save(_random_states(self._world), partial / f"random-{self._world.rank}.pt")
+        if isinstance(method, StatefulMethod):
+            torch.save(method.state_dict(), partial / f"method-{self._world.rank}.pt")
         self._world.barrier()
         if self._world.is_main:
             values = {"state": asdict(state), "layout": asdict(self._layout)}
@@ -90,12 +95,17 @@ class Checkpoints:
                 shutil.rmtree(self._path(step))
         self._world.barrier()
 
-    def restore(self, state: TrainerState, *, student: Student, teacher: Teacher | None) -> None:
-        """Bring both engines to where `state` was saved."""
+    def restore(
+        self, state: TrainerState, *, student: Student, adapted_teacher: AdaptedTeacher | None, method: Method
+    ) -> None:
+        """Bring engines and method to where `state` was saved."""
         path = self._path(state.step)
-        student.engine.load(path / "student", with_frozen=True)
-        if teacher is not None:
-            teacher.engine.load(path / "teacher", with_frozen=False)
+        student.engine.load(path / "student", with_frozen=not student.is_adapted)
+        if adapted_teacher is not None:
+            adapted_teacher.engine.load(path / "teacher", with_frozen=False)
+        if isinstance(method, StatefulMethod):
+            remembered = torch.load(path / f"method-{self._world.rank}.pt", weights_only=True, map_location="cpu")
+            method.load_state_dict(remembered)
         states = torch.load(path / f"random-{self._world.rank}.pt", weights_only=True)
         torch.set_rng_state(states["cpu"])
         if "cuda" in states:
@@ -119,19 +129,27 @@ def _random_states(world: World) -> dict[str, torch.Tensor]:
 
 
 def export_student(
-    directory: Path, *, student: Student, teacher: Teacher | None, vocabulary: SharedVocabulary, world: World
+    directory: Path,
+    *,
+    student: Student,
+    adapted_teacher: AdaptedTeacher | None,
+    vocabulary: SharedVocabulary,
+    world: World,
 ) -> None:
-    """Write the student (and the soft prompt) as a Hugging Face directory; all ranks call it together.
+    """Write the student (and what adapts its teacher) as a Hugging Face directory; all ranks call it together.
 
-    Weights are gathered one by one; only the main rank holds a whole copy, in host memory.
+    A student with adapters is written merged, with the adapters beside it. Weights are gathered one by one; only
+    the main rank holds a whole copy, in host memory.
     """
     weights: dict[str, torch.Tensor] = {}
-    for name, parameter in student.model.named_parameters():
-        with gathered([parameter]):
+    for parameter in plain_parameters(student.model):
+        with gathered(parameter.sources):
             if world.is_main:
                 # A copy also on a CPU, where the gathered parameter is about to be released.
-                weights[name] = parameter.detach().to("cpu", copy=True)
-    prompt = None if teacher is None else teacher.soft_prompt_values()
+                weights[parameter.name] = parameter.value().to("cpu", copy=True)
+    writers = [] if adapted_teacher is None else [adapted_teacher.writer()]
+    if student.is_adapted:
+        writers.append(student.adapter_writer())
     if world.is_main:
         saved = student.model.state_dict().keys()
         weights |= {name: buffer.cpu() for name, buffer in student.model.named_buffers() if name in saved}
@@ -140,8 +158,8 @@ def export_student(
         partial.mkdir(parents=True)
         _save_with_dropout(student.model, partial, weights=weights, dropout=student.published_dropout)
         save_tokenizer(vocabulary.tokenizer, name=student.name, directory=partial)
-        if teacher is not None and prompt is not None:
-            save_soft_prompt(prompt, partial / FILE_NAME, origin=teacher.origin)
+        for write in writers:
+            write(partial)
         shutil.rmtree(directory, ignore_errors=True)
         os.replace(partial, directory)
     world.barrier()

@@ -4,7 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from kd.config import Config, MethodName
+from kd.config import Config
+from kd.config_fields import MethodName
 from kd.config_file import describe_fields, read_config, to_yaml
 from kd.distributed import exit_with_user_error
 from kd.errors import UserError
@@ -43,7 +44,12 @@ def _parser(description: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="fields of the configuration, with their defaults:\n" + "\n".join(lines),
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of the run")
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="YAML file of the run; `extends: FILE` in it names another to start from",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="fields that differ from the file")
     # DeepSpeed's launcher passes it; ranks are read from the environment.

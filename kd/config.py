@@ -5,33 +5,31 @@ values are checked when a file is read (`kd.config_file`), rules between fields 
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Literal
 
-from pydantic import ConfigDict, Field
-
+from kd.config_fields import (
+    Count,
+    LayoutName,
+    MethodName,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    Probability,
+    Section,
+    means,
+)
+from kd.config_methods import (
+    DistiLLMConfig,
+    GKDConfig,
+    KDConfig,
+    MiniLLMConfig,
+    PromptConfig,
+    SeqKDConfig,
+    StudentLoraConfig,
+    TeacherLoraConfig,
+)
+from kd.config_rules import check_adaptation, check_minillm, check_sources
 from kd.errors import UserError
-
-MethodName = Literal["sft", "promptkd"]
-DivergenceName = Literal["reverse_kl", "forward_kl"]
-LayoutName = Literal["auto", "gathered", "zero3"]
-
-# Strict: true is no count.
-Count = Annotated[int, Field(ge=1, strict=True)]
-NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Probability = Annotated[float, Field(gt=0, le=1)]
-
-
-def means(text: str) -> dict[str, str]:
-    """Metadata of a field: what `--help` says about it."""
-    return {"meaning": text}
-
-
-class Section:
-    """A group of fields; a key that no field claims is an error, never ignored."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,22 +65,9 @@ class DataConfig(Section):
         default=None,
         metadata=means("JSON lines `prompt`, `response`: fixed pseudo-targets in place of data.train and of sampling"),
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptConfig(Section):
-    length: Count = field(default=7, metadata=means("m, number of soft prompt tokens"))
-    init: Literal["text", "padding", "random"] = field(default="text", metadata=means("what P starts as"))
-    init_text: str = field(default="Suppose you are a student.", metadata=means("text whose embeddings P starts from"))
-    learning_rate: PositiveFloat = field(default=5e-6, metadata=means("η of the prompt"))
-    regularization: Literal["linear", "constant", "none"] = field(
-        default="linear", metadata=means("weight of L_reg at step k of K: (K-k)/K (Eq. 3), 1, or 0")
-    )
-    kd_divergence: DivergenceName = field(
-        default="reverse_kl", metadata=means("L_kd; reverse: KL(p(.|P,x)||q) (Eq. 1)")
-    )
-    regularization_divergence: DivergenceName = field(
-        default="reverse_kl", metadata=means("L_reg; reverse: KL(p(.|P,x)||p(.|x)) (Eq. 2)")
+    group: str | None = field(
+        default=None,
+        metadata=means("promptkd: column of the training rows; a soft prompt of its own for each of its values"),
     )
 
 
@@ -90,9 +75,17 @@ class PromptConfig(Section):
 class GenerationConfig(Section):
     layout: LayoutName = field(
         default="auto",
-        metadata=means("weights while sampling: gathered (whole on each rank), zero3 (shards, slow), auto"),
+        metadata=means(
+            "weights while sampling: gathered (whole on each rank), tensor_parallel (each rank of a group has a share),"
+            " zero3 (shards, slow), auto (the first of these that fits)"
+        ),
     )
-    tensor_parallel_size: Literal[1] = field(default=1, metadata=means("ranks that share one decoding copy; 1 for now"))
+    tensor_parallel_size: Count = field(
+        default=1,
+        metadata=means(
+            "ranks of a host that share one copy under tensor_parallel; with auto, 1 is the fewest that fit"
+        ),
+    )
     max_new_tokens: Count = field(default=256, metadata=means("longest response y [tokens, EOS included]"))
     temperature: PositiveFloat = field(default=1.0, metadata=means("logits are divided by this before sampling"))
     top_p: Probability = field(
@@ -100,10 +93,10 @@ class GenerationConfig(Section):
     )
     top_k: NonNegativeInt = field(default=0, metadata=means("sample from the k most likely tokens; 0 is off"))
     max_batch_tokens: Count = field(
-        default=16384, metadata=means("rows × (prompt + max_new_tokens) decoded together on a rank [tokens]")
+        default=16384, metadata=means("rows × (prompt + max_new_tokens) decoded together, for each rank [tokens]")
     )
     keep_weights: bool = field(
-        default=True, metadata=means("keep the gathered decoding copy between steps; false frees it for training")
+        default=True, metadata=means("keep the decoding copy between steps; false frees it for training")
     )
 
 
@@ -138,9 +131,14 @@ class EngineConfig(Section):
     student: str = field(
         default="ds_configs/zero3.json", metadata=means("DeepSpeed JSON: ZeRO, offload, communication")
     )
-    teacher: str = field(default="ds_configs/zero3.json", metadata=means("DeepSpeed JSON of the teacher; ZeRO stage 3"))
+    teacher: str = field(
+        default="ds_configs/zero3.json", metadata=means("DeepSpeed JSON of the teacher; ZeRO stage 3, or 0")
+    )
+    pass_tokens: Count = field(
+        default=16384, metadata=means("rows × slots of one pass of the sharded teacher without gradient [tokens]")
+    )
     loss_chunk_mib: Count = field(
-        default=64, metadata=means("size of one [chunk, vocabulary] fp32 tensor of the loss [MiB]")
+        default=128, metadata=means("size of one [chunk, vocabulary] fp32 tensor of the loss [MiB]")
     )
 
 
@@ -159,6 +157,9 @@ class ValidationConfig(Section):
 class CheckpointsConfig(Section):
     every: Count = field(default=100, metadata=means("steps between checkpoints (and one after the last step)"))
     keep: Count = field(default=2, metadata=means("newest checkpoints kept on disk"))
+    export_every: Count | None = field(
+        default=None, metadata=means("steps between students kept in exports/, for curves over training; null for none")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,11 +191,21 @@ class ClusterConfig(Section):
 class Config(Section):
     """A whole run."""
 
-    method: MethodName = field(default="promptkd", metadata=means("what to train: sft (fine-tuning) or promptkd"))
+    method: MethodName = field(
+        default="promptkd",
+        metadata=means("the algorithm: sft, kd, seqkd, gkd, minillm, distillm or promptkd (see docs/methods.md)"),
+    )
     model: ModelConfig
     data: DataConfig
     run: RunConfig
-    prompt: PromptConfig = PromptConfig()
+    kd: KDConfig = field(default_factory=KDConfig)
+    seqkd: SeqKDConfig = field(default_factory=SeqKDConfig)
+    gkd: GKDConfig = field(default_factory=GKDConfig)
+    minillm: MiniLLMConfig = field(default_factory=MiniLLMConfig)
+    distillm: DistiLLMConfig = field(default_factory=DistiLLMConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    teacher_lora: TeacherLoraConfig = field(default_factory=TeacherLoraConfig)
+    student_lora: StudentLoraConfig = field(default_factory=StudentLoraConfig)
     generation: GenerationConfig = GenerationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -205,8 +216,25 @@ class Config(Section):
 
     @property
     def samples_responses(self) -> bool:
-        """Whether the student's own generations are the training data."""
-        return self.method == "promptkd" and self.data.responses is None
+        """Whether the student's own generations are among the training data."""
+        if self.data.responses is not None:
+            return False
+        samples_part = self.method == "gkd" and self.gkd.student_fraction > 0
+        return self.method in ("minillm", "distillm", "promptkd") or samples_part
+
+    @property
+    def needs_outputs(self) -> bool:
+        """Whether training rows must have responses of their own."""
+        if not self.samples_responses or self.method == "distillm":
+            return True
+        if self.method == "promptkd":
+            return self.prompt.student_fraction < 1
+        return self.method == "gkd" and (self.gkd.student_fraction < 1 or self.gkd.sft_weight > 0)
+
+    @property
+    def tunes_prompt(self) -> bool:
+        """Whether a soft prompt stands in front of the teacher's input."""
+        return self.method == "promptkd" and not self.teacher_lora.is_on
 
     def __post_init__(self) -> None:
         """Refuse fields that contradict each other.
@@ -218,8 +246,11 @@ class Config(Section):
             raise UserError("method sft trains model.student alone; set model.teacher=null")
         if self.method != "sft" and self.model.teacher is None:
             raise UserError(f"method {self.method} needs model.teacher, a directory or hub name")
-        if (self.data.train is None) == (self.data.responses is None):
+        if self.method != "seqkd" and (self.data.train is None) == (self.data.responses is None):
             raise UserError("give exactly one of data.train (rows) and data.responses (fixed pseudo-targets)")
+        check_sources(self)
+        check_adaptation(self)
+        check_minillm(self)
         if self.data.max_prompt_tokens >= self.data.max_sequence_tokens:
             raise UserError(
                 f"data.max_prompt_tokens is {self.data.max_prompt_tokens}, which leaves no room for a response"
@@ -230,6 +261,14 @@ class Config(Section):
             raise UserError(
                 f"data.max_prompt_tokens + generation.max_new_tokens is {longest}, more than"
                 f" data.max_sequence_tokens={self.data.max_sequence_tokens}; lower one or raise the last"
+            )
+        layout, parallel = self.generation.layout, self.generation.tensor_parallel_size
+        if layout == "tensor_parallel" and parallel == 1:
+            raise UserError("generation.layout=tensor_parallel needs generation.tensor_parallel_size of at least 2")
+        if layout in ("gathered", "zero3") and parallel > 1:
+            raise UserError(
+                f"generation.tensor_parallel_size={parallel} has no effect with generation.layout={layout};"
+                " make it 1, or the layout tensor_parallel or auto"
             )
         if self.schedule.epochs is None and self.schedule.warmup_steps > self.schedule.steps:
             raise UserError(

@@ -21,6 +21,9 @@ class _Loader(yaml.SafeLoader):
         return str(node.value) if ":" in node.value else self.construct_yaml_int(node)
 
 
+_EXTENDS = "extends"
+"""The key of a file that names another one to start from."""
+
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int_or_time)
 
 
@@ -28,13 +31,15 @@ def read_config(path: str | Path, *, overrides: Sequence[str] = ()) -> Config:
     """Read a run's configuration.
 
     Args:
-        path: YAML file with the sections of `kd.config.Config`.
+        path: YAML file with the sections of `kd.config.Config`; with `extends: FILE` (relative to itself) it says
+            only what is different from that file.
         overrides: `section.field=value`, each value in YAML notation; they win over the file.
 
     Raises:
-        UserError: unreadable file, broken YAML, unknown key, value of the wrong type or range.
+        UserError: unreadable file, broken YAML, files that extend each other, unknown key, value of the wrong type
+            or range.
     """
-    values = _read_mapping(Path(path))
+    values = _read_extended(Path(path))
     for override in overrides:
         _apply_override(values, override)
     try:
@@ -64,11 +69,40 @@ def _default(entry: "Field[Any]") -> str:
     return yaml.safe_dump(entry.default, default_flow_style=True).removesuffix("...\n").strip()
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def _read_extended(path: Path, *, extending: Sequence[Path] = ()) -> dict[str, Any]:
+    """The values of a file over those of the files that it extends; `extending` lead to this one."""
+    values = _read_mapping(path, extending=extending)
+    parent = values.pop(_EXTENDS, None)
+    if parent is None:
+        return values
+    if not isinstance(parent, str):
+        raise UserError(f"{path}: {_EXTENDS} is {parent!r}; expected the path of one YAML file, relative to this one")
+    chain = [*extending, path]
+    target = path.parent / parent
+    if target.resolve() in [member.resolve() for member in chain]:
+        circle = " → ".join(str(member) for member in (*chain, target))
+        raise UserError(f"{path}: {_EXTENDS} {parent} leads back to itself ({circle}); remove one of these lines")
+    return _merge(_read_extended(target, extending=chain), values)
+
+
+def _merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """`values` over `base`, section by section; a section that is left empty changes nothing."""
+    merged = dict(base)
+    for name, value in values.items():
+        inner = base.get(name)
+        if isinstance(inner, dict) and (value is None or isinstance(value, dict)):
+            merged[name] = _merge(inner, value or {})
+        else:
+            merged[name] = value
+    return merged
+
+
+def _read_mapping(path: Path, *, extending: Sequence[Path]) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
-        raise UserError(f"--config {path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
+        asked = f"{extending[-1]}: {_EXTENDS} {path}, which" if extending else f"--config {path}:"
+        raise UserError(f"{asked} cannot be read ({error.strerror}); give the path of a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}); mend that place") from None
     if not isinstance(values, dict):

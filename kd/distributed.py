@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from kd.errors import EXIT_CODE, UserError
+from kd.errors import EXIT_CODE, LoneUserError, UserError
 
 T = TypeVar("T")
 
@@ -49,10 +49,16 @@ class World:
             dist.all_reduce(values, op=dist.ReduceOp.MAX)
         return values
 
-    def count(self, local: int) -> int:
-        """Sum of one host integer over the ranks; the one host sync of a step."""
-        total = torch.tensor(local, dtype=torch.int64, device=self.device)
-        return int(self.sum_across_ranks(total).item())
+    def gather_counts(self, local: Sequence[int]) -> list[list[int]]:
+        """Some host integers of every rank, in the order of the ranks; the one host sync of a step."""
+        own = torch.tensor(local, dtype=torch.int64, device=self.device)
+        gathered = [torch.empty_like(own) for _ in range(self.size)]
+        if self.size > 1:
+            dist.all_gather(gathered, own)
+        else:
+            gathered = [own]
+        counts: list[list[int]] = torch.stack(gathered).tolist()
+        return counts
 
     def gather_objects(self, local: T) -> list[T]:
         """One picklable object of every rank, in the order of the ranks."""
@@ -70,6 +76,16 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    def hosts(self) -> list[list[int]]:
+        """The ranks of each host, in the order of the ranks; all ranks call it together."""
+        return ranks_by_host(self.gather_objects((socket.gethostname(), self.local_rank)))
+
+    def join_group(self, groups: Sequence[Sequence[int]]) -> "RankGroup":
+        """The one of `groups` that this rank is in; together they hold every rank once. All ranks call it together."""
+        channel, _ = dist.new_subgroups_by_enumeration([list(ranks) for ranks in groups], timeout=_timeout())
+        ranks = next(tuple(ranks) for ranks in groups if self.rank in ranks)
+        return RankGroup(ranks=ranks, place=ranks.index(self.rank), channel=channel)
+
     @contextmanager
     def agreed(self) -> Iterator[None]:
         """Run local work after which all ranks go on, or all raise the first rank's UserError.
@@ -85,6 +101,48 @@ class World:
         first = next((found for found in self.gather_objects(message) if found is not None), None)
         if first is not None:
             raise UserError(first)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankGroup:
+    """Ranks that work on one thing together, seen from one of them."""
+
+    ranks: tuple[int, ...]
+    """Their numbers in the world."""
+    place: int
+    """Which of them this rank is."""
+    channel: dist.ProcessGroup
+
+    @property
+    def size(self) -> int:
+        return len(self.ranks)
+
+    def sum_across_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum `values` (any shape, same on all ranks of the group) over the group, in place."""
+        dist.all_reduce(values, group=self.channel)
+        return values
+
+    def from_first(self, values: torch.Tensor) -> torch.Tensor:
+        """The first rank's `values` (any shape, same on all ranks of the group), in place."""
+        dist.broadcast(values, src=self.ranks[0], group=self.channel)
+        return values
+
+    def gather_objects(self, local: T) -> list[T]:
+        """One picklable object of every rank of the group, in the order of the ranks."""
+        gathered: list[T] = [local] * self.size
+        dist.all_gather_object(gathered, local, group=self.channel)
+        return gathered
+
+
+def ranks_by_host(places: Sequence[tuple[str, int]]) -> list[list[int]]:
+    """Ranks that share a host, from the (host name, local rank) of every rank.
+
+    A local rank that comes again under the same name is on another host: not every cluster names them apart.
+    """
+    hosts: dict[tuple[str, int], list[int]] = {}
+    for rank, place in enumerate(places):
+        hosts.setdefault((place[0], places[:rank].count(place)), []).append(rank)
+    return list(hosts.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,13 +227,12 @@ def start_world() -> World:
     _export_rendezvous(place)
     on_gpu = torch.cuda.is_available()
     device = _choose_gpu(place) if on_gpu else torch.device("cpu")
-    minutes = float(os.environ.get("DEEPSPEED_TIMEOUT", "30"))
     try:
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
             rank=place.rank,
             world_size=place.size,
-            timeout=timedelta(minutes=minutes),
+            timeout=_timeout(),
             device_id=device if on_gpu else None,
         )
     except dist.DistNetworkError as error:
@@ -185,6 +242,10 @@ def start_world() -> World:
             " give this one its own, such as deepspeed --master_port 29501"
         ) from None
     return World(rank=place.rank, size=place.size, local_rank=place.local_rank, device=device)
+
+
+def _timeout() -> timedelta:
+    return timedelta(minutes=float(os.environ.get("DEEPSPEED_TIMEOUT", "30")))
 
 
 def _choose_gpu(place: Place) -> torch.device:
@@ -223,11 +284,11 @@ def end_world() -> None:
 
 
 def exit_with_user_error(error: UserError) -> int:
-    """Print the error once per host and return the exit code for it."""
+    """Print the error once per host, or where it happened, and return the exit code for it."""
     try:
         is_first_here = find_place().local_rank == 0
     except UserError:
         is_first_here = True
-    if is_first_here:
+    if is_first_here or isinstance(error, LoneUserError):
         print(f"error: {error}", file=sys.stderr, flush=True)
     return EXIT_CODE

@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend."""
+"""The errors that are the user's to mend."""
 
 EXIT_CODE = 2
 
@@ -8,3 +8,7 @@ class UserError(Exception):
 
     Entry points print it without a traceback and exit with code 2 on every rank.
     """
+
+
+class LoneUserError(UserError):
+    """A user error of one rank that the other ranks cannot be told of: it is printed where it is met."""

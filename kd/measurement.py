@@ -4,9 +4,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+Phase = Literal["generation", "teacher", "prompt", "student", "optimizer"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+"""What a step's seconds are split into: sampling, the teacher's passes without gradient, forward and backward of
+the prompt's and of the student's loss, and the update rules."""
 
 
 class Stopwatch:
@@ -14,20 +20,25 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
-        self._spans: dict[str, tuple[float | torch.cuda.Event, float | torch.cuda.Event]] = {}
+        self._spans: list[tuple[Phase, float | torch.cuda.Event, float | torch.cuda.Event]] = []
 
     @contextmanager
-    def time(self, name: str) -> Iterator[None]:
-        """Measure the body under `name`."""
+    def time(self, phase: Phase) -> Iterator[None]:
+        """Add the time of the body to `phase`."""
         start = self._now()
-        yield
-        self._spans[name] = (start, self._now())
+        # So that a profile of the step shows its phases too.
+        with torch.profiler.record_function(phase):
+            yield
+        self._spans.append((phase, start, self._now()))
 
-    def seconds(self) -> dict[str, float]:
-        """Seconds of each part; waits for a GPU to finish what was timed."""
+    def seconds(self) -> dict[Phase, float]:
+        """Seconds of each phase; waits for a GPU to finish what was timed."""
         if self._on_gpu:
             torch.cuda.synchronize()
-        return {name: _elapsed(start, end) for name, (start, end) in self._spans.items()}
+        total: dict[Phase, float] = {}
+        for phase, start, end in self._spans:
+            total[phase] = total.get(phase, 0.0) + _elapsed(start, end)
+        return total
 
     def _now(self) -> float | torch.cuda.Event:
         if not self._on_gpu:

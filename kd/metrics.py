@@ -17,7 +17,7 @@ from kd.config import Config
 from kd.console import Record
 from kd.distributed import World
 from kd.errors import UserError
-from kd.measurement import StepMetrics
+from kd.measurement import PHASES, StepMetrics
 
 FILE_NAME = "metrics.jsonl"
 
@@ -60,7 +60,7 @@ class MetricLog:
         record |= self._token_means(trained, tokens)
         for name, value in steps[-1].values.items():
             record |= self._finite(name, float(value))
-        for name in ("generation", "prompt", "student"):
+        for name in PHASES:
             if any(name in spans for spans in seconds):
                 record[f"{name}_seconds"] = sum(spans.get(name, 0.0) for spans in seconds) / len(steps)
         record |= {

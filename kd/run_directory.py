@@ -29,9 +29,11 @@ _FREE_FIELDS = (
     "model.gradient_checkpointing",
     "schedule.micro_batch",
     "engine.loss_chunk_mib",
+    "engine.pass_tokens",
     "generation.max_batch_tokens",
     "generation.keep_weights",
     "generation.layout",
+    "generation.tensor_parallel_size",
 )
 
 

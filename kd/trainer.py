@@ -13,8 +13,8 @@ from kd.console import RunConsole
 from kd.data.loader import WindowLoader
 from kd.distributed import World
 from kd.engines.student import Student
-from kd.engines.teacher import Teacher
-from kd.methods.method import Method
+from kd.engines.teacher import AdaptedTeacher
+from kd.methods.method import Method, ValidationFollower
 from kd.metrics import MetricLog
 from kd.validation import Validator
 
@@ -30,7 +30,7 @@ class Trainer:
     world: World
     run_dir: Path
     student: Student
-    teacher: Teacher | None
+    adapted_teacher: AdaptedTeacher | None
     method: Method
     loader: WindowLoader
     validator: Validator | None
@@ -43,6 +43,8 @@ class Trainer:
         """Go on from `state` to the last step, or until run.max_hours have passed; returns the state then."""
         started = time.monotonic()
         num_steps = self.config.schedule.steps
+        if state.step == 0 and self.validator is not None and isinstance(self.method, ValidationFollower):
+            self.method.follow_validation(self.validator.loss())
         self.log.restart_clock()
         while state.step < num_steps:
             step = state.step + 1
@@ -53,8 +55,12 @@ class Trainer:
             out_of_time = self._out_of_time(started)
             saves = step == num_steps or out_of_time or step % self.config.checkpoints.every == 0
             state = self._finish_step(replace(state, step=step), saves=saves)
+            # Before the checkpoint: a run that is killed in between comes here again.
+            self._export_on_the_way(state.step)
             if saves:
-                self.checkpoints.save(state, student=self.student, teacher=self.teacher)
+                self.checkpoints.save(
+                    state, student=self.student, adapted_teacher=self.adapted_teacher, method=self.method
+                )
                 self.log.restart_clock()
             if out_of_time and step < num_steps:
                 self.console.say(
@@ -64,6 +70,13 @@ class Trainer:
                 return state
         self.export(self.run_dir / "final")
         return state
+
+    def _export_on_the_way(self, step: int) -> None:
+        """Keep the student of this step where `checkpoints.export_every` asks for it."""
+        every = self.config.checkpoints.export_every
+        if every is not None and step % every == 0:
+            self.export(self.run_dir / "exports" / f"step-{step}")
+            self.log.restart_clock()
 
     def _finish_step(self, state: TrainerState, *, saves: bool) -> TrainerState:
         """Log and validate where it is due."""
@@ -77,6 +90,8 @@ class Trainer:
         if self.validator is not None and validates:
             results = self.validator.measure()
             record |= results
+            if isinstance(self.method, ValidationFollower):
+                self.method.follow_validation(results["validation/loss"])
             state = self._keep_best(state, results)
             self.log.restart_clock()
         self.log.write(record)

@@ -15,7 +15,8 @@ from kd.engines.vocabulary import SharedVocabulary
 from kd.errors import UserError
 from kd.generation.pseudo_targets import Sampler
 from kd.losses.likelihood import LikelihoodTerm
-from kd.losses.linear_divergence import LinearDivergence, Projection
+from kd.losses.linear_divergence import LinearDivergence
+from kd.losses.terms import Projection
 from kd.methods.method import Groundwork
 
 
@@ -60,12 +61,13 @@ class Validator:
 
     def measure(self) -> dict[str, float]:
         """validation/loss (nats per response token) and validation/rougeL (×100); all ranks call it together."""
-        results = {"validation/loss": self._loss()}
+        results = {"validation/loss": self.loss()}
         if self._sampler is not None:
             results["validation/rougeL"] = self._rouge_l(self._sampler)
         return results
 
-    def _loss(self) -> float:
+    def loss(self) -> float:
+        """Cross entropy on the references [nats per response token]; all ranks call it together."""
         batches = cut_micro_batches([row.with_response() for row in self._examples], micro_batch=self._micro_batch)
         # Under ZeRO-3 a forward pass needs all ranks: those with fewer batches run one without a response.
         most = int(self._world.max_across_ranks(torch.tensor(len(batches), device=self._world.device)).item())
@@ -85,7 +87,7 @@ class Validator:
         return float(nats / tokens)
 
     def _rouge_l(self, sampler: Sampler) -> float:
-        sequences = sampler.sample(self._examples, seed=self._seed, step=0)
+        sequences = sampler.sample(self._examples, seed=self._seed, step=0).sequences
         total = torch.zeros((), dtype=torch.float64, device=self._world.device)
         for example, sequence in zip(self._examples, sequences, strict=True):
             text = str(self._vocabulary.tokenizer.decode(sequence.response_ids, skip_special_tokens=True))

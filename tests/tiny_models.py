@@ -19,10 +19,12 @@ from tests.tiny_tokenizers import save_tiny_tokenizer
 FAMILIES = ("gpt2", "opt", "llama", "gpt_neox")
 
 
-def tiny_config(family: str, *, vocab_size: int, width: int, layers: int, **extra: Any) -> PretrainedConfig:
+def tiny_config(
+    family: str, *, vocab_size: int, width: int, layers: int, heads: int = 2, **extra: Any
+) -> PretrainedConfig:
     """A configuration with a few thousand parameters."""
     if family == "gpt2":
-        return GPT2Config(vocab_size=vocab_size, n_embd=width, n_layer=layers, n_head=2, n_positions=128, **extra)
+        return GPT2Config(vocab_size=vocab_size, n_embd=width, n_layer=layers, n_head=heads, n_positions=128, **extra)
     if family == "opt":
         return OPTConfig(
             vocab_size=vocab_size,
@@ -30,7 +32,7 @@ def tiny_config(family: str, *, vocab_size: int, width: int, layers: int, **extr
             word_embed_proj_dim=width,
             ffn_dim=2 * width,
             num_hidden_layers=layers,
-            num_attention_heads=2,
+            num_attention_heads=heads,
             max_position_embeddings=128,
             **extra,
         )
@@ -40,7 +42,7 @@ def tiny_config(family: str, *, vocab_size: int, width: int, layers: int, **extr
         hidden_size=width,
         intermediate_size=2 * width,
         num_hidden_layers=layers,
-        num_attention_heads=2,
+        num_attention_heads=heads,
         max_position_embeddings=128,
         **extra,
     )

@@ -4,7 +4,7 @@ Masks and positions come from lengths, never from token ids: a padding id may al
 end-of-sequence id. They are computed on the host, so that building a batch never waits for a device.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -145,8 +145,16 @@ def cut_micro_batches(rows: Sequence[TokenSequence], *, micro_batch: int) -> lis
 
     The longest come first, so that a window which does not fit into memory fails at its beginning.
     """
-    ordered = sorted(rows, key=lambda row: row.num_tokens, reverse=True)
+    ordered = _longest_first(rows)
     return [ordered[start : start + micro_batch] for start in range(0, len(ordered), micro_batch)]
+
+
+def cut_passes(rows: Sequence[TokenSequence], *, max_tokens: int) -> list[list[TokenSequence]]:
+    """The same rows in the same order as `cut_micro_batches`, in lists of at most `max_tokens` slots.
+
+    A single longer row is a list of its own.
+    """
+    return _cut_to_slots(_longest_first(rows), num_slots=lambda row: row.num_tokens, max_slots=max_tokens)
 
 
 def cut_prompt_batches(rows: Sequence[Row], *, slots_per_row: int, max_batch_tokens: int) -> list[list[Row]]:
@@ -156,10 +164,20 @@ def cut_prompt_batches(rows: Sequence[Row], *, slots_per_row: int, max_batch_tok
         slots_per_row: slots that a row takes beside its prompt: new tokens and soft prompt.
         max_batch_tokens: slots of one batch, unless a single row takes more.
     """
+    ordered = sorted(rows, key=lambda row: len(row.prompt_ids), reverse=True)
+    return _cut_to_slots(ordered, num_slots=lambda row: len(row.prompt_ids) + slots_per_row, max_slots=max_batch_tokens)
+
+
+def _longest_first(rows: Sequence[TokenSequence]) -> list[TokenSequence]:
+    return sorted(rows, key=lambda row: row.num_tokens, reverse=True)
+
+
+def _cut_to_slots(rows: Sequence[Row], *, num_slots: Callable[[Row], int], max_slots: int) -> list[list[Row]]:
+    """Consecutive rows, longest first, in lists whose padded size is at most `max_slots`."""
     batches: list[list[Row]] = []
-    for row in sorted(rows, key=lambda row: len(row.prompt_ids), reverse=True):
+    for row in rows:
         # The first row of a batch is its longest.
-        if batches and (len(batches[-1]) + 1) * (len(batches[-1][0].prompt_ids) + slots_per_row) <= max_batch_tokens:
+        if batches and (len(batches[-1]) + 1) * num_slots(batches[-1][0]) <= max_slots:
             batches[-1].append(row)
         else:
             batches.append([row])

@@ -110,13 +110,20 @@ def encode(
 
 
 def read_responses(path: str, *, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> Encoded:
-    """Read fixed pseudo-targets: JSON lines with `prompt` (formatted text) and `response` (EOS is appended).
+    """Read fixed pseudo-targets: JSON lines with `prompt` (formatted text) and `response`.
+
+    EOS is appended, but for lines with `ended` false: responses that ran into a limit.
 
     Raises:
         UserError: unreadable file, broken line, empty prompt or response, and as `encode`.
     """
     rows = [
-        _TextRow(source=row.source, prompt=row.text("prompt"), references=(row.text("response"),))
+        _TextRow(
+            source=row.source,
+            prompt=row.text("prompt"),
+            references=(row.text("response"),),
+            ended=row.truth("ended", default=True),
+        )
         for row in read_json_lines(Path(path))
     ]
     return _encode_rows(rows, tokenizer=tokenizer, data=data)
@@ -145,6 +152,8 @@ class _TextRow:
     source: str
     prompt: str
     references: tuple[str, ...]
+    ended: bool = True
+    """Whether the first reference is whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +178,8 @@ def _encode_rows(rows: Sequence[_TextRow], *, tokenizer: PreTrainedTokenizerBase
                 continue
             affected.truncated_prompts.append(row.source)
             prompt_ids = prompt_ids[-data.max_prompt_tokens :]
-        response_ids = np.append(target, eos) if row.references else None
+        whole = np.append(target, eos) if row.ended else target
+        response_ids = whole if row.references else None
         room = data.max_sequence_tokens - len(prompt_ids)
         if response_ids is not None and len(response_ids) > room:
             affected.cut_responses.append(row.source)

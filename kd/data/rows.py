@@ -56,6 +56,19 @@ class Row:
             raise UserError(f"{self.source}: `{name}` is an empty list; fill it in, or remove the key or the row")
         return tuple(self._check(text, name=name) for text in (value if isinstance(value, list) else [value]))
 
+    def truth(self, name: str, *, default: bool) -> bool:
+        """The truth value of a field; `default` where it is missing or null.
+
+        Raises:
+            UserError: something else than true or false.
+        """
+        value = self.fields.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise UserError(f"{self.source}: expected `{name}` to be true or false, found {_kind(value)}; mend the row")
+        return value
+
     def _check(self, value: object, *, name: str, blank: Literal["refused", "allowed"] = "refused") -> str:
         if not isinstance(value, str):
             raise UserError(f"{self.source}: expected `{name}` to be text, found {_kind(value)}; mend the row")

@@ -46,29 +46,25 @@ def student_deepspeed_config(config: Config) -> Json:
         UserError: the JSON file is missing, broken, or sets what belongs to the YAML.
     """
     settings = read_deepspeed_json(config.engine.student)
-    owned = _owned_settings(config, precision=config.model.dtype)
-    if zero_stage(settings) == 0:
-        # DeepSpeed has no such option there: it accumulates in the precision of the weights.
-        del owned["data_types"]
-    return settings | owned
+    return settings | _owned_settings(config, precision=config.model.dtype, stage=zero_stage(settings))
 
 
 def teacher_deepspeed_config(config: Config) -> Json:
-    """Configuration of the teacher's engine, whose only trainable tensor is the soft prompt.
+    """Configuration of the teacher's engine, in which at most the soft prompt is trainable.
 
     Raises:
-        UserError: as for the student, or a ZeRO stage other than 3.
+        UserError: as for the student, or a ZeRO stage other than 3 and 0.
     """
     settings = read_deepspeed_json(config.engine.teacher)
-    if (stage := zero_stage(settings)) != 3:
+    if (stage := zero_stage(settings)) not in (0, 3):
         raise UserError(
-            f"{config.engine.teacher}: ZeRO stage {stage}; the frozen teacher is sharded with stage 3,"
-            " see ds_configs/zero3.json"
+            f"{config.engine.teacher}: ZeRO stage {stage}; the frozen teacher is sharded with stage 3"
+            " (ds_configs/zero3.json) or whole on each rank with stage 0 (ds_configs/zero0.json)"
         )
     # With bf16 switched on, DeepSpeed would turn the fp32 prompt into bf16 and reduce its gradient
     # there. The frozen weights are bf16 as they were loaded. fp16 stays on for its loss scale.
     precision = "fp16" if config.model.dtype == "fp16" else "fp32"
-    return settings | _owned_settings(config, precision=precision)
+    return settings | _owned_settings(config, precision=precision, stage=stage)
 
 
 def loading_config(settings: Json, *, dtype: str) -> Json:
@@ -128,7 +124,9 @@ def _check_zero_section(section: object, *, name: str) -> None:
         raise UserError(f"{name}: zero_optimization.{place}: {first['msg'].lower()}{hint}") from None
 
 
-def _owned_settings(config: Config, *, precision: str) -> Json:
+def _owned_settings(config: Config, *, precision: str, stage: int) -> Json:
+    # Without ZeRO, DeepSpeed has no such option: it accumulates in the precision of the weights.
+    accumulation: Json = {"data_types": {"grad_accum_dtype": "fp32"}} if stage else {}
     return {
         "train_micro_batch_size_per_gpu": config.schedule.micro_batch,
         # A window has its own boundaries and one step(); with a count here, DeepSpeed would wait for
@@ -138,7 +136,7 @@ def _owned_settings(config: Config, *, precision: str) -> Json:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "communication_data_type": "fp32",
-        "data_types": {"grad_accum_dtype": "fp32"},
+        **accumulation,
         **_precision(precision),
     }
 

@@ -22,8 +22,8 @@ def learning_rate_factor(step: int, *, schedule: ScheduleConfig) -> float:
     return 1.0 - progress if schedule.decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def student_parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices with weight decay, vectors (norms, biases) without."""
+def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str, object]]:
+    """Trainable matrices with weight decay, vectors (norms, biases) without."""
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in trainable if _num_dimensions(p) >= 2], "weight_decay": weight_decay},

@@ -1,10 +1,6 @@
 """The global token mean: the one place that knows about ranks and micro-batches."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-from kd.data.batch import SequenceBatch
-from kd.distributed import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +17,3 @@ class TokenMean:
     @property
     def scale(self) -> float:
         return self.num_ranks / self.num_tokens
-
-
-def count_response_tokens(batches: Sequence[SequenceBatch], *, world: World) -> int:
-    """Response tokens of a window on all ranks, the terminating EOS included."""
-    return world.count(sum(batch.num_response_tokens for batch in batches))

@@ -1,6 +1,8 @@
 """The soft prompt P: m embedding vectors in front of the request (arXiv 2402.12842, §3)."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,10 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from kd.config import PromptConfig
+from kd.config_methods import PromptConfig
 from kd.errors import UserError
 
 FILE_NAME = "soft_prompt.safetensors"
+FOLDER_NAME = "soft_prompts"
+"""In the place of the file, where each group of rows has its own."""
 _TENSOR_NAME = "soft_prompt"
 
 
@@ -24,6 +28,8 @@ class SoftPromptOrigin:
     teacher: str
     init: str
     init_text: str
+    group: str | None = None
+    """The rows that it was trained on, where each group has its own: their value of `data.group`."""
 
 
 class SoftPrompt(nn.Module):
@@ -38,17 +44,47 @@ class SoftPrompt(nn.Module):
         self, inputs_embeds: Float[Tensor, "B T H"], attention_mask: Bool[Tensor, "B T"]
     ) -> tuple[Float[Tensor, "B M+T H"], Bool[Tensor, "B M+T"]]:
         """Put P next to the text: PAD … PAD, P, x with padding on the left; P, x, PAD … on the right."""
-        num_rows, width, hidden = inputs_embeds.shape
-        m = self.num_tokens
-        prompt = self.values.to(inputs_embeds.dtype).expand(num_rows, m, hidden)
-        start = attention_mask.long().argmax(dim=1, keepdim=True)
-        slot = torch.arange(m + width, device=inputs_embeds.device).expand(num_rows, -1)
-        # Indices into [P, text]: text slot t stands at m + t.
-        source = torch.where(slot < start, slot + m, torch.where(slot < start + m, slot - start, slot))
-        embeds = torch.cat([prompt, inputs_embeds], dim=1)
-        embeds = embeds.gather(1, source[:, :, None].expand(-1, -1, hidden))
-        mask = torch.cat([attention_mask.new_ones(num_rows, m), attention_mask], dim=1).gather(1, source)
-        return embeds, mask
+        return _put_before(self.values.expand(len(inputs_embeds), -1, -1), inputs_embeds, attention_mask)
+
+
+class SoftPrompts(nn.Module):
+    """One soft prompt for each group of rows: `values` [G, M, H] in fp32.
+
+    A single tensor, so that ZeRO-3 gathers all of it whichever groups a rank has before it.
+    """
+
+    def __init__(self, values: Float[Tensor, "G M H"]) -> None:
+        super().__init__()
+        self.num_tokens = values.shape[1]
+        self.values = nn.Parameter(values.detach().float().clone())
+
+    def forward(
+        self,
+        inputs_embeds: Float[Tensor, "B T H"],
+        attention_mask: Bool[Tensor, "B T"],
+        groups: Sequence[int] | None = None,
+    ) -> tuple[Float[Tensor, "B M+T H"], Bool[Tensor, "B M+T"]]:
+        """As `SoftPrompt`, with each row's own; without `groups`, all rows are in the first."""
+        if groups is None:
+            prompts = self.values[0].expand(len(inputs_embeds), -1, -1)
+        else:
+            prompts = self.values[torch.tensor(groups, device=self.values.device)]
+        return _put_before(prompts, inputs_embeds, attention_mask)
+
+
+def _put_before(
+    prompts: Float[Tensor, "B M H"], inputs_embeds: Float[Tensor, "B T H"], attention_mask: Bool[Tensor, "B T"]
+) -> tuple[Float[Tensor, "B M+T H"], Bool[Tensor, "B M+T"]]:
+    num_rows, m, hidden = prompts.shape
+    width = inputs_embeds.shape[1]
+    start = attention_mask.long().argmax(dim=1, keepdim=True)
+    slot = torch.arange(m + width, device=inputs_embeds.device).expand(num_rows, -1)
+    # Indices into [P, text]: text slot t stands at m + t.
+    source = torch.where(slot < start, slot + m, torch.where(slot < start + m, slot - start, slot))
+    embeds = torch.cat([prompts.to(inputs_embeds.dtype), inputs_embeds], dim=1)
+    embeds = embeds.gather(1, source[:, :, None].expand(-1, -1, hidden))
+    mask = torch.cat([attention_mask.new_ones(num_rows, m), attention_mask], dim=1).gather(1, source)
+    return embeds, mask
 
 
 def initial_token_ids(settings: PromptConfig, *, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -86,14 +122,36 @@ def initial_values(
 
 
 def save_soft_prompt(values: Float[Tensor, "M H"], path: Path, *, origin: SoftPromptOrigin) -> None:
-    """Write P [M, H] with its text, length and teacher name as safetensors."""
+    """Write P [M, H] with its text, length, teacher name and group as safetensors."""
     metadata = {
         "teacher": origin.teacher,
         "init": origin.init,
         "init_text": origin.init_text,
         "length": str(values.shape[0]),
     }
+    if origin.group is not None:
+        metadata["group"] = origin.group
     save_file({_TENSOR_NAME: values.detach().float().cpu().contiguous()}, path, metadata=metadata)
+
+
+def save_soft_prompts(
+    values: Float[Tensor, "G M H"], directory: Path, *, names: Sequence[str] | None, origin: SoftPromptOrigin
+) -> None:
+    """Write one file, or a folder with one for each group, that `load_soft_prompt` reads.
+
+    Args:
+        names: of the groups; None for a single soft prompt without a group.
+    """
+    if names is None:
+        save_soft_prompt(values[0], directory / FILE_NAME, origin=origin)
+        return
+    folder = directory / FOLDER_NAME
+    folder.mkdir(parents=True)
+    for index, name in enumerate(names):
+        # Values of a column may hold anything; the number keeps apart those that look alike without it.
+        readable = re.sub(r"[^\w-]+", "-", name)[:40]
+        stem = f"{index:03}-{readable}".strip("-")
+        save_soft_prompt(values[index], folder / f"{stem}.safetensors", origin=replace(origin, group=name))
 
 
 def load_soft_prompt(path: Path | str) -> tuple[SoftPrompt, SoftPromptOrigin]:
@@ -109,6 +167,9 @@ def load_soft_prompt(path: Path | str) -> tuple[SoftPrompt, SoftPromptOrigin]:
     except (OSError, SafetensorError) as error:
         raise UserError(f"soft prompt {path}: cannot be read ({error}); expected a {FILE_NAME} of a run") from None
     origin = SoftPromptOrigin(
-        teacher=metadata.get("teacher", ""), init=metadata.get("init", ""), init_text=metadata.get("init_text", "")
+        teacher=metadata.get("teacher", ""),
+        init=metadata.get("init", ""),
+        init_text=metadata.get("init_text", ""),
+        group=metadata.get("group"),
     )
     return SoftPrompt(values), origin

@@ -1,105 +1,210 @@
-"""The teacher's engine: frozen, ZeRO-3-sharded, with the soft prompt as its only trainable tensor."""
+"""The teacher's engine: frozen and, under ZeRO-3, sharded; what adapts it is its only trainable part."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Literal
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kd.config import Config
 from kd.data.batch import SequenceBatch
+from kd.data.groups import RowGroups
 from kd.engines.causal_lm import CausalLM, load_causal_lm, read_model_config
 from kd.engines.deepspeed_config import teacher_deepspeed_config
-from kd.engines.optimization import make_optimizer
-from kd.engines.soft_prompt import SoftPrompt, SoftPromptOrigin, initial_values
-from kd.engines.trainable import Loss, ProjectingModule, TrainableEngine, enable_checkpointing, gathered
-from kd.losses.linear_divergence import Projection
+from kd.engines.lora import adapter_parameters, adapter_writer, adapters_off, add_adapters
+from kd.engines.optimization import make_optimizer, parameter_groups
+from kd.engines.soft_prompt import SoftPromptOrigin, SoftPrompts, initial_values, save_soft_prompts
+from kd.engines.trainable import TrainableEngine, enable_checkpointing, gathered, whole_head
+from kd.losses.linear_divergence import LinearDivergence
+from kd.losses.terms import Head
 
-Condition = Literal["prompted", "plain"]
-"""p(.|P, x) or p(.|x): the same sharded weights with and without the soft prompt."""
+Condition = Literal["adapted", "plain"]
+"""p(.|P, x) or p(.|x): the same sharded weights with and without the soft prompt, or what stands in its place."""
+
+AdaptedLoss = Callable[[Float[Tensor, "N H"]], LinearDivergence]
+"""From the adapted teacher's hidden states at the response positions to the loss of a micro-batch."""
 
 
-class _TeacherModule(ProjectingModule):
-    def __init__(self, model: PreTrainedModel, soft_prompt: SoftPrompt) -> None:
-        super().__init__(model)
-        self.soft_prompt = soft_prompt
+class _TeacherModule(nn.Module):
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.view = CausalLM.of(model)
 
     def forward(
-        self, sequences: SequenceBatch, condition: Condition, loss: Loss | None = None
+        self, sequences: SequenceBatch, condition: Condition, loss: AdaptedLoss | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        if condition == "plain":
-            states = self.view.hidden_states(input_ids=sequences.input_ids, attention_mask=sequences.attention_mask)
-            return self.finish(states.flatten(0, 1)[sequences.response_positions], loss)
-        embeds, mask = self.soft_prompt(self.view.embed(sequences.input_ids), sequences.attention_mask)
+        hidden = self.plain(sequences) if condition == "plain" else self.adapted(sequences)
+        if loss is None:
+            return hidden
+        result = loss(hidden)
+        # A tuple, not the dataclass: DeepSpeed's hooks find the tensors of plain containers only.
+        return result.loss, result.term_sums
+
+    def plain(self, sequences: SequenceBatch) -> Float[Tensor, "N H"]:
+        states = self.view.hidden_states(input_ids=sequences.input_ids, attention_mask=sequences.attention_mask)
+        return states.flatten(0, 1)[sequences.response_positions]
+
+    def adapted(self, sequences: SequenceBatch) -> Float[Tensor, "N H"]:
+        raise TypeError("a plain teacher has no soft prompt")
+
+
+class _PromptedModule(_TeacherModule):
+    def __init__(self, model: PreTrainedModel, soft_prompts: SoftPrompts, groups: RowGroups | None) -> None:
+        super().__init__(model)
+        self.soft_prompts = soft_prompts
+        self._groups = groups
+
+    def adapted(self, sequences: SequenceBatch) -> Float[Tensor, "N H"]:
+        groups = None if self._groups is None else [self._groups.of_row[row_id] for row_id in sequences.row_ids]
+        embeds, mask = self.soft_prompts(self.view.embed(sequences.input_ids), sequences.attention_mask, groups)
         states = self.view.hidden_states(inputs_embeds=embeds, attention_mask=mask)
-        positions = sequences.shifted_positions(self.soft_prompt.num_tokens)
-        return self.finish(states.flatten(0, 1)[positions], loss)
+        return states.flatten(0, 1)[sequences.shifted_positions(self.soft_prompts.num_tokens)]
+
+
+class _LoraModule(_TeacherModule):
+    def plain(self, sequences: SequenceBatch) -> Float[Tensor, "N H"]:
+        with adapters_off(self.model):
+            return super().plain(sequences)
+
+    def adapted(self, sequences: SequenceBatch) -> Float[Tensor, "N H"]:
+        return super().plain(sequences)
 
 
 class Teacher:
-    """p(.|P, x) and p(.|x), loaded once; only P is trained."""
+    """p(.|x): loaded once, never trained."""
 
-    def __init__(self, config: Config, *, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Load the model into shards, freeze it, put P beside it and start the engine.
+    def __init__(self, config: Config) -> None:
+        """Load the model, into shards under ZeRO-3, freeze it and start its engine.
+
+        Raises:
+            UserError: the DeepSpeed JSON or the checkpoint cannot be used.
+        """
+        self._start(config, _TeacherModule(_load_frozen(config)))
+
+    def _start(self, config: Config, module: _TeacherModule, *, trained: Sequence[object] = ()) -> None:
+        self.view = module.view
+        optimizer = None
+        if trained:
+            optimizer = make_optimizer(trained, settings=config.optimizer, learning_rate=config.prompt.learning_rate)
+        self.engine = TrainableEngine(module, optimizer=optimizer, settings=teacher_deepspeed_config(config))
+
+    def hidden(self, sequences: SequenceBatch, condition: Condition = "plain") -> Float[Tensor, "N H"]:
+        """Hidden states that predict the response tokens, without gradient."""
+        return self.engine.hidden(sequences, condition)
+
+    def release(self) -> None:
+        """Free whatever forward passes have gathered; to be called before another model works."""
+        self.engine.release()
+
+    def head(self) -> AbstractContextManager[Head]:
+        """The frozen head, whole inside the context."""
+        return whole_head(self.view)
+
+
+class AdaptedTeacher(Teacher, ABC):
+    """p(.|P, x) and p(.|x), loaded once; only P, or what stands in its place, is trained."""
+
+    def accumulate(self, sequences: SequenceBatch, loss: AdaptedLoss, *, is_last: bool) -> Float[Tensor, " terms"]:
+        """Add a micro-batch's gradient; returns the loss terms' sums over its tokens."""
+        return self.engine.accumulate(sequences, "adapted", loss, is_last=is_last)
+
+    def step(self, *, learning_rate: float) -> None:
+        """One optimizer step with the window's gradient."""
+        self.engine.step(learning_rate=learning_rate)
+
+    @abstractmethod
+    def writer(self) -> Callable[[Path], None]:
+        """Gather what was trained, all ranks together; returns what writes it into a student's directory."""
+        ...
+
+
+class PromptedTeacher(AdaptedTeacher):
+    """Adapted by a soft prompt, or by one for each group of rows."""
+
+    def __init__(self, config: Config, *, tokenizer: PreTrainedTokenizerBase, groups: RowGroups | None = None) -> None:
+        """Load the model as a plain teacher, put P beside it and start the engine.
 
         Raises:
             UserError: the DeepSpeed JSON, the checkpoint or the prompt's initialisation cannot be used.
         """
-        if config.model.teacher is None:
-            raise ValueError("a teacher's engine needs model.teacher")
-        settings = teacher_deepspeed_config(config)
-        model = load_causal_lm(
-            config.model.teacher,
-            config=read_model_config(config.model.teacher, trust_remote_code=config.model.trust_remote_code),
-            dtype=config.model.dtype,
-            deepspeed_config=settings,
-            keep_dropout=False,
-            trust_remote_code=config.model.trust_remote_code,
-        )
-        model.requires_grad_(False)
-        if config.model.gradient_checkpointing:
-            enable_checkpointing(model)
+        model = _load_frozen(config)
         embedding_weight = CausalLM.of(model).embedding_weight
         with gathered([embedding_weight]):
             values = initial_values(
                 config.prompt, embedding_weight=embedding_weight, tokenizer=tokenizer, seed=config.run.seed
             )
         # Made after, hence outside, the sharded load; DeepSpeed shards it when the engine starts.
-        self.soft_prompt = SoftPrompt(values)
+        self.soft_prompts = SoftPrompts(values.expand(1 if groups is None else len(groups.names), -1, -1))
         if config.model.dtype == "fp16":
             # DeepSpeed scales the loss for fp16 parameters only, and keeps fp32 values of them itself.
-            self.soft_prompt.half()
-        self.origin = SoftPromptOrigin(
-            teacher=config.model.teacher, init=config.prompt.init, init_text=config.prompt.init_text
+            self.soft_prompts.half()
+        self._origin = SoftPromptOrigin(
+            teacher=str(config.model.teacher), init=config.prompt.init, init_text=config.prompt.init_text
         )
-        module = _TeacherModule(model, self.soft_prompt)
-        self.view = module.view
-        optimizer = make_optimizer(
-            [self.soft_prompt.values], settings=config.optimizer, learning_rate=config.prompt.learning_rate
-        )
-        self.engine = TrainableEngine(module, optimizer=optimizer, settings=settings)
+        self._groups = groups
+        module = _PromptedModule(model, self.soft_prompts, groups)
+        self._start(config, module, trained=[self.soft_prompts.values])
 
-    def hidden(self, sequences: SequenceBatch, condition: Condition) -> Float[Tensor, "N H"]:
-        """Hidden states that predict the response tokens, without gradient."""
-        return self.engine.hidden(sequences, condition)
+    def values(self) -> Float[Tensor, "G M H"]:
+        """The current soft prompts, whole, on every rank."""
+        with gathered([self.soft_prompts.values]):
+            return self.soft_prompts.values.detach().float().clone()
 
-    @contextmanager
-    def projection(self, hidden: Float[Tensor, "N H"]) -> Iterator[Projection]:
-        """Kept hidden states with the frozen head, gathered inside the context."""
-        with gathered(self.view.head_parameters):
-            yield Projection(hidden=hidden, weight=self.view.head_weight, bias=self.view.head_bias)
+    def writer(self) -> Callable[[Path], None]:
+        """Gather the soft prompts, all ranks together; returns what writes them into a student's directory."""
+        values, names = self.values(), None if self._groups is None else self._groups.names
 
-    def accumulate_prompt(self, sequences: SequenceBatch, loss: Loss, *, is_last: bool) -> Float[Tensor, " terms"]:
-        """Add a micro-batch's gradient of P; returns the loss terms' sums over its tokens."""
-        return self.engine.accumulate(sequences, "prompted", loss, is_last=is_last)
+        def write(directory: Path) -> None:
+            save_soft_prompts(values, directory, names=names, origin=self._origin)
 
-    def step_prompt(self, *, learning_rate: float) -> None:
-        """One optimizer step of P with the window's gradient."""
-        self.engine.step(learning_rate=learning_rate)
+        return write
 
-    def soft_prompt_values(self) -> Float[Tensor, "M H"]:
-        """The current P, whole, on every rank."""
-        with gathered([self.soft_prompt.values]):
-            return self.soft_prompt.values.detach().float().clone()
+
+class LoraTeacher(AdaptedTeacher):
+    """Adapted by LoRA in the place of a soft prompt (Table 9); it starts as the plain teacher."""
+
+    def __init__(self, config: Config) -> None:
+        """Load the model as a plain teacher, add the adapters and start the engine.
+
+        Raises:
+            UserError: the DeepSpeed JSON, the checkpoint or the adapted layers' names cannot be used.
+        """
+        self.model = _load_frozen(config)
+        name = str(config.model.teacher)
+        add_adapters(self.model, config.teacher_lora, section="teacher_lora", name=name, seed=config.run.seed)
+        for parameter in adapter_parameters(self.model).values():
+            # As with a soft prompt: fp32 beside bf16 weights, half precision for fp16's loss scale.
+            parameter.data = parameter.data.half() if config.model.dtype == "fp16" else parameter.data.float()
+        module = _LoraModule(self.model)
+        self._start(config, module, trained=parameter_groups(module, weight_decay=config.optimizer.weight_decay))
+
+    def writer(self) -> Callable[[Path], None]:
+        """Gather the adapters, all ranks together; returns what writes them into a student's directory."""
+        write = adapter_writer(self.model)
+        return lambda directory: write(directory / TEACHER_ADAPTER)
+
+
+TEACHER_ADAPTER = "teacher_adapter"
+"""Where a student's directory has the adapters of its teacher, for peft to load."""
+
+
+def _load_frozen(config: Config) -> PreTrainedModel:
+    if config.model.teacher is None:
+        raise ValueError("a teacher's engine needs model.teacher")
+    model = load_causal_lm(
+        config.model.teacher,
+        config=read_model_config(config.model.teacher, trust_remote_code=config.model.trust_remote_code),
+        dtype=config.model.dtype,
+        deepspeed_config=teacher_deepspeed_config(config),
+        keep_dropout=False,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    model.requires_grad_(False)
+    if config.model.gradient_checkpointing:
+        enable_checkpointing(model)
+    return model

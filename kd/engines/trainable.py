@@ -1,7 +1,7 @@
 """What the student's and the teacher's engine have in common: windows, steps, the head's loss."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kd.engines.causal_lm import CausalLM
+from kd.engines.deepspeed_config import zero_stage
 from kd.errors import UserError
-from kd.losses.linear_divergence import LinearDivergence, Projection
-
-Loss = Callable[[Projection], LinearDivergence]
-"""From the trained model's projection of the response positions to the loss of a micro-batch."""
+from kd.losses.terms import Head
 
 
 def gathered(parameters: Sequence[nn.Parameter]) -> deepspeed.zero.GatheredParameters:
@@ -24,41 +22,45 @@ def gathered(parameters: Sequence[nn.Parameter]) -> deepspeed.zero.GatheredParam
     return deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded))
 
 
-class ProjectingModule(nn.Module):
-    """A causal language model whose forward ends in hidden states, or in the loss of its head."""
+@contextmanager
+def whole_head(view: CausalLM) -> Iterator[Head]:
+    """A model's head of this moment, gathered once for everything that is done inside the context.
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-        self.view = CausalLM.of(model)
-        for parameter in self.view.head_parameters:
-            if hasattr(parameter, "ds_id") and parameter.requires_grad:
-                # The loss reads the head outside the head's own forward, and its gradient arrives there in
-                # backward: gather it for this module too.
-                deepspeed.zero.register_external_parameter(self, parameter)
-
-    def finish(self, hidden: Tensor, loss: Loss | None) -> Tensor | tuple[Tensor, Tensor]:
-        """Hidden states [N, H] as they are, or (scalar loss, sums of its terms) where one is given."""
-        if loss is None:
-            return hidden
-        frozen = [parameter for parameter in self.view.head_parameters if not parameter.requires_grad]
-        with gathered(frozen):
-            result = loss(Projection(hidden=hidden, weight=self.view.head_weight, bias=self.view.head_bias))
-        # A tuple, not the dataclass: DeepSpeed's hooks find the tensors of plain containers only.
-        return result.loss, result.term_sums
+    A copy where ZeRO-3 shards the model: its hooks would release a gathered parameter that is also the
+    embedding as soon as a forward pass has used it.
+    """
+    if not any(hasattr(parameter, "ds_id") for parameter in view.head_parameters):
+        yield Head(weight=view.head_weight.detach(), bias=None if view.head_bias is None else view.head_bias.detach())
+        return
+    with gathered(view.head_parameters):
+        weight, *bias = [parameter.detach().clone() for parameter in view.head_parameters]
+    yield Head(weight=weight, bias=bias[0] if bias else None)
 
 
 class TrainableEngine:
-    """One DeepSpeed engine, trained window by window."""
+    """One DeepSpeed engine, trained window by window, or never where it has no optimizer."""
 
-    def __init__(self, module: nn.Module, *, optimizer: torch.optim.Optimizer, settings: dict[str, object]) -> None:
+    def __init__(
+        self, module: nn.Module, *, optimizer: torch.optim.Optimizer | None, settings: dict[str, object]
+    ) -> None:
         self.deepspeed, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+        self._is_sharded = zero_stage(settings) == 3
 
     def hidden(self, *inputs: object) -> Tensor:
         """Hidden states [N, H] that predict the response tokens, without gradient."""
         with self._measuring():
             hidden: Tensor = self.deepspeed(*inputs)
         return hidden
+
+    def release(self) -> None:
+        """Leave nothing but shards on the device.
+
+        ZeRO-3 keeps what a forward pass has gathered where it expects a backward pass, which a pass without
+        gradient does not have.
+        """
+        if self._is_sharded:
+            # The engine's own method of this name also collects garbage, which takes longer than a small model's pass.
+            self.deepspeed.optimizer.empty_partition_cache()
 
     def measure(self, *inputs: object) -> Tensor:
         """Sums of the loss terms over the tokens of a micro-batch [terms], without gradient."""

@@ -83,7 +83,7 @@ def share_vocabulary(config: Config) -> SharedVocabulary:
     _check_model(student, name=config.model.student, vocabulary=size, longest=config.data.max_sequence_tokens)
     if config.model.teacher is not None:
         teacher = read_model_config(config.model.teacher, trust_remote_code=trust)
-        longest = config.data.max_sequence_tokens + config.prompt.length
+        longest = config.data.max_sequence_tokens + (config.prompt.length if config.tunes_prompt else 0)
         _check_model(teacher, name=config.model.teacher, vocabulary=size, longest=longest)
         check_same_entries(tokenizer, load_tokenizer(config.model.teacher, trust_remote_code=trust))
     return SharedVocabulary(tokenizer=tokenizer, size=size, eos_id=int(tokenizer.eos_token_id))

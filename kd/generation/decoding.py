@@ -7,27 +7,18 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from transformers import DynamicCache
 
 from kd.data.batch import PromptBatch
 from kd.engines.causal_lm import CausalLM
 from kd.engines.soft_prompt import SoftPrompt
+from kd.generation.cache import RoomyCache
+from kd.generation.choosing import DecodingSettings, choose_tokens
+
+COMPACT_SHARE = 8
+"""Ended rows leave the batch as soon as they are more than one in this many."""
 
 Streams = Callable[[Sequence[int], int], Float[Tensor, "B T"]]
 """From row ids and a number of tokens to uniform numbers in [0, 1), the same for a row in any batch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodingSettings:
-    """How to choose tokens: `greedy`, or sampling after temperature, top-k and top-p."""
-
-    max_new_tokens: int
-    vocabulary_size: int
-    eos_id: int
-    greedy: bool = False
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
 
 
 def row_streams(*, seed: int, step: int) -> Streams:
@@ -43,89 +34,100 @@ def row_streams(*, seed: int, step: int) -> Streams:
     return draw
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Response:
+    """What one row said: its tokens, the end token included where it was reached."""
+
+    token_ids: list[int]
+    hidden: Float[Tensor, "n H"] | None
+    """The hidden state that predicted each token, where it was asked for."""
+
+
 def decode(
     view: CausalLM,
     prompts: PromptBatch,
     *,
     settings: DecodingSettings,
-    streams: Streams,
+    streams: Sequence[Streams],
     soft_prompt: SoftPrompt | None = None,
+    keeps_hidden: bool = False,
     any_rank_active: Callable[[bool], bool] = bool,
-) -> list[list[int]]:
+    agreed_tokens: Callable[[Tensor], Tensor] | None = None,
+) -> list[Response]:
     """Continue each prompt until its end-of-sequence token or `max_new_tokens`.
 
     Args:
         view: the model; on return its weights and modes are as they were.
+        streams: one for each sample; a prompt runs through the model once, whatever the number of samples.
         soft_prompt: stands in front of each prompt when given.
+        keeps_hidden: return the hidden states too, which are the model's own q(.|x, y_<t) before its head.
         any_rank_active: told whether this rank has unfinished rows, answers whether any rank has. Under
             ZeRO-3's hooks every rank must run every forward pass; a rank that is done runs it for show.
+        agreed_tokens: replaces the chosen tokens [A] by those of the first rank, where ranks decode together.
 
     Returns:
-        Token ids of each response, the end token included where it was reached.
+        One response for each sample of each prompt: all samples of the first prompt, then of the second, ….
     """
-    rows = _ActiveRows(prompts, settings=settings, streams=streams)
+    rows = DecodingRows(prompts, settings=settings, streams=streams)
     hidden = _prefill(view, prompts, rows, soft_prompt)
+    if keeps_hidden:
+        rows.keep_hidden(width=hidden.shape[-1], dtype=hidden.dtype)
     while True:
-        rows.append(choose_tokens(_logits(view, hidden, settings), rows.uniforms(), settings=settings))
+        logits = next_logits(view, hidden, settings)
+        tokens = choose_tokens(logits, rows.uniforms(), settings=settings, history=rows.history())
+        rows.append(tokens if agreed_tokens is None else agreed_tokens(tokens), hidden)
         if not any_rank_active(rows.num_unfinished > 0):
-            return rows.responses
+            return rows.responses()
         rows.drop_finished()
         hidden = view.hidden_states(
             input_ids=rows.last_tokens[:, None],
             attention_mask=rows.attention_mask,
             position_ids=rows.next_positions[:, None],
             cache=rows.cache,
-        )
+        )[:, -1]
 
 
-def choose_tokens(
-    logits: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"], *, settings: DecodingSettings
-) -> Int64[Tensor, " B"]:
-    """One token per row: the most likely one, or the one where the row's uniform number falls."""
-    if settings.greedy:
-        return logits.argmax(dim=-1)
-    logits = logits.float() / settings.temperature
-    if settings.top_k or settings.top_p < 1:
-        logits = _keep_likely(logits, top_k=settings.top_k, top_p=settings.top_p)
-    # float64: a running sum of 50,000 float32 probabilities is off by more than the rare tokens have.
-    cumulative = logits.softmax(dim=-1).double().cumsum(dim=-1)
-    # Strictly below the total, so that the chosen token always has a probability above 0.
-    threshold = uniforms.to(cumulative)[:, None] * (cumulative[:, -1:] * (1 - 2**-40))
-    return torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
+class DecodingRows:
+    """All rows of a batch: what they said so far, and the slots of those that are still in the model's batch.
 
+    A rows in the model's batch, R rows in all (prompts times samples).
+    """
 
-def _keep_likely(logits: Float[Tensor, "B V"], *, top_k: int, top_p: float) -> Float[Tensor, "B V"]:
-    """Logits with -inf outside the top-k tokens, and of those outside the smallest set of probability top_p."""
-    ordered, order = logits.sort(dim=-1, descending=True)
-    if top_k:
-        ordered[:, top_k:] = -torch.inf
-    if top_p < 1:
-        before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
-        # The most likely token stays whatever top_p is: nothing comes before it.
-        ordered = ordered.masked_fill(before >= top_p, -torch.inf)
-    return torch.empty_like(ordered).scatter_(1, order, ordered)
-
-
-class _ActiveRows:
-    """The rows still being continued: their slots, their random numbers and what they said so far."""
-
-    def __init__(self, prompts: PromptBatch, *, settings: DecodingSettings, streams: Streams) -> None:
+    def __init__(self, prompts: PromptBatch, *, settings: DecodingSettings, streams: Sequence[Streams]) -> None:
         device = prompts.input_ids.device
+        num_prompts, num_samples = len(prompts.row_ids), len(streams)
         self.settings = settings
-        self.responses: list[list[int]] = [[] for _ in prompts.row_ids]
-        self.cache = DynamicCache()
-        self._indices = list(range(len(prompts.row_ids)))
-        self._finished = [False] * len(prompts.row_ids)
-        self._uniforms = streams(prompts.row_ids, settings.max_new_tokens).to(device)
+        self._prompts = prompts
+        self._num_samples = num_samples
+        drawn = [stream(prompts.row_ids, settings.max_new_tokens) for stream in streams]
+        self._uniforms = torch.stack(drawn, dim=1).flatten(0, 1).to(device)
+        self._tokens: list[list[int]] = [[] for _ in range(num_prompts * num_samples)]
+        self._finished = [False] * len(self._tokens)
+        self._active = list(range(len(self._tokens)))
         self._num_chosen = 0
-        self._dummy = False
+        self._hidden: Tensor | None = None
 
     def start(self, attention_mask: Bool[Tensor, "B T"]) -> None:
-        """Take the slots of the prefilled prompts [B, T], padding on the left."""
+        """Make room for the prompts' slots [B, T], padding on the left, and for the new tokens."""
         room = attention_mask.new_ones(len(attention_mask), self.settings.max_new_tokens)
         self._mask = torch.cat([attention_mask, room], dim=1)
         self._num_slots = attention_mask.shape[1]
         self._lengths = attention_mask.sum(dim=1)
+        self.cache = RoomyCache(self._mask.shape[1])
+
+    def multiply(self, hidden: Float[Tensor, "B H"]) -> Float[Tensor, "R H"]:
+        """Turn each prefilled prompt into as many rows as there are samples."""
+        if self._num_samples == 1:
+            return hidden
+        select = torch.arange(len(hidden), device=hidden.device).repeat_interleave(self._num_samples)
+        self.cache.batch_select_indices(select)
+        self._mask, self._lengths = self._mask[select], self._lengths[select]
+        return hidden[select]
+
+    def keep_hidden(self, *, width: int, dtype: torch.dtype) -> None:
+        """Make room for the hidden states of all rows [R, max_new_tokens, H]."""
+        shape = (len(self._tokens), self.settings.max_new_tokens, width)
+        self._hidden = torch.empty(shape, dtype=dtype, device=self._uniforms.device)
 
     @property
     def attention_mask(self) -> Bool[Tensor, "A T"]:
@@ -139,57 +141,77 @@ class _ActiveRows:
 
     @property
     def num_unfinished(self) -> int:
-        return 0 if self._dummy else self._finished.count(False)
+        return self._finished.count(False)
 
     def uniforms(self) -> Float[Tensor, " A"]:
         """This token's random number of each active row."""
         return self._uniforms[:, self._num_chosen]
 
-    def append(self, tokens: Int64[Tensor, " A"]) -> None:
-        """Add one token to each active row and note which rows have ended."""
+    def history(self) -> list[list[int]] | None:
+        """All tokens of each active row, prompt included, where the settings ask for them."""
+        if not self.settings.reads_history:
+            return None
+        prompts = [
+            ids[-length:] for ids, length in zip(self._prompts.input_ids.tolist(), self._prompts.lengths, strict=True)
+        ]
+        return [prompts[index // self._num_samples] + self._tokens[index] for index in self._active]
+
+    def append(self, tokens: Int64[Tensor, " A"], hidden: Float[Tensor, "A H"]) -> None:
+        """Add one token to each active row that has not ended, and note which rows end with it."""
+        if self._hidden is not None:
+            self._hidden[torch.tensor(self._active, device=hidden.device), self._num_chosen] = hidden
         self.last_tokens = tokens
         self._num_chosen += 1
-        if self._dummy:
-            return
         full = self._num_chosen == self.settings.max_new_tokens
-        for place, token in enumerate(tokens.tolist()):
-            self.responses[self._indices[place]].append(token)
-            self._finished[place] = full or token == self.settings.eos_id
+        for index, token in zip(self._active, tokens.tolist(), strict=True):
+            if not self._finished[index]:
+                self._tokens[index].append(token)
+                self._finished[index] = full or token == self.settings.eos_id
 
     def drop_finished(self) -> None:
-        """Take ended rows out of the batch and of the cache; the last one stays while other ranks decode."""
-        keep = [place for place, finished in enumerate(self._finished) if not finished]
-        if self._dummy or len(keep) == len(self._finished):
+        """Take ended rows out of the batch and of the cache, as soon as that pays for copying the cache.
+
+        One row stays while other ranks decode, for show.
+        """
+        keep = [place for place, index in enumerate(self._active) if not self._finished[index]] or [0]
+        if (len(self._active) - len(keep)) * COMPACT_SHARE <= len(self._active):
             return
-        if not keep:
-            self._dummy, keep = True, [0]
         select = torch.tensor(keep, device=self.last_tokens.device)
         self.cache.batch_select_indices(select)
-        self._indices = [self._indices[place] for place in keep]
-        self._finished = [self._finished[place] for place in keep]
+        self._active = [self._active[place] for place in keep]
         self._uniforms, self._mask = self._uniforms[select], self._mask[select]
         self._lengths, self.last_tokens = self._lengths[select], self.last_tokens[select]
 
+    def responses(self) -> list[Response]:
+        """All rows, in their original order."""
+        return [
+            Response(token_ids=ids, hidden=None if self._hidden is None else self._hidden[index, : len(ids)])
+            for index, ids in enumerate(self._tokens)
+        ]
 
-def _prefill(view: CausalLM, prompts: PromptBatch, rows: _ActiveRows, soft_prompt: SoftPrompt | None) -> Tensor:
-    """Run the prompts through the model; hidden states of the last slot [B, 1, H]."""
+
+def _prefill(
+    view: CausalLM, prompts: PromptBatch, rows: DecodingRows, soft_prompt: SoftPrompt | None
+) -> Float[Tensor, "R H"]:
+    """Run the prompts through the model; hidden states of the last slot of each row."""
     if soft_prompt is None:
         rows.start(prompts.attention_mask)
-        return view.hidden_states(
+        hidden = view.hidden_states(
             input_ids=prompts.input_ids,
             attention_mask=prompts.attention_mask,
             position_ids=prompts.position_ids,
             cache=rows.cache,
-        )[:, -1:]
-    embeds, mask = soft_prompt(view.embed(prompts.input_ids), prompts.attention_mask)
-    rows.start(mask)
-    positions = (mask.long().cumsum(dim=1) - 1).clamp_min(0)
-    return view.hidden_states(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, cache=rows.cache)[
-        :, -1:
-    ]
+        )
+    else:
+        embeds, mask = soft_prompt(view.embed(prompts.input_ids), prompts.attention_mask)
+        rows.start(mask)
+        positions = (mask.long().cumsum(dim=1) - 1).clamp_min(0)
+        hidden = view.hidden_states(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, cache=rows.cache)
+    return rows.multiply(hidden[:, -1])
 
 
-def _logits(view: CausalLM, hidden: Float[Tensor, "A 1 H"], settings: DecodingSettings) -> Float[Tensor, "A V"]:
+def next_logits(view: CausalLM, hidden: Float[Tensor, "A H"], settings: DecodingSettings) -> Float[Tensor, "A V"]:
+    """What the head makes of the last hidden states, for the tokens of the shared vocabulary."""
     # Only tokens that both tokenizers know: the head's padding columns are cut off.
-    logits: Tensor = view.model.get_output_embeddings()(hidden[:, -1])
+    logits: Tensor = view.model.get_output_embeddings()(hidden)
     return logits[:, : settings.vocabulary_size]

@@ -1,24 +1,21 @@
-"""Where the student's weights are while it is sampled: in place, whole on each rank, or in shards."""
+"""Where the student's weights are while it is sampled: in place, in whole copies, in divided copies, or in shards."""
 
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import psutil
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
-from kd.config import GenerationConfig, LayoutName
-from kd.distributed import World
+from kd.config import GenerationConfig
+from kd.distributed import RankGroup, World
 from kd.engines.causal_lm import CausalLM
-from kd.engines.student import Student
-from kd.engines.trainable import gathered
-
-GATHER_BYTES = 64 * 2**20
-"""Parameters gathered together while a decoding copy is refreshed: few calls, never the whole model."""
+from kd.errors import UserError
+from kd.generation.decoding_copy import CopiedWeights, blank_copy, copy_bytes
+from kd.generation.tensor_parallel import UnsplittableError
 
 
 class DecodingWeights(Protocol):
@@ -27,6 +24,11 @@ class DecodingWeights(Protocol):
     @property
     def runs_hooks(self) -> bool:
         """Whether a forward pass is a collective operation that all ranks must run together."""
+        ...
+
+    @property
+    def group(self) -> RankGroup | None:
+        """Ranks whose forward passes are one collective operation: they must decode the same rows together."""
         ...
 
     def ready(self) -> AbstractContextManager[CausalLM]:
@@ -52,6 +54,7 @@ class TrainedWeights:
 
     view: CausalLM
     runs_hooks: bool
+    group: None = None
 
     @contextmanager
     def ready(self) -> Iterator[CausalLM]:
@@ -59,85 +62,152 @@ class TrainedWeights:
             yield self.view
 
 
-class GatheredWeights:
-    """A plain copy of the ZeRO-3 student on each rank, refreshed a few parameters at a time."""
+class Sampled(Protocol):
+    """A model that is sampled from: the student, or the teacher where its responses are written down."""
 
-    runs_hooks = False
+    @property
+    def view(self) -> CausalLM: ...
 
-    def __init__(self, source: PreTrainedModel, *, keep: bool, device: torch.device) -> None:
-        """Make room for the copy; `keep` holds it between windows."""
-        self._source = source
-        self._keep = keep
-        with torch.device(device):
-            self._copy = type(source)._from_config(source.config, dtype=source.dtype)
-        self._copy.requires_grad_(False).eval()
-        self._pairs = list(zip(source.parameters(), self._copy.parameters(), strict=True))
-        self._view = CausalLM.of(self._copy)
-
-    @contextmanager
-    def ready(self) -> Iterator[CausalLM]:
-        try:
-            self._refresh()
-            with torch.no_grad():
-                yield self._view
-        finally:
-            if not self._keep:
-                for _, target in self._pairs:
-                    target.data = target.data.new_empty(0)
-
-    def _refresh(self) -> None:
-        for group in _groups(self._pairs, byte_budget=GATHER_BYTES):
-            with gathered([source for source, _ in group]), torch.no_grad():
-                for source, target in group:
-                    if target.shape != source.shape:
-                        target.data = torch.empty_like(source.data)
-                    target.copy_(source)
-        for current, copied in zip(self._source.buffers(), self._copy.buffers(), strict=True):
-            copied.copy_(current)
+    @property
+    def zero_stage(self) -> int: ...
 
 
-def choose_weights(student: Student, *, settings: GenerationConfig, world: World) -> tuple[DecodingWeights, str]:
-    """The decoding layout, and one sentence that says which and why."""
-    if student.zero_stage < 3:
-        return TrainedWeights(view=student.view, runs_hooks=False), (
-            f"sampling with the student's own weights, whole on each rank under ZeRO-{student.zero_stage}"
+def choose_weights(
+    sampled: Sampled, *, settings: GenerationConfig, world: World, role: str = "student"
+) -> tuple[DecodingWeights, str]:
+    """The decoding layout, and one sentence that says which and why; all ranks call it together.
+
+    Raises:
+        UserError: tensor_parallel is asked for and the ranks of the hosts do not divide into such groups, or neither
+            the model divides nor a whole copy of it fits.
+    """
+    if sampled.zero_stage < 3:
+        return TrainedWeights(view=sampled.view, runs_hooks=False), (
+            f"sampling with the {role}'s own weights, whole on each rank under ZeRO-{sampled.zero_stage}"
         )
-    layout, reason = settings.layout, "as generation.layout asks"
-    if layout == "auto":
-        layout, reason = _layout_for_memory(student.model, world=world)
-    if layout == "zero3":
-        return TrainedWeights(view=student.view, runs_hooks=True), f"sampling from ZeRO-3 shards ({reason})"
-    copy = GatheredWeights(student.model, keep=settings.keep_weights, device=world.device)
-    return copy, f"sampling from a whole copy of the student on each rank ({reason})"
+    hosts = world.hosts()
+    free_bytes = _scarcest_bytes(world, hosts=hosts)
+    choice = choose_layout(blank_copy(sampled.view.model), settings=settings, free_bytes=free_bytes, hosts=hosts)
+    if choice.layout == "zero3":
+        return TrainedWeights(view=sampled.view, runs_hooks=True), f"sampling from ZeRO-3 shards ({choice.reason})"
+    group = None
+    if choice.layout == "tensor_parallel":
+        group = world.join_group(_cut(hosts, size=choice.num_ranks))
+    copy = CopiedWeights(sampled.view.model, keep=settings.keep_weights, device=world.device, group=group)
+    whole = f"a whole copy of the {role} on each rank"
+    divided = f"copies of the {role} that {choice.num_ranks} ranks share"
+    return copy, f"sampling from {whole if group is None else divided} ({choice.reason})"
 
 
-def _layout_for_memory(model: PreTrainedModel, *, world: World) -> tuple[LayoutName, str]:
-    needed = sum(_num_elements(parameter) * parameter.element_size() for parameter in model.parameters())
+@dataclass(frozen=True, kw_only=True)
+class LayoutChoice:
+    """A layout that the model and the memory allow."""
+
+    layout: Literal["gathered", "tensor_parallel", "zero3"]
+    num_ranks: int = 1
+    """Ranks that share a copy."""
+    reason: str
+
+
+def choose_layout(
+    blank: PreTrainedModel, *, settings: GenerationConfig, free_bytes: int, hosts: list[list[int]]
+) -> LayoutChoice:
+    """The layout for a ZeRO-3 student.
+
+    Args:
+        blank: a model of the student's shapes; needs no storage.
+        free_bytes: memory for this model's copy on each rank.
+        hosts: the ranks of each host; a copy is shared inside one host.
+
+    Raises:
+        UserError: as `choose_weights`.
+    """
+    if settings.layout == "auto":
+        return _choose_by_memory(blank, settings=settings, free_bytes=free_bytes, hosts=hosts)
+    if settings.layout == "tensor_parallel":
+        return _choose_to_divide(blank, num_ranks=settings.tensor_parallel_size, free_bytes=free_bytes, hosts=hosts)
+    return LayoutChoice(layout=settings.layout, reason="as generation.layout asks")
+
+
+def _choose_to_divide(
+    blank: PreTrainedModel, *, num_ranks: int, free_bytes: int, hosts: list[list[int]]
+) -> LayoutChoice:
+    if any(len(ranks) % num_ranks for ranks in hosts):
+        counts = ", ".join(str(len(ranks)) for ranks in hosts)
+        raise UserError(
+            f"generation.tensor_parallel_size={num_ranks} does not divide the number of ranks of each host ({counts});"
+            " give one that does, or another generation.layout"
+        )
+    try:
+        share = copy_bytes(blank, num_ranks=num_ranks)
+    except UnsplittableError as error:
+        whole, refusal = copy_bytes(blank), f"the model cannot be divided over {num_ranks} ranks: {error}"
+        if not _fits(whole, free_bytes):
+            raise UserError(
+                f"generation.layout=tensor_parallel: {refusal}; and a whole copy does not fit: it takes {_gib(whole)},"
+                f" {_free(free_bytes)}; use generation.layout=zero3"
+            ) from None
+        return LayoutChoice(layout="gathered", reason=refusal)
+    reason = f"as generation.layout asks; {_gib(share)} on each rank"
+    return LayoutChoice(layout="tensor_parallel", num_ranks=num_ranks, reason=reason)
+
+
+def _choose_by_memory(
+    blank: PreTrainedModel, *, settings: GenerationConfig, free_bytes: int, hosts: list[list[int]]
+) -> LayoutChoice:
+    """The whole copy, else the smallest groups whose shares fit, else shards."""
+    whole = copy_bytes(blank)
+    reason = f"a whole copy takes {_gib(whole)}"
+    if _fits(whole, free_bytes):
+        return LayoutChoice(layout="gathered", reason=f"{reason}; {_free(free_bytes)}")
+    sizes = _group_sizes(hosts)
+    if settings.tensor_parallel_size > 1:
+        sizes = [size for size in sizes if size == settings.tensor_parallel_size]
+    refusal = "the ranks of each host do not divide into groups"
+    for size in sizes:
+        try:
+            share = copy_bytes(blank, num_ranks=size)
+        except UnsplittableError as error:
+            refusal = f"it cannot be divided over {size} ranks: {error}"
+            continue
+        refusal = f"a share of {size} ranks {_gib(share)}"
+        if _fits(share, free_bytes):
+            return LayoutChoice(
+                layout="tensor_parallel", num_ranks=size, reason=f"{reason}, {refusal}; {_free(free_bytes)}"
+            )
+    return LayoutChoice(layout="zero3", reason=f"{reason}, {refusal}; {_free(free_bytes)}")
+
+
+def _group_sizes(hosts: list[list[int]]) -> list[int]:
+    """Numbers of ranks, from 2, that divide those of every host."""
+    divisor = math.gcd(*(len(ranks) for ranks in hosts))
+    return [size for size in range(2, divisor + 1) if divisor % size == 0]
+
+
+def _fits(nbytes: int, free_bytes: int) -> bool:
+    return nbytes <= free_bytes // 2
+
+
+def _free(free_bytes: int) -> str:
+    # What is free is measured before the first step.
+    return f"{_gib(free_bytes)} are free on each rank, half of them for the activations to come"
+
+
+def _gib(nbytes: int) -> str:
+    return f"{nbytes / 2**30:.2f} GiB"
+
+
+def _scarcest_bytes(world: World, *, hosts: list[list[int]]) -> int:
+    """Free memory for this rank's part, on the rank that has least: all ranks must choose the same layout."""
     if world.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(world.device)
+        # What torch keeps for later is free too.
+        free += torch.cuda.memory_reserved(world.device) - torch.cuda.memory_allocated(world.device)
     else:
-        free = psutil.virtual_memory().available // world.size
-    # Every rank must choose the same: the scarcest one decides. Half is left for cache and activations.
-    scarcest = -int(world.max_across_ranks(torch.tensor(-free, device=world.device)).item())
-    layout: LayoutName = "gathered" if needed <= scarcest // 2 else "zero3"
-    return layout, f"the copy takes {needed / 2**30:.2f} GiB, {scarcest / 2**30:.2f} GiB are free on each rank"
+        free = psutil.virtual_memory().available // next(len(ranks) for ranks in hosts if world.rank in ranks)
+    return -int(world.max_across_ranks(torch.tensor(-free, device=world.device)).item())
 
 
-def _groups(
-    pairs: list[tuple[nn.Parameter, nn.Parameter]], *, byte_budget: int
-) -> Iterator[list[tuple[nn.Parameter, nn.Parameter]]]:
-    """Consecutive pairs of at most `byte_budget` together, or a single larger one."""
-    group: list[tuple[nn.Parameter, nn.Parameter]] = []
-    size = 0
-    for pair in pairs:
-        nbytes = _num_elements(pair[0]) * pair[0].element_size()
-        if group and size + nbytes > byte_budget:
-            yield group
-            group, size = [], 0
-        group.append(pair)
-        size += nbytes
-    yield group
-
-
-def _num_elements(parameter: nn.Parameter) -> int:
-    return math.prod(getattr(parameter, "ds_shape", parameter.shape))
+def _cut(hosts: list[list[int]], *, size: int) -> list[list[int]]:
+    """Consecutive ranks of each host in groups of `size`."""
+    return [ranks[start : start + size] for ranks in hosts for start in range(0, len(ranks), size)]

@@ -4,16 +4,19 @@ The caller reduces over tokens. Pass float32 or float64 tensors: nothing is wide
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kd.losses.mixture import kl_to_mixture
+
 Divergence: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """(trained, target) log-probabilities [..., V] -> nats per token [...]; may be differentiable in both."""
 
-DivergenceName = Literal["reverse_kl", "forward_kl"]
+DivergenceName = Literal["reverse_kl", "forward_kl", "jsd", "skew_kl", "skew_reverse_kl", "total_variation"]
 
 
 def kl(p: Float[Tensor, "*rows V"], q: Float[Tensor, "*rows V"]) -> Float[Tensor, "*rows"]:
@@ -36,33 +39,95 @@ def forward_kl(trained: Float[Tensor, "*rows V"], target: Float[Tensor, "*rows V
     return kl(target, trained)
 
 
-DIVERGENCES: Mapping[DivergenceName, Divergence] = {"reverse_kl": reverse_kl, "forward_kl": forward_kl}
-"""What a configuration may name."""
+def jsd(
+    trained: Float[Tensor, "*rows V"], target: Float[Tensor, "*rows V"], *, beta: float = 0.5
+) -> Float[Tensor, "*rows"]:
+    """JSD(β) = β·KL(p‖m) + (1 - β)·KL(q‖m) in nats, m = β·p + (1 - β)·q, p the target (GKD, arXiv 2306.13649).
+
+    It vanishes at both ends of β, divided by β or 1 - β it does not: β = 0 stands for KL(p‖q), β = 1 for KL(q‖p).
+    """
+    if beta == 0:
+        return forward_kl(trained, target)
+    if beta == 1:
+        return reverse_kl(trained, target)
+    from_target = kl_to_mixture(target, trained, own_share=beta)
+    from_trained = kl_to_mixture(trained, target, own_share=1 - beta)
+    return beta * from_target + (1 - beta) * from_trained
+
+
+def skew_kl(
+    trained: Float[Tensor, "*rows V"], target: Float[Tensor, "*rows V"], *, alpha: float = 0.1
+) -> Float[Tensor, "*rows"]:
+    """KL(p‖α·p + (1 - α)·q) in nats, p the target (DistiLLM, arXiv 2402.03898); α = 0 is forward KL."""
+    return kl_to_mixture(target, trained, own_share=alpha) if alpha else forward_kl(trained, target)
+
+
+def skew_reverse_kl(
+    trained: Float[Tensor, "*rows V"], target: Float[Tensor, "*rows V"], *, alpha: float = 0.1
+) -> Float[Tensor, "*rows"]:
+    """KL(q‖(1 - α)·p + α·q) in nats, p the target (DistiLLM, arXiv 2402.03898); α = 0 is reverse KL."""
+    return kl_to_mixture(trained, target, own_share=alpha) if alpha else reverse_kl(trained, target)
+
+
+def total_variation(trained: Float[Tensor, "*rows V"], target: Float[Tensor, "*rows V"]) -> Float[Tensor, "*rows"]:
+    """½ Σ_v |p_v - q_v|, between 0 and 1; its gradient at p_v = q_v is 0."""
+    return (trained.exp() - target.exp()).abs().sum(-1) / 2
+
+
+DIVERGENCES: Mapping[DivergenceName, Divergence] = {
+    "reverse_kl": reverse_kl,
+    "forward_kl": forward_kl,
+    "jsd": jsd,
+    "skew_kl": skew_kl,
+    "skew_reverse_kl": skew_reverse_kl,
+    "total_variation": total_variation,
+}
+"""What a configuration may name, with the usual β and α."""
+
+
+def make_divergence(name: DivergenceName, *, beta: float, alpha: float, temperature: float = 1.0) -> Divergence:
+    """The divergence of this name: `beta` is for jsd, `alpha` for the two skew ones, `temperature` for all of them."""
+    parametrised: dict[DivergenceName, Divergence] = {
+        "jsd": partial(jsd, beta=beta),
+        "skew_kl": partial(skew_kl, alpha=alpha),
+        "skew_reverse_kl": partial(skew_reverse_kl, alpha=alpha),
+    }
+    return at_temperature(parametrised.get(name, DIVERGENCES[name]), temperature)
+
+
+def at_temperature(divergence: Divergence, temperature: float) -> Divergence:
+    """`divergence` between softmax(logits / T) of both models, from their log-probabilities at T = 1."""
+    if temperature == 1:
+        return divergence
+
+    def tempered(trained: Tensor, target: Tensor) -> Tensor:
+        return divergence((trained / temperature).log_softmax(-1), (target / temperature).log_softmax(-1))
+
+    return tempered
 
 
 class _KL(torch.autograd.Function):
     """The closed form of both gradients.
 
-    Composed from torch operations the same formula keeps about twice as many [..., V] tensors alive, and
-    these tensors are what limits the chunk size of the chunked loss.
+    Composed from torch operations the same formula makes and reads about twice as many [..., V] tensors.
     """
 
     @staticmethod
     def forward(ctx: Any, p: Tensor, q: Tensor) -> Tensor:
-        ctx.save_for_backward(p, q)
         probability = p.exp()
-        return _log_ratio(p, q, probability).mul_(probability).sum(-1)
+        ratio = _log_ratio(p, q, probability)
+        ctx.save_for_backward(probability, ratio if ctx.needs_input_grad[0] else None)
+        return (ratio * probability).sum(-1)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, Tensor | None]:
-        p, q = ctx.saved_tensors
+        probability, ratio = ctx.saved_tensors
         grad = grad_outputs[0].unsqueeze(-1)
-        probability = p.exp()
         grad_p = grad_q = None
         if ctx.needs_input_grad[0]:
-            grad_p = _log_ratio(p, q, probability).add_(1).mul_(probability).mul_(grad)
+            grad_p = (ratio + 1).mul_(probability).mul_(grad)
         if ctx.needs_input_grad[1]:
-            grad_q = probability.mul_(grad).neg_()
+            grad_q = (probability * grad).neg_()
         return grad_p, grad_q
 
 

@@ -25,7 +25,12 @@ class LikelihoodTerm:
                 f"[{num_rows}]: one label for each response position"
             )
 
-    def per_token(self, log_probs: Float[Tensor, "n V"], rows: slice) -> Float[Tensor, " n"]:
+    @property
+    def target(self) -> None:
+        """Nothing: labels are no distribution."""
+        return None
+
+    def per_token(self, log_probs: Float[Tensor, "n V"], target: Tensor | None, rows: slice) -> Float[Tensor, " n"]:
         """-log p(label) in nats for the positions `rows`, given their log-probabilities [n, V]."""
         # gather instead of nll_loss: an ignore index would drop tokens that the caller has counted.
         return -log_probs.gather(-1, self.labels[rows].unsqueeze(-1)).squeeze(-1)

@@ -2,102 +2,31 @@
 
 The [N, V] logits of a 50,000-word vocabulary outweigh the model's activations. Here they exist for one chunk
 of rows at a time: `linear_divergence` computes the loss *and* the gradients of a chunk before it goes on to
-the next, so that nothing of size [N, V] is kept for backward and no projection is computed twice.
+the next, so that nothing of size [N, V] is kept for backward and no projection is computed twice. A chunk is as
+large as memory allows, because the products with a head read and write all of it; what lies between the
+products is done in smaller blocks, in place.
 
 N response positions, n rows of one chunk, H hidden size, V shared vocabulary, V_padded rows of a head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from kd.losses.divergences import Divergence
+from kd.losses.terms import Projection, Term
 
-CHUNK_BYTES = 64 * 2**20
-"""Default size of one [chunk, V] float32 tensor; a little over five of them live at once."""
+CHUNK_BYTES = 128 * 2**20
+"""Default size of one [chunk, V] float32 tensor; one for the trained model and one for each target live at once."""
 
+BLOCK_BYTES = {"cpu": 2**20}
+"""Size of the pieces in which a chunk is worked on between its products: on a CPU they stay in its cache."""
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Projection:
-    """Hidden states [N, H] and the output head (weight [V_padded, H], bias [V_padded]) that reads them.
-
-    Under ZeRO-3 the head must be gathered while `linear_divergence` runs; at backward it need not be.
-    """
-
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None = None
-
-    @property
-    def loss_dtype(self) -> torch.dtype:
-        """float64 for a float64 head, float32 for any other."""
-        return torch.float64 if self.weight.dtype == torch.float64 else torch.float32
-
-    def log_probs(self, rows: slice, *, vocabulary_size: int) -> Float[Tensor, "n V"]:
-        """Log-probabilities of `rows`, normalised over the first `vocabulary_size` rows of the head."""
-        weight = self.weight[:vocabulary_size]
-        bias = None if self.bias is None else self.bias[:vocabulary_size]
-        logits = functional.linear(self.hidden[rows].to(weight.dtype), weight, bias)
-        return functional.log_softmax(logits, dim=-1, dtype=self.loss_dtype)
-
-    def validate(self, *, role: str, vocabulary_size: int) -> None:
-        """Raise ValueError, naming `role`, unless the shapes agree and the head covers the vocabulary."""
-        hidden, weight = self.hidden.shape, self.weight.shape
-        if len(hidden) != 2 or len(weight) != 2 or hidden[1] != weight[1]:
-            raise ValueError(
-                f"{role}: hidden states {list(hidden)} and head {list(weight)}, expected [N, H] and [V, H] "
-                "(a head of no or one dimension is a ZeRO-3 shard that was not gathered)"
-            )
-        if self.bias is not None and self.bias.shape != weight[:1]:
-            raise ValueError(f"{role}: bias {list(self.bias.shape)}, expected [{weight[0]}] like the head's rows")
-        if not 1 <= vocabulary_size <= weight[0]:
-            raise ValueError(
-                f"{role}: a shared vocabulary of {vocabulary_size} entries, but the head has {weight[0]} rows"
-            )
-
-
-@runtime_checkable  # for beartype
-class Term(Protocol):
-    """One summand of the per-token loss."""
-
-    @property
-    def weight(self) -> float:
-        """Factor of this summand; a summand of weight 0 is measured but has no part in loss and gradient."""
-        ...
-
-    def validate(self, *, num_rows: int, vocabulary_size: int) -> None:
-        """Raise ValueError unless this summand covers exactly `num_rows` positions of that vocabulary."""
-        ...
-
-    def per_token(self, log_probs: Tensor, rows: slice) -> Tensor:
-        """Nats [n] for the positions `rows`, differentiable in their log-probabilities [n, V]."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class DivergenceTerm:
-    """`divergence(trained, target)` in nats, a summand of Eq. 3 or 4; the target never gets a gradient."""
-
-    divergence: Divergence
-    target: Projection
-    weight: float = 1.0
-
-    def validate(self, *, num_rows: int, vocabulary_size: int) -> None:
-        """Raise ValueError unless the target has `num_rows` positions and `vocabulary_size` head rows."""
-        self.target.validate(role="target", vocabulary_size=vocabulary_size)
-        if len(self.target.hidden) != num_rows:
-            raise ValueError(f"target has {len(self.target.hidden)} positions, the trained model {num_rows}")
-
-    def per_token(self, log_probs: Float[Tensor, "n V"], rows: slice) -> Float[Tensor, " n"]:
-        """Divergence in nats for the positions `rows`, given their log-probabilities [n, V]."""
-        with torch.no_grad():
-            target = self.target.log_probs(rows, vocabulary_size=log_probs.shape[-1])
-        return self.divergence(log_probs, target)
+DEFAULT_BLOCK_BYTES = 16 * 2**20
+"""The same on other devices, which want large kernels; five to eight tensors of this size live at once."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -203,10 +132,17 @@ class _WithGradients(torch.autograd.Function):
         # where the loss scale in grad_output makes up for it.
         factor = grad_outputs[0] * ctx.scale
         inputs = [
-            None if buffer is None else torch.mul(buffer, factor, out=torch.empty_like(buffer, dtype=dtype))
+            None if buffer is None else _scaled(buffer, factor, dtype=dtype)
             for buffer, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return (*inputs, None, None, None, None)
+
+
+def _scaled(buffer: Tensor, factor: Tensor, *, dtype: torch.dtype) -> Tensor:
+    if buffer.dtype == dtype:
+        # In place, for a head's gradient is as large as the head; autograd refuses a second backward by itself.
+        return buffer.mul_(factor)
+    return torch.mul(buffer, factor, out=torch.empty_like(buffer, dtype=dtype))
 
 
 def _walk(
@@ -218,41 +154,78 @@ def _walk(
     chunk_size: int,
 ) -> Tensor:
     """Sum each term over all positions, chunk by chunk, and add to `gradients` what is wanted there."""
+    num_rows = len(trained.hidden)
     sums = torch.zeros(len(terms), dtype=trained.loss_dtype, device=trained.hidden.device)
-    for start in range(0, len(trained.hidden), chunk_size):
-        rows = slice(start, start + chunk_size)
-        _work_on_chunk(trained, terms, gradients, sums, rows, vocabulary_size)
+    room = (min(chunk_size, num_rows), vocabulary_size)
+    # Made once and written again for each chunk: fresh memory of this size costs more than what is written to it.
+    logits = _room_for(trained, room)
+    targets = [None if term.target is None else _room_for(term.target, room) for term in terms]
+    gradient = logits if logits.dtype == trained.loss_dtype else logits.new_empty(room, dtype=trained.loss_dtype)
+    for rows in _pieces(slice(0, num_rows), size=chunk_size):
+        used = slice(0, rows.stop - rows.start)
+        trained.logits(rows, out=logits[used])
+        for term, target in zip(terms, targets, strict=True):
+            if term.target is not None and target is not None:
+                term.target.logits(rows, out=target[used])
+        for block in _pieces(used, size=_block_rows(logits)):
+            _work_on_block(
+                logits[block],
+                [None if target is None else target[block] for target in targets],
+                terms,
+                sums,
+                rows=slice(rows.start + block.start, rows.start + block.stop),
+                gradient=gradient[block] if gradients.wanted else None,
+            )
+        if gradients.wanted:
+            gradients.add(trained, rows, gradient[used])
     return sums
 
 
-def _work_on_chunk(
-    trained: Projection,
+def _work_on_block(
+    logits: Tensor,
+    targets: Sequence[Tensor | None],
     terms: Sequence[Term],
-    gradients: _Gradients,
     sums: Tensor,
+    *,
     rows: slice,
-    vocabulary_size: int,
+    gradient: Tensor | None,
 ) -> None:
-    # A function of its own, so that its [n, V] tensors are gone before the next chunk makes new ones. Each
-    # term is differentiated on its own for the same reason: only one target is alive at a time.
-    log_probs = trained.log_probs(rows, vocabulary_size=vocabulary_size)
-    gradient: Tensor | None = None
-    for term, term_sum in zip(terms, sums, strict=True):
-        differentiate = gradients.wanted and term.weight != 0
-        leaf = log_probs.detach().requires_grad_(differentiate)
-        with torch.set_grad_enabled(differentiate):
-            values = term.per_token(leaf, rows)
+    """Add each term's sum over `rows` to `sums`, and write the gradient of the logits [n, V] if it is wanted.
+
+    `gradient` may be the memory of `logits`. Each term is differentiated on its own, so that one target's
+    log-probabilities are alive at a time.
+    """
+    log_probs = functional.log_softmax(logits, dim=-1, dtype=sums.dtype)
+    if gradient is not None:
+        gradient.zero_()
+    for term, target, term_sum in zip(terms, targets, sums, strict=True):
+        differentiates = gradient is not None and term.weight != 0
+        leaf = log_probs.detach().requires_grad_(differentiates)
+        with torch.set_grad_enabled(differentiates):
+            normalised = None if target is None else functional.log_softmax(target, dim=-1, dtype=sums.dtype)
+            values = term.per_token(leaf, normalised, rows)
         if values.shape != log_probs.shape[:1]:
             raise ValueError(f"a term gave {list(values.shape)} for {len(log_probs)} positions, expected one each")
         term_sum += values.detach().sum()
-        if differentiate:
-            (part,) = torch.autograd.grad(values, leaf, torch.full_like(values, term.weight))
-            gradient = part if gradient is None else gradient + part
-            del part  # it would stay beside the next term's tensors
+        if gradient is not None and differentiates:
+            gradient += torch.autograd.grad(values, leaf, torch.full_like(values, term.weight))[0]
     if gradient is not None:
-        # The gradient of log_softmax. The logits themselves were dropped as soon as they were normalised.
-        total = gradient.sum(-1, keepdim=True)
-        gradients.add(trained, rows, torch.addcmul(gradient, log_probs.exp(), total, value=-1))
+        # The gradient of log_softmax.
+        gradient.addcmul_(log_probs.exp_(), gradient.sum(-1, keepdim=True), value=-1)
+
+
+def _room_for(projection: Projection, shape: tuple[int, int]) -> Tensor:
+    return torch.empty(shape, dtype=projection.weight.dtype, device=projection.hidden.device)
+
+
+def _pieces(rows: slice, *, size: int) -> Iterator[slice]:
+    """Consecutive slices of `rows` of at most `size`."""
+    for start in range(rows.start, rows.stop, size):
+        yield slice(start, min(start + size, rows.stop))
+
+
+def _block_rows(logits: Tensor) -> int:
+    return chunk_rows(logits.shape[1], byte_budget=BLOCK_BYTES.get(logits.device.type, DEFAULT_BLOCK_BYTES))
 
 
 def _total(terms: Sequence[Term], sums: Tensor) -> Tensor:

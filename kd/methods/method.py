@@ -1,22 +1,26 @@
 """What every method is made of: a window in, one optimizer step, measurements out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from kd.config import Config
-from kd.data.batch import SequenceBatch, TokenSequence, cut_micro_batches
+from kd.data.batch import SequenceBatch, TokenSequence, cut_micro_batches, cut_passes
 from kd.data.loader import Window
 from kd.distributed import World
 from kd.engines.optimization import learning_rate_factor
-from kd.engines.reduction import TokenMean, count_response_tokens
+from kd.engines.reduction import TokenMean
 from kd.engines.vocabulary import SharedVocabulary
-from kd.losses.linear_divergence import LinearDivergence, Projection, Term, chunk_rows, linear_divergence
+from kd.generation.pseudo_targets import PseudoTargets
+from kd.losses.linear_divergence import LinearDivergence, chunk_rows, linear_divergence
+from kd.losses.terms import Projection, Term
 from kd.measurement import StepMetrics
 
-Targets = Callable[[Window], list[TokenSequence]]
+Targets = Callable[[Window], PseudoTargets]
 """The sequences to learn from: sampled for the window, or the rows' own responses."""
 
 
@@ -28,16 +32,43 @@ class Method(Protocol):
         ...
 
 
-def own_responses(window: Window) -> list[TokenSequence]:
+@runtime_checkable
+class StatefulMethod(Protocol):
+    """An algorithm that remembers more between steps than its engines do; checkpoints keep that too."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What this rank remembers, in tensors, numbers, texts, and lists and dictionaries of them."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Remember what the same rank had remembered; tensors come back on the CPU."""
+        ...
+
+
+@runtime_checkable
+class ValidationFollower(Protocol):
+    """An algorithm that adapts to the validation loss."""
+
+    def follow_validation(self, loss: float) -> None:
+        """Take note of a validation loss [nats per token]: before the first step, and whenever one is measured."""
+        ...
+
+
+def own_responses(window: Window) -> PseudoTargets:
     """Ground truth, or fixed pseudo-targets."""
-    return [example.with_response() for example in window.examples]
+    return PseudoTargets(sequences=[example.with_response() for example in window.examples])
 
 
 @dataclass(frozen=True, kw_only=True)
 class WindowPlan:
-    """The micro-batches of a window on this rank, and the token mean over all ranks."""
+    """The sequences of a window on this rank, cut twice in one order, and the token mean over all ranks."""
 
     batches: Sequence[SequenceBatch]
+    """Micro-batches, which go forward and backward."""
+    passes: Sequence[SequenceBatch]
+    """As few batches as memory allows, which go forward without gradient through a sharded model."""
+    num_passes: int
+    """As many on every rank: a sharded forward pass needs all ranks."""
     mean: TokenMean
 
     def __iter__(self) -> Iterator[tuple[SequenceBatch, bool]]:
@@ -45,24 +76,45 @@ class WindowPlan:
         for index, batch in enumerate(self.batches):
             yield batch, index == len(self.batches) - 1
 
+    def hidden(self, run: Callable[[SequenceBatch], Float[Tensor, "n H"]]) -> list[Float[Tensor, "N H"]]:
+        """Hidden states of each micro-batch, from as few forward passes as possible."""
+        states = [run(self.passes[min(index, len(self.passes) - 1)]) for index in range(self.num_passes)]
+        # A rank with fewer passes than another repeats its last one for show.
+        return self.split(torch.cat(states[: len(self.passes)]))
+
+    def split(self, hidden: Float[Tensor, "N H"]) -> list[Float[Tensor, "n H"]]:
+        """Hidden states of the window's response positions, in the order of the micro-batches, for each of them."""
+        return list(hidden.split([batch.num_response_tokens for batch in self.batches]))
+
 
 class Groundwork:
     """How methods cut windows, reduce losses and set learning rates."""
 
-    def __init__(self, config: Config, *, vocabulary: SharedVocabulary, world: World) -> None:
+    def __init__(
+        self, config: Config, *, vocabulary: SharedVocabulary, world: World, shards_teacher: bool = False
+    ) -> None:
         self.world = world
         self._schedule = config.schedule
         self._vocabulary = vocabulary
         self._chunk_size = chunk_rows(vocabulary.size, byte_budget=config.engine.loss_chunk_mib * 2**20)
+        # Long passes pad more; they pay only where each pass gathers a whole model.
+        self._pass_tokens = config.engine.pass_tokens if shards_teacher else None
 
-    def plan(self, targets: Sequence[TokenSequence]) -> WindowPlan:
+    def plan(self, targets: PseudoTargets) -> WindowPlan:
         """Cut sequences of similar length into micro-batches and count the window's response tokens."""
-        batches = [
-            SequenceBatch.collate(rows, pad_id=self._vocabulary.pad_id, device=self.world.device)
-            for rows in cut_micro_batches(targets, micro_batch=self._schedule.micro_batch)
-        ]
-        num_tokens = count_response_tokens(batches, world=self.world)
-        return WindowPlan(batches=batches, mean=TokenMean(num_tokens=num_tokens, num_ranks=self.world.size))
+        batches = self._collate(cut_micro_batches(targets.sequences, micro_batch=self._schedule.micro_batch))
+        passes = batches
+        if self._pass_tokens is not None:
+            passes = self._collate(cut_passes(targets.sequences, max_tokens=self._pass_tokens))
+        num_own_tokens = sum(batch.num_response_tokens for batch in batches)
+        counts = self.world.gather_counts([num_own_tokens, len(passes)])
+        num_tokens = sum(tokens for tokens, _ in counts)
+        return WindowPlan(
+            batches=batches,
+            passes=passes,
+            num_passes=max(num_passes for _, num_passes in counts),
+            mean=TokenMean(num_tokens=num_tokens, num_ranks=self.world.size),
+        )
 
     def loss(self, trained: Projection, terms: Sequence[Term], *, scale: float) -> LinearDivergence:
         """Sum of the terms over the response positions of a micro-batch, times `scale`."""
@@ -81,3 +133,6 @@ class Groundwork:
     @property
     def device(self) -> torch.device:
         return self.world.device
+
+    def _collate(self, cut: Sequence[Sequence[TokenSequence]]) -> list[SequenceBatch]:
+        return [SequenceBatch.collate(rows, pad_id=self._vocabulary.pad_id, device=self.world.device) for rows in cut]

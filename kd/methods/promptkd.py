@@ -1,17 +1,25 @@
 """PromptKD (arXiv 2402.12842, Algorithm 1): the teacher's prompt follows the student, the student the teacher."""
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from kd.config import Config, PromptConfig
-from kd.data.batch import SequenceBatch
+from kd.config import Config
+from kd.config_fields import DivergenceName
+from kd.config_methods import PromptConfig
 from kd.data.loader import Window
 from kd.engines.student import Student
-from kd.engines.teacher import Teacher
-from kd.losses.divergences import DIVERGENCES, reverse_kl
-from kd.losses.linear_divergence import DivergenceTerm, LinearDivergence, Projection
+from kd.engines.teacher import AdaptedTeacher
+from kd.generation.pseudo_targets import PseudoTargets
+from kd.losses.divergences import Divergence, make_divergence
+from kd.losses.linear_divergence import LinearDivergence
+from kd.losses.terms import DivergenceTerm, Head, Term
 from kd.measurement import StepMetrics, Stopwatch
+from kd.methods.distillation import Objective, accumulate_student
 from kd.methods.method import Groundwork, Targets, WindowPlan
+from kd.methods.targets import is_answered_by_student
 
 
 def regularization_weight(step: int, *, num_steps: int, settings: PromptConfig) -> float:
@@ -25,14 +33,15 @@ class PromptKD:
     """Tunes the soft prompt P on the student's responses, then the student towards p(.|P, x)."""
 
     def __init__(
-        self, config: Config, *, student: Student, teacher: Teacher, targets: Targets, groundwork: Groundwork
+        self, config: Config, *, student: Student, teacher: AdaptedTeacher, targets: Targets, groundwork: Groundwork
     ) -> None:
-        """`config.schedule.steps` is K, the number of steps of the whole run."""
+        """`config.schedule.steps` is K, the number of steps of the whole run; `targets` are what Eq. 4 is about."""
         self._student = student
         self._teacher = teacher
         self._targets = targets
         self._groundwork = groundwork
         self._settings = config.prompt
+        self._seed = config.run.seed
         self._num_steps = config.schedule.steps
         self._learning_rate = config.optimizer.learning_rate
 
@@ -45,24 +54,29 @@ class PromptKD:
         student_rate = groundwork.learning_rate(self._learning_rate, step=window.step)
 
         with stopwatch.time("generation"):
-            pseudo_targets = self._targets(window)
-        plan = groundwork.plan(pseudo_targets)
-        if plan.mean.num_tokens == 0:
+            targets = self._targets(window)
+        plan = groundwork.plan(targets)
+        shown = self._shown_to_prompt(window, targets)
+        prompt_plan = plan if shown is targets else groundwork.plan(shown)
+        if 0 in (plan.mean.num_tokens, prompt_plan.mean.num_tokens):
             return StepMetrics(num_tokens=0, num_sequences=groundwork.num_sequences, stopwatch=stopwatch)
-        with stopwatch.time("prompt"):
-            prompt_kd, prompt_regularization = self._accumulate_prompt(plan, weight=weight)
-            self._teacher.step_prompt(learning_rate=prompt_rate)
-        with stopwatch.time("student"):
-            student_kd = self._accumulate_student(plan)
+        # Of the frozen teacher: one gathering serves both losses.
+        with self._teacher.head() as head:
+            prompt_sums = self._accumulate_prompt(prompt_plan, shown, head=head, weight=weight, stopwatch=stopwatch)
+            with stopwatch.time("optimizer"):
+                self._teacher.step(learning_rate=prompt_rate)
+            student_kd = self._accumulate_student(plan, head=head, stopwatch=stopwatch)
+        with stopwatch.time("optimizer"):
             self._student.step(learning_rate=student_rate)
 
         return StepMetrics(
             num_tokens=plan.mean.num_tokens,
             num_sequences=groundwork.num_sequences,
-            token_sums={
-                "student_kd": student_kd,
-                "prompt_kd": prompt_kd,
-                "prompt_regularization": prompt_regularization,
+            # Logged as means over the tokens of `plan`.
+            token_sums={"student_kd": student_kd}
+            | {
+                name: total * (plan.mean.num_tokens / prompt_plan.mean.num_tokens)
+                for name, total in prompt_sums.items()
             },
             values={
                 "regularization_weight": weight,
@@ -74,43 +88,66 @@ class PromptKD:
             stopwatch=stopwatch,
         )
 
-    def _accumulate_prompt(self, plan: WindowPlan, *, weight: float) -> Tensor:
+    def _shown_to_prompt(self, window: Window, targets: PseudoTargets) -> PseudoTargets:
+        """What Eq. 3 is about: the student's responses, the data's, or some of both."""
+        fraction = self._settings.student_fraction
+        if fraction == 1:
+            return targets
+        return PseudoTargets(
+            sequences=[
+                sequence
+                if is_answered_by_student(row.row_id, seed=self._seed, step=window.step, student_fraction=fraction)
+                else row.with_response()
+                for row, sequence in zip(window.examples, targets.sequences, strict=True)
+            ]
+        )
+
+    def _accumulate_prompt(
+        self, plan: WindowPlan, targets: PseudoTargets, *, head: Head, weight: float, stopwatch: Stopwatch
+    ) -> dict[str, Tensor]:
         """Gradient of Eq. 3 to P; returns the window's sums of L_kd and L_reg."""
-        sums = torch.zeros(2, device=self._groundwork.device)
-        for batch, is_last in plan:
-            sums += self._accumulate_prompt_batch(batch, plan=plan, weight=weight, is_last=is_last)
-        return sums
+        kd_divergence = self._divergence(self._settings.kd_divergence)
+        regularization_divergence = self._divergence(self._settings.regularization_divergence)
+        regularizes = self._settings.regularization != "none"
+        names = ["prompt_kd", "prompt_regularization"] if regularizes else ["prompt_kd"]
+        sums = torch.zeros(len(names), device=self._groundwork.device)
+        plain_hidden: Sequence[Tensor | None] = [None] * len(plan.batches)
+        if regularizes:
+            with stopwatch.time("teacher"):
+                plain_hidden = plan.hidden(partial(self._teacher.hidden, condition="plain"))
+        with stopwatch.time("prompt"), self._student.head() as student_head:
+            guides = self._guides(plan, targets)
+            for (batch, is_last), guide, plain in zip(plan, guides, plain_hidden, strict=True):
+                terms = [DivergenceTerm(divergence=kd_divergence, target=student_head.project(guide))]
+                if plain is not None:
+                    target = head.project(plain)
+                    terms.append(DivergenceTerm(divergence=regularization_divergence, target=target, weight=weight))
 
-    def _accumulate_prompt_batch(
-        self, batch: SequenceBatch, *, plan: WindowPlan, weight: float, is_last: bool
-    ) -> Tensor:
-        student_hidden = self._student.hidden(batch)
-        plain_hidden = self._teacher.hidden(batch, "plain")
+                def loss(prompted: Tensor, terms: Sequence[Term] = terms) -> LinearDivergence:
+                    return self._groundwork.loss(head.project(prompted), terms, scale=plan.mean.scale)
 
-        def loss(prompted: Projection) -> LinearDivergence:
-            plain = Projection(hidden=plain_hidden, weight=prompted.weight, bias=prompted.bias)
-            with self._student.projection(student_hidden) as student:
-                terms = [
-                    DivergenceTerm(divergence=DIVERGENCES[self._settings.kd_divergence], target=student),
-                    DivergenceTerm(
-                        divergence=DIVERGENCES[self._settings.regularization_divergence], target=plain, weight=weight
-                    ),
-                ]
-                return self._groundwork.loss(prompted, terms, scale=plan.mean.scale)
+                sums += self._teacher.accumulate(batch, loss, is_last=is_last)
+        return dict(zip(names, sums, strict=True))
 
-        return self._teacher.accumulate_prompt(batch, loss, is_last=is_last)
+    def _guides(self, plan: WindowPlan, targets: PseudoTargets) -> list[Tensor]:
+        """The student's hidden states [n, H] for each micro-batch, without gradient."""
+        if targets.hidden is None:
+            return [self._student.hidden(batch) for batch in plan.batches]
+        # q_θ has not moved since it sampled: what predicted each token then is what guides now.
+        kept = targets.hidden
+        return [torch.cat([kept[row_id] for row_id in batch.row_ids]) for batch in plan.batches]
 
-    def _accumulate_student(self, plan: WindowPlan) -> Tensor:
+    def _divergence(self, name: DivergenceName) -> Divergence:
+        return make_divergence(name, beta=self._settings.beta, alpha=self._settings.alpha)
+
+    def _accumulate_student(self, plan: WindowPlan, *, head: Head, stopwatch: Stopwatch) -> Tensor:
         """Gradient of Eq. 4 to θ, against the prompt of this moment; returns the window's sum of L_student."""
-        total = torch.zeros((), device=self._groundwork.device)
-        for batch, is_last in plan:
-            prompted_hidden = self._teacher.hidden(batch, "prompted")
-
-            def loss(student: Projection, prompted_hidden: Tensor = prompted_hidden) -> LinearDivergence:
-                with self._teacher.projection(prompted_hidden) as prompted:
-                    term = DivergenceTerm(divergence=reverse_kl, target=prompted)
-                    return self._groundwork.loss(student, [term], scale=plan.mean.scale)
-
-            (term_sum,) = self._student.accumulate(batch, loss, is_last=is_last)
-            total += term_sum
-        return total
+        with stopwatch.time("teacher"):
+            hidden = plan.hidden(partial(self._teacher.hidden, condition="adapted"))
+            self._teacher.release()
+        with stopwatch.time("student"):
+            objective = Objective(divergence=self._divergence(self._settings.student_divergence))
+            sums = accumulate_student(
+                plan, hidden, student=self._student, head=head, objective=objective, groundwork=self._groundwork
+            )
+        return sums[0]

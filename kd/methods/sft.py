@@ -6,7 +6,8 @@ from kd.config import Config
 from kd.data.loader import Window
 from kd.engines.student import Student
 from kd.losses.likelihood import LikelihoodTerm
-from kd.losses.linear_divergence import LinearDivergence, Projection
+from kd.losses.linear_divergence import LinearDivergence
+from kd.losses.terms import Projection
 from kd.measurement import StepMetrics, Stopwatch
 from kd.methods.method import Groundwork, Targets
 
@@ -35,6 +36,7 @@ class SupervisedFineTuning:
 
                 (term_sum,) = self._student.accumulate(batch, loss, is_last=is_last)
                 total += term_sum
+        with stopwatch.time("optimizer"):
             self._student.step(learning_rate=learning_rate)
         return StepMetrics(
             num_tokens=plan.mean.num_tokens,

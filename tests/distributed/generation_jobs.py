@@ -1,5 +1,6 @@
 """What the ranks do in the sampling tests."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ from kd.data.encoding import Example
 from kd.distributed import World
 from kd.engines.student import Student
 from kd.engines.vocabulary import share_vocabulary
-from kd.generation.pseudo_targets import Sampler
-from kd.generation.weights import choose_weights
+from kd.errors import UserError
+from kd.generation.pseudo_targets import PseudoTargets, Sampler
+from kd.generation.weights import DecodingWeights, choose_weights
+
+Prompts = list[list[int]]
 
 
-def make_examples(prompts: list[list[int]]) -> list[Example]:
+def make_examples(prompts: Prompts) -> list[Example]:
     return [
         Example(
             row_id=index,
@@ -29,22 +33,81 @@ def make_examples(prompts: list[list[int]]) -> list[Example]:
     ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """A student and what samples it, on one rank."""
+
+    world: World
+    student: Student
+    weights: DecodingWeights
+    sentence: str
+    sampler: Sampler
+    said: list[str]
+
+    @classmethod
+    def prepare(cls, world: World, *, config_file: Path, overrides: list[str], eos_id: int | None = None) -> "Sampling":
+        """As a run does it; `eos_id` takes the place of the tokenizer's."""
+        config = read_config(config_file, overrides=overrides)
+        vocabulary = share_vocabulary(config)
+        if eos_id is not None:
+            vocabulary = replace(vocabulary, eos_id=eos_id)
+        student = Student(config)
+        weights, sentence = choose_weights(student, settings=config.generation, world=world)
+        said: list[str] = []
+        sampler = Sampler(weights, settings=config.generation, vocabulary=vocabulary, world=world, say=said.append)
+        return cls(world=world, student=student, weights=weights, sentence=sentence, sampler=sampler, said=said)
+
+    def sample(self, prompts: Prompts, *, step: int, keeps_hidden: bool = False) -> PseudoTargets:
+        """This rank's share of the prompts; row ids count over all of them."""
+        mine = make_examples(prompts)[self.world.rank :: self.world.size]
+        targets = self.sampler.sample(mine, seed=7, step=step, keeps_hidden=keeps_hidden)
+        assert [sequence.row_id for sequence in targets.sequences] == [example.row_id for example in mine]
+        assert self.student.model.training
+        return targets
+
+
+def responses(targets: PseudoTargets) -> dict[int, list[int]]:
+    return {sequence.row_id: sequence.response_ids.tolist() for sequence in targets.sequences}
+
+
 def sample(
-    world: World, *, config_file: Path, overrides: list[str], prompts: list[list[int]], steps: list[int]
+    world: World,
+    *,
+    config_file: Path,
+    overrides: list[str],
+    prompts: Prompts,
+    steps: list[int],
+    eos_id: int | None = None,
 ) -> dict[int, dict[int, list[int]]]:
     """Responses by step and row id of this rank's share of the prompts."""
-    config = read_config(config_file, overrides=overrides)
-    vocabulary = share_vocabulary(config)
-    student = Student(config)
-    weights, _ = choose_weights(student, settings=config.generation, world=world)
-    sampler = Sampler(weights, settings=config.generation, vocabulary=vocabulary, world=world)
-    mine = make_examples(prompts)[world.rank :: world.size]
-    results = {}
-    for step in steps:
-        sequences = sampler.sample(mine, seed=7, step=step)
-        assert student.model.training
-        results[step] = {sequence.row_id: sequence.response_ids.tolist() for sequence in sequences}
-    return results
+    sampling = Sampling.prepare(world, config_file=config_file, overrides=overrides, eos_id=eos_id)
+    return {step: responses(sampling.sample(prompts, step=step)) for step in steps}
+
+
+def describe(world: World, *, config_file: Path, overrides: list[str], prompts: Prompts) -> dict[str, Any]:
+    """How the weights lie, and the responses of step 1 with their hidden states."""
+    sampling = Sampling.prepare(world, config_file=config_file, overrides=overrides)
+    targets = sampling.sample(prompts, step=1, keeps_hidden=True)
+    group, parameters = sampling.weights.group, list(sampling.student.model.parameters())
+    assert targets.hidden is not None
+    return {
+        "sentence": sampling.sentence,
+        "group": None if group is None else group.ranks,
+        "held": sampling.weights.held_bytes,
+        "whole": sum(parameter.ds_numel * parameter.element_size() for parameter in parameters),
+        "responses": responses(targets),
+        "hidden": {row_id: states.tolist() for row_id, states in targets.hidden.items()},
+        "hidden_storage": {row_id: states.untyped_storage().nbytes() for row_id, states in targets.hidden.items()},
+    }
+
+
+def refusal(world: World, *, config_file: Path, overrides: list[str]) -> str | None:
+    """The message of the user error, if there is one."""
+    try:
+        Sampling.prepare(world, config_file=config_file, overrides=overrides)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def fail_while_sampling(world: World, *, config_file: Path, overrides: list[str]) -> dict[str, Any]:

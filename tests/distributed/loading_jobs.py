@@ -1,7 +1,5 @@
 """What the ranks do in the tests of loading."""
 
-import re
-import threading
 from pathlib import Path
 
 import torch
@@ -11,43 +9,28 @@ from kd.distributed import World
 from kd.engines.causal_lm import load_causal_lm, read_model_config
 from kd.engines.student import Student
 from kd.errors import UserError
+from tests.peak_memory import watched
 
 
 def peak_bytes_while_loading(world: World, *, model: Path, deepspeed_config: dict[str, object]) -> dict[str, int]:
     """Largest growth of this rank's anonymous memory while it loads, and the bytes that it keeps."""
-    status = Path("/proc/self/status")
-
-    def anonymous() -> int:
-        return int(re.search(r"RssAnon:\s+(\d+) kB", status.read_text())[1]) * 1024  # type: ignore[index]
-
-    start = anonymous()
-    peak, done = start, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.002):
-            peak = max(peak, anonymous())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    config = read_model_config(str(model), trust_remote_code=False)
-    loaded = load_causal_lm(
-        str(model),
-        config=config,
-        dtype="fp32",
-        deepspeed_config=deepspeed_config,
-        keep_dropout=False,
-        trust_remote_code=False,
-    )
-    done.set()
-    watcher.join()
+    with watched() as growth:
+        config = read_model_config(str(model), trust_remote_code=False)
+        loaded = load_causal_lm(
+            str(model),
+            config=config,
+            dtype="fp32",
+            deepspeed_config=deepspeed_config,
+            keep_dropout=False,
+            trust_remote_code=False,
+        )
     kept = sum(p.ds_tensor.numel() * p.ds_tensor.element_size() for p in loaded.parameters())
     checksum = 0.0
     for parameter in loaded.parameters():
         part = parameter.ds_tensor.double().sum()
         checksum += float(world.sum_across_ranks(part.clone()))
     assert torch.isfinite(torch.tensor(checksum))
-    return {"peak": peak - start, "kept": kept, "checksum": int(checksum * 1000)}
+    return {"peak": growth.peak, "kept": kept, "checksum": int(checksum * 1000)}
 
 
 def load_student(world: World, *, config_file: Path) -> str | None:

@@ -13,9 +13,10 @@ from kd.data.encoding import Example
 from kd.data.loader import Window
 from kd.distributed import World
 from kd.engines.student import Student
-from kd.engines.teacher import Teacher
+from kd.engines.teacher import PromptedTeacher
 from kd.engines.trainable import gathered
 from kd.engines.vocabulary import share_vocabulary
+from kd.measurement import Stopwatch
 from kd.methods.method import Groundwork, own_responses
 from kd.methods.promptkd import PromptKD
 
@@ -38,17 +39,17 @@ def window_of(rows: list[Pair], *, step: int, world: World) -> Window:
     return Window(step=step, examples=tuple(examples[world.rank :: world.size]))
 
 
-def build(world: World, config: Config) -> tuple[PromptKD, Student, Teacher]:
+def build(world: World, config: Config) -> tuple[PromptKD, Student, PromptedTeacher]:
     """Both engines and the method, with the rows' own responses as pseudo-targets."""
     vocabulary = share_vocabulary(config)
     student = Student(config)
-    teacher = Teacher(config, tokenizer=vocabulary.tokenizer)
+    teacher = PromptedTeacher(config, tokenizer=vocabulary.tokenizer)
     method = PromptKD(
         config,
         student=student,
         teacher=teacher,
         targets=own_responses,
-        groundwork=Groundwork(config, vocabulary=vocabulary, world=world),
+        groundwork=Groundwork(config, vocabulary=vocabulary, world=world, shards_teacher=True),
     )
     return method, student, teacher
 
@@ -67,7 +68,7 @@ def train(world: World, *, config_file: Path, overrides: list[str], windows: lis
     config = read_config(config_file, overrides=overrides)
     method, student, teacher = build(world, config)
     before = {"student": whole_weights(student.model), "teacher": whole_weights(teacher.view.model)}
-    prompt_before = teacher.soft_prompt_values()
+    prompt_before = teacher.values()[0]
     means: dict[str, list[float]] = {}
     norms: list[float] = []
     for step, rows in enumerate(windows, start=1):
@@ -76,14 +77,16 @@ def train(world: World, *, config_file: Path, overrides: list[str], windows: lis
             means.setdefault(name, []).append(world.sum_across_ranks(value.clone()).item() / metrics.num_tokens)
         norms.append(float(metrics.values.get("grad_norm", float("nan"))))
     released = all(
-        parameter.ds_tensor.numel() < parameter.ds_numel or world.size == 1
+        hasattr(parameter, "ds_id")
+        and (parameter.ds_tensor.numel() < parameter.ds_numel or world.size == 1)
+        and "NOT_AVAILABLE" in str(parameter.ds_status)
         for parameter in teacher.view.model.parameters()
-    ) and not any("NOT_AVAILABLE" not in str(parameter.ds_status) for parameter in teacher.view.model.parameters())
+    )
     return {
         "before": before,
         "after": {"student": whole_weights(student.model), "teacher": whole_weights(teacher.view.model)},
         "prompt_before": prompt_before,
-        "prompt_after": teacher.soft_prompt_values(),
+        "prompt_after": teacher.values()[0],
         "means": means,
         "norms": norms,
         "teacher_released": released,
@@ -105,14 +108,14 @@ def train_counting_layers(world: World, *, config_file: Path, overrides: list[st
     student.model.model.layers[0].mlp.register_forward_hook(count("student"))
     teacher.view.model.model.layers[0].mlp.register_forward_hook(count("teacher"))
     before = {"student": whole_weights(student.model)}
-    prompt_before = teacher.soft_prompt_values()
+    prompt_before = teacher.values()[0]
     for step, rows in enumerate(windows, start=1):
         method.step(window_of(rows, step=step, world=world))
     return {
         "before": before,
         "after": {"student": whole_weights(student.model)},
         "prompt_before": prompt_before,
-        "prompt_after": teacher.soft_prompt_values(),
+        "prompt_after": teacher.values()[0],
         "layer_calls": calls,
     }
 
@@ -133,11 +136,12 @@ def hidden_twice(world: World, *, config_file: Path, rows: list[Pair]) -> dict[s
 def what_moves(world: World, *, config_file: Path, rows: list[Pair]) -> dict[str, set[str]]:
     """Which of prompt, teacher and student change in each of the two optimizer steps."""
     method, student, teacher = build(world, read_config(config_file))
-    plan = method._groundwork.plan(own_responses(window_of(rows, step=1, world=world)))
+    targets = own_responses(window_of(rows, step=1, world=world))
+    plan = method._groundwork.plan(targets)
 
     def state() -> dict[str, list[Tensor]]:
         return {
-            "prompt": [teacher.soft_prompt_values()],
+            "prompt": [teacher.values()[0]],
             "teacher": list(whole_weights(teacher.view.model).values()),
             "student": list(whole_weights(student.model).values()),
         }
@@ -150,9 +154,12 @@ def what_moves(world: World, *, config_file: Path, rows: list[Pair]) -> dict[str
         }
 
     start = state()
-    method._accumulate_prompt(plan, weight=1.0)
-    teacher.step_prompt(learning_rate=0.1)
+    stopwatch = Stopwatch(world.device)
+    with teacher.head() as head:
+        method._accumulate_prompt(plan, targets, head=head, weight=1.0, stopwatch=stopwatch)
+    teacher.step(learning_rate=0.1)
     middle = state()
-    method._accumulate_student(plan)
+    with teacher.head() as head:
+        method._accumulate_student(plan, head=head, stopwatch=stopwatch)
     student.step(learning_rate=0.1)
     return {"prompt step": moved(start, middle), "student step": moved(middle, state())}

@@ -10,7 +10,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kd.config import PromptConfig
+from kd.config_methods import PromptConfig
 from kd.methods.promptkd import regularization_weight
 from tests.distributed import promptkd_jobs as jobs
 from tests.reference import plain_promptkd as reference
@@ -45,7 +45,13 @@ def zero_json(directory: Path, *, stage: int) -> Path:
 
 
 def write_config(
-    directory: Path, *, stage: int = 3, micro_batch: int = 1, dtype: str = "fp32", **sections: Any
+    directory: Path,
+    *,
+    stage: int = 3,
+    teacher_stage: int = 3,
+    micro_batch: int = 1,
+    dtype: str = "fp32",
+    **sections: Any,
 ) -> Path:
     values: dict[str, Any] = {
         "method": "promptkd",
@@ -57,13 +63,13 @@ def write_config(
         "schedule": {"steps": NUM_STEPS, "warmup_steps": 0, "global_batch": 4, "micro_batch": micro_batch},
         "engine": {
             "student": str(zero_json(directory, stage=stage)),
-            "teacher": str(zero_json(directory, stage=3)),
+            "teacher": str(zero_json(directory, stage=teacher_stage)),
         },
         "run": {"dir": str(directory / "run")},
     }
     for name, section in sections.items():
         values[name] |= section
-    path = directory / f"config-{stage}-{micro_batch}-{dtype}.yaml"
+    path = directory / f"config-{stage}-{teacher_stage}-{micro_batch}-{dtype}.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
 
@@ -162,6 +168,32 @@ def test_the_students_zero_stage_does_not_matter(
     config = write_config(llama_pair, stage=stage)
     results = ranks(2).run(jobs.train, config_file=config, overrides=[], windows=windows)
     assert_same_updates(results[0], updates, prompt_update)
+
+
+@pytest.mark.parametrize("pass_tokens", [1, 30, 10_000])
+def test_the_cut_of_passes_without_gradient_does_not_matter(
+    llama_pair: Path, llama_reference: Any, ranks: Any, pass_tokens: int
+) -> None:
+    """Row by row, cut somewhere (not at the same place on both ranks), and all at once."""
+    windows, updates, prompt_update = llama_reference
+    overrides = [f"engine.pass_tokens={pass_tokens}"]
+    results = ranks(2).run(jobs.train, config_file=write_config(llama_pair), overrides=overrides, windows=windows)
+    assert_same_updates(results[0], updates, prompt_update)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_teacher_that_is_not_sharded_teaches_the_same(
+    llama_pair: Path, llama_reference: Any, ranks: Any, dtype: str
+) -> None:
+    windows, updates, prompt_update = llama_reference
+    config = write_config(llama_pair, stage=0, teacher_stage=0, dtype=dtype)
+    results = ranks(2).run(jobs.train, config_file=config, overrides=[], windows=windows)
+    if dtype == "fp32":
+        assert_same_updates(results[0], updates, prompt_update)
+    else:
+        moved = (results[0]["prompt_after"] - results[0]["prompt_before"]).double()
+        # These random models amplify rounding; a wrong scale would be off by a factor of two.
+        assert (moved - prompt_update).norm() < 0.35 * prompt_update.norm()
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

@@ -34,6 +34,8 @@ METRICS = {
     "grad_norm",
     "prompt_grad_norm",
     "generation_seconds",
+    "teacher_seconds",
+    "optimizer_seconds",
     "prompt_seconds",
     "student_seconds",
     "step_seconds",

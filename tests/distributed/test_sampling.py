@@ -30,6 +30,11 @@ def whole(student: Path, ranks: Any) -> Any:
     return result
 
 
+def layout_overrides(layout: str) -> list[str]:
+    num_ranks = 2 if layout == "tensor_parallel" else 1
+    return [f"generation.layout={layout}", f"generation.tensor_parallel_size={num_ranks}"]
+
+
 def merged(results: list[Any]) -> Any:
     return {step: {row: ids for result in results for row, ids in result[step].items()} for step in results[0]}
 
@@ -43,12 +48,14 @@ def merged(results: list[Any]) -> Any:
         (3, "gathered", 60),
         (3, "zero3", 16384),
         (3, "zero3", 60),
+        (3, "tensor_parallel", 16384),
+        (3, "tensor_parallel", 60),
     ],
 )
 def test_layouts_ranks_and_batches_agree(
     student: Path, whole: Any, ranks: Any, stage: int, layout: str, budget: int
 ) -> None:
-    overrides = [f"generation.layout={layout}", f"generation.max_batch_tokens={budget}"]
+    overrides = [*layout_overrides(layout), f"generation.max_batch_tokens={budget}"]
     config = write_config(student, stage=stage)
     results = ranks(2).run(jobs.sample, config_file=config, overrides=overrides, prompts=PROMPTS, steps=[1, 2])
     assert merged(results) == whole
@@ -69,15 +76,15 @@ def test_steps_draw_different_responses_from_the_shared_vocabulary(whole: Any) -
 
 
 @pytest.mark.parametrize("keep", ["true", "false"])
-@pytest.mark.parametrize("layout", ["gathered", "zero3"])
+@pytest.mark.parametrize("layout", ["gathered", "tensor_parallel", "zero3"])
 def test_an_exception_while_sampling_leaves_the_student_as_it_was(
     student: Path, ranks: Any, layout: str, keep: str
 ) -> None:
-    overrides = [f"generation.layout={layout}", f"generation.keep_weights={keep}"]
+    overrides = [*layout_overrides(layout), f"generation.keep_weights={keep}"]
     for result in ranks(2).run(jobs.fail_while_sampling, config_file=write_config(student), overrides=overrides):
         assert result["raised"] and result["training"] and result["gradients_on"]
         assert result["same_module"] == (layout == "zero3")
-        if layout == "gathered":
+        if layout != "zero3":
             assert (result["decoding_bytes"] == 0) == (keep == "false")
 
 

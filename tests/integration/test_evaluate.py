@@ -80,7 +80,8 @@ def test_files_and_keys(model: Path, benchmark: Path, tmp_path: Path, capsys: py
     assert results["versions"]["transformers"]
     assert list(results["benchmarks"]) == ["test", "more"]
     test = results["benchmarks"]["test"]
-    assert (test["num_samples"], test["dropped_rows"], test["truncated_prompts"]) == (4, 1, 0)
+    assert (test["num_samples"], test["source_rows"], test["dropped_rows"], test["truncated_prompts"]) == (4, 5, 1, 0)
+    assert test["response_tokens"]["longest"] <= 8
     assert test["decoding"] == {
         "max_new_tokens": 8,
         "max_prompt_tokens": 100,

@@ -3,6 +3,7 @@
 Written from Algorithm 1 and Eq. 1-4 of arXiv 2402.12842; shares no code with the project.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,19 @@ class Row:
 
     prompt: list[int]
     response: list[int]
+    group: int = 0
+    """Which of several soft prompts stands before it."""
+    truth: list[int] | None = None
+    """What the prompt is tuned on, where that is another response."""
+
+    @property
+    def shown(self) -> "Row":
+        """The row with the response that the prompt is tuned on."""
+        return self if self.truth is None else Row(self.prompt, self.truth)
+
+    def own(self, prompt: Tensor) -> Tensor:
+        """The row's soft prompt [M, H] out of [M, H] or [groups, M, H]."""
+        return prompt[self.group] if prompt.dim() == 3 else prompt
 
 
 def log_probs_of(model: PreTrainedModel, row: Row, *, vocabulary: int, prompt: Tensor | None = None) -> Tensor:
@@ -35,6 +49,23 @@ def kl(p: Tensor, q: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum()
 
 
+def reverse_kl(trained: Tensor, target: Tensor) -> Tensor:
+    return kl(trained, target)
+
+
+def forward_kl(trained: Tensor, target: Tensor) -> Tensor:
+    return kl(target, trained)
+
+
+@dataclass
+class Divergences:
+    """Of (trained, target) log-probabilities, in Eq. 1, 2 and 4."""
+
+    kd: Callable[[Tensor, Tensor], Tensor] = reverse_kl
+    regularization: Callable[[Tensor, Tensor], Tensor] = reverse_kl
+    student: Callable[[Tensor, Tensor], Tensor] = reverse_kl
+
+
 def train(
     teacher: PreTrainedModel,
     student: PreTrainedModel,
@@ -46,34 +77,41 @@ def train(
     prompt_rate: float,
     student_rate: float,
     clip: float = 0.0,
+    divergences: Divergences | None = None,
 ) -> dict[str, list[float]]:
-    """Run the steps in place on `student` and `prompt` (a leaf); returns the losses of each step."""
+    """Run the steps in place on `student` and `prompt` (a leaf); returns the losses of each step.
+
+    Args:
+        prompt: [M, H], or [groups, M, H] with one for each group of rows.
+    """
     teacher.requires_grad_(False)
+    of = divergences or Divergences()
     losses: dict[str, list[float]] = {"student_kd": [], "prompt_kd": [], "prompt_regularization": []}
     for k, rows in enumerate(windows, start=1):
         tokens = sum(len(row.response) for row in rows)
+        shown_tokens = sum(len(row.shown.response) for row in rows)
         weight = (num_steps - k) / num_steps
         kd = regularization = torch.zeros((), dtype=torch.float64)
         for row in rows:
-            prompted = log_probs_of(teacher, row, vocabulary=vocabulary, prompt=prompt)
+            prompted = log_probs_of(teacher, row.shown, vocabulary=vocabulary, prompt=row.own(prompt))
             with torch.no_grad():
-                guided = log_probs_of(student, row, vocabulary=vocabulary)
-                plain = log_probs_of(teacher, row, vocabulary=vocabulary)
-            kd = kd + kl(prompted, guided)
-            regularization = regularization + kl(prompted, plain)
-        (gradient,) = torch.autograd.grad((kd + weight * regularization) / tokens, prompt)
+                guided = log_probs_of(student, row.shown, vocabulary=vocabulary)
+                plain = log_probs_of(teacher, row.shown, vocabulary=vocabulary)
+            kd = kd + of.kd(prompted, guided)
+            regularization = regularization + of.regularization(prompted, plain)
+        (gradient,) = torch.autograd.grad((kd + weight * regularization) / shown_tokens, prompt)
         _descend([prompt], [gradient], rate=prompt_rate, clip=clip)
 
         distillation = torch.zeros((), dtype=torch.float64)
         for row in rows:
             with torch.no_grad():
-                target = log_probs_of(teacher, row, vocabulary=vocabulary, prompt=prompt)
-            distillation = distillation + kl(log_probs_of(student, row, vocabulary=vocabulary), target)
+                target = log_probs_of(teacher, row, vocabulary=vocabulary, prompt=row.own(prompt))
+            distillation = distillation + of.student(log_probs_of(student, row, vocabulary=vocabulary), target)
         parameters = list(student.parameters())
         gradients = torch.autograd.grad(distillation / tokens, parameters, allow_unused=True)
         _descend(parameters, gradients, rate=student_rate, clip=clip)
-        losses["prompt_kd"].append(kd.item() / tokens)
-        losses["prompt_regularization"].append(regularization.item() / tokens)
+        losses["prompt_kd"].append(kd.item() / shown_tokens)
+        losses["prompt_regularization"].append(regularization.item() / shown_tokens)
         losses["student_kd"].append(distillation.item() / tokens)
     return losses
 

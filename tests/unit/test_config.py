@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from kd.command_line import main
-from kd.config import Config, DivergenceName, MethodName
+from kd.config import Config
+from kd.config_fields import DivergenceName, MethodName
 from kd.config_file import describe_fields, read_config, to_yaml
 from kd.errors import UserError
 from kd.losses.divergences import DIVERGENCES
@@ -87,6 +88,10 @@ def test_a_configuration_is_frozen(file: Path) -> None:
         ("model.dtype=int8", "model.dtype is 'int8'"),
         ("method=ppo", "method is 'ppo'"),
         ("prompt.kd_divergence=js", "prompt.kd_divergence is 'js'"),
+        ("gkd.beta=1.1", "gkd.beta is 1.1"),
+        ("distillm.alpha=1", "distillm.alpha is 1"),
+        ("kd.ratio=0", "kd.ratio is 0"),
+        ("kd.temperature=0", "kd.temperature is 0"),
         ("schedule.steps", "expected section.field=value"),
         ("=3", "expected section.field=value"),
         ("run.dir=[", "not valid YAML"),
@@ -129,6 +134,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         (["data.max_prompt_tokens=512"], "leaves no room for a response"),
         (["generation.max_new_tokens=300"], "is 556, more than data.max_sequence_tokens=512"),
         (["schedule.steps=99"], "schedule.warmup_steps=100 is more than schedule.steps=99"),
+        (["generation.layout=tensor_parallel"], "needs generation.tensor_parallel_size of at least 2"),
+        (
+            ["generation.layout=gathered", "generation.tensor_parallel_size=2"],
+            "generation.tensor_parallel_size=2 has no effect with generation.layout=gathered",
+        ),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused(file: Path, overrides: list[str], message: str) -> None:
@@ -154,6 +164,28 @@ def test_only_on_policy_methods_sample_responses(file: Path) -> None:
     assert read_config(file).samples_responses
     assert not read_config(file, overrides=["data.train=null", "data.responses=y.jsonl"]).samples_responses
     assert not read_config(file, overrides=["method=sft", "model.teacher=null"]).samples_responses
+
+
+@pytest.mark.parametrize(
+    ("overrides", "samples", "needs_outputs"),
+    [
+        (["method=kd"], False, True),
+        (["method=seqkd", "data.responses=y.jsonl"], False, True),
+        (["method=gkd"], True, False),
+        (["method=gkd", "gkd.student_fraction=0.5"], True, True),
+        (["method=gkd", "gkd.student_fraction=0"], False, True),
+        (["method=gkd", "gkd.sft_weight=0.1"], True, True),
+        (["method=gkd", "data.train=null", "data.responses=y.jsonl"], False, True),
+        (["method=distillm", "data.validation=v.jsonl"], True, True),
+        (["method=distillm", "data.train=null", "data.responses=y.jsonl"], False, True),
+        (["method=promptkd", "gkd.student_fraction=0.5"], True, False),
+    ],
+)
+def test_methods_say_what_they_sample_and_what_they_need(
+    file: Path, overrides: list[str], samples: bool, needs_outputs: bool
+) -> None:
+    config = read_config(file, overrides=overrides)
+    assert (config.samples_responses, config.needs_outputs) == (samples, needs_outputs)
 
 
 def test_the_written_configuration_reads_as_the_same(file: Path, tmp_path: Path) -> None:

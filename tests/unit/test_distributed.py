@@ -102,7 +102,7 @@ def lone_world() -> World:
 
 def test_one_rank_needs_no_process_group() -> None:
     world = lone_world()
-    assert world.count(3) == 3
+    assert world.gather_counts([3, 4]) == [[3, 4]]
     assert world.gather_objects("x") == ["x"]
     assert torch.equal(world.sum_across_ranks(torch.tensor([1.0, 2.0])), torch.tensor([1.0, 2.0]))
     assert torch.equal(world.max_across_ranks(torch.tensor([1.0, 2.0])), torch.tensor([1.0, 2.0]))
@@ -130,17 +130,17 @@ def test_an_error_of_one_rank_is_the_error_of_all(ranks) -> None:
     assert ranks(2).run(disagree) == ["rank 1 alone", "rank 1 alone"]
 
 
-def count_and_sum(world: World) -> tuple[int, float, float]:
+def count_and_sum(world: World) -> tuple[list[list[int]], float, float]:
     local = torch.tensor([float(world.rank + 1)])
     return (
-        world.count(world.rank + 1),
+        world.gather_counts([world.rank + 1, 5]),
         world.sum_across_ranks(local.clone()).item(),
         world.max_across_ranks(local.clone()).item(),
     )
 
 
 def test_counts_sums_and_maxima_are_over_all_ranks(ranks) -> None:
-    assert ranks(2).run(count_and_sum) == [(3, 3.0, 2.0), (3, 3.0, 2.0)]
+    assert ranks(2).run(count_and_sum) == [([[1, 5], [2, 5]], 3.0, 2.0)] * 2
 
 
 def test_an_error_is_printed_once_on_each_host(

@@ -12,7 +12,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LAUNCHERS = ("python", "deepspeed", "torchrun", "sbatch")
 # Where the options of a script or module are defined, beside its own file.
-OPTION_SOURCES = ("kd/command_line.py", "evaluation/options.py")
+OPTION_SOURCES = (
+    "kd/command_line.py",
+    "evaluation/options.py",
+    "evaluation/command_options.py",
+    "evaluation/cost/options.py",
+)
 LAUNCHER_OPTIONS = {"--num_gpus", "--nproc_per_node", "--module", "--master_port"}
 
 
@@ -31,7 +36,8 @@ def script_of(words: list[str]) -> Path | None:
     """The file that a launcher's command line runs."""
     for index, word in enumerate(words):
         if word in ("-m", "--module"):
-            return ROOT / (words[index + 1].replace(".", "/") + ".py")
+            module = ROOT / words[index + 1].replace(".", "/")
+            return module / "__main__.py" if module.is_dir() else module.with_suffix(".py")
         if word.endswith((".py", ".sbatch")):
             return ROOT / word
     return None

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kd.config import OptimizerConfig, ScheduleConfig
-from kd.engines.optimization import learning_rate_factor, make_optimizer, student_parameter_groups
+from kd.engines.optimization import learning_rate_factor, make_optimizer, parameter_groups
 
 
 def factors(**settings: object) -> list[float]:
@@ -25,7 +25,7 @@ def test_warm_up_and_decay_by_hand() -> None:
 def test_matrices_decay_and_vectors_do_not() -> None:
     module = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3), nn.LayerNorm(3))
     module[1].weight.requires_grad_(False)
-    groups = student_parameter_groups(module, weight_decay=0.1)
+    groups = parameter_groups(module, weight_decay=0.1)
     assert [len(group["params"]) for group in groups] == [1, 3]  # type: ignore[arg-type]
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
 
@@ -36,7 +36,7 @@ def test_a_sharded_matrix_is_told_by_its_unsharded_shape() -> None:
     for parameter in module.parameters():
         parameter.ds_shape = parameter.shape
         parameter.data = torch.empty(0)
-    decayed, kept = (group["params"] for group in student_parameter_groups(module, weight_decay=0.1))
+    decayed, kept = (group["params"] for group in parameter_groups(module, weight_decay=0.1))
     assert decayed == [module.weight] and kept == [module.bias]  # type: ignore[comparison-overlap]
 
 

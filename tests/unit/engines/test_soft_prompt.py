@@ -1,19 +1,24 @@
 """What a soft prompt starts from, and how it is stored."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from kd.config import PromptConfig
+from kd.config_methods import PromptConfig
 from kd.engines.soft_prompt import (
+    FILE_NAME,
+    FOLDER_NAME,
     SoftPrompt,
     SoftPromptOrigin,
+    SoftPrompts,
     initial_token_ids,
     initial_values,
     load_soft_prompt,
     save_soft_prompt,
+    save_soft_prompts,
 )
 from kd.errors import UserError
 from tests.tiny_tokenizers import save_tiny_tokenizer
@@ -60,6 +65,31 @@ def test_random_values_are_as_large_as_embeddings_and_seeded(tokenizer: PreTrain
     )
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert first.std().item() == pytest.approx(0.3, rel=0.05)
+
+
+def test_each_row_has_the_prompt_of_its_group() -> None:
+    generator = torch.Generator().manual_seed(1)
+    values, embeds = torch.randn(3, 4, 8, generator=generator), torch.randn(2, 5, 8, generator=generator)
+    mask = torch.tensor([[False, False, True, True, True], [True, True, True, True, False]])
+    prompts = SoftPrompts(values)
+    for groups in ([2, 0], None):
+        found, found_mask = prompts(embeds, mask, groups)
+        for row, group in enumerate(groups or [0, 0]):
+            alone, alone_mask = SoftPrompt(values[group])(embeds[row : row + 1], mask[row : row + 1])
+            assert torch.equal(found[row], alone[0]) and torch.equal(found_mask[row], alone_mask[0])
+
+
+def test_prompts_of_groups_are_files_of_their_own(tmp_path: Path) -> None:
+    values = torch.randn(2, 5, 8)
+    origin = SoftPromptOrigin(teacher="some/teacher", init="text", init_text="Hello")
+    save_soft_prompts(values, tmp_path, names=["sum of: a/b", "…"], origin=origin)
+    paths = sorted((tmp_path / FOLDER_NAME).iterdir())
+    assert [path.name for path in paths] == ["000-sum-of-a-b.safetensors", "001.safetensors"]
+    for value, name, path in zip(values, ["sum of: a/b", "…"], paths, strict=True):
+        prompt, loaded = load_soft_prompt(path)
+        assert torch.equal(prompt.values, value) and loaded == replace(origin, group=name)
+    save_soft_prompts(values[:1], tmp_path, names=None, origin=origin)
+    assert load_soft_prompt(tmp_path / FILE_NAME)[1] == origin
 
 
 def test_a_saved_prompt_comes_back_with_its_origin(tmp_path: Path) -> None:

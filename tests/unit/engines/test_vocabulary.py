@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kd.config import Config, DataConfig, GenerationConfig, ModelConfig, PromptConfig, RunConfig
+from kd.config import Config, DataConfig, GenerationConfig, ModelConfig, RunConfig
+from kd.config_methods import PromptConfig
 from kd.engines.causal_lm import dropout_settings, read_model_config
 from kd.engines.vocabulary import share_vocabulary
 from kd.errors import UserError

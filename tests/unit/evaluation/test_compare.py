@@ -1,12 +1,13 @@
 """Paired comparison of two evaluations, against numbers worked out by hand."""
 
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from evaluation.compare import main, paired_difference
+from evaluation.compare import bootstrap_means, main, paired_difference
 from evaluation.results import generations_file, write_generations
 from tests.unit.evaluation.generations import generation, write_scores
 
@@ -44,13 +45,82 @@ def compare(a: Path, b: Path) -> int:
     return main(["--a", str(a), "--b", str(b), "--benchmark", "test"])
 
 
-def test_command_prints_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    a, b = tmp_path / "promptkd", tmp_path / "sft"
-    write_scores(a, benchmark="test", by_seed={3: [10.0, 20.0, 30.0], 20: [20.0, 40.0, 30.0]})
-    write_scores(b, benchmark="test", by_seed={3: [16.0, 20.0, 27.0], 20: [14.0, 34.0, 27.0]})
-    assert compare(a, b) == 0
-    expected = "promptkd - sft on test: +2.0 ± 1.0 ROUGE-L (2.0 standard errors, 3 rows, 2 seeds)\n"
-    assert capsys.readouterr().out == expected
+def test_bootstrap_of_two_rows_equals_all_that_can_be_drawn() -> None:
+    # Differences 1 and 3 are drawn as 1 1, 1 3, 3 1 or 3 3, each as often.
+    means = bootstrap_means(np.array([1.0, 3.0]), num_resamples=40_000)
+    assert sorted(set(means.tolist())) == [1.0, 2.0, 3.0]
+    shares = [np.mean(means == value) for value in (1.0, 2.0, 3.0)]
+    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.01)
+
+
+def test_bootstrap_does_not_depend_on_how_many_rows_are_drawn_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(1).normal(size=50)
+    at_once = bootstrap_means(values, num_resamples=101)
+    monkeypatch.setattr("evaluation.compare._DRAWN_ROWS", 120)
+    assert np.array_equal(bootstrap_means(values, num_resamples=101), at_once)
+
+
+def test_interval_and_p_of_many_rows_are_those_of_a_normal_distribution() -> None:
+    # Mean 0.1 and standard deviation 1 over 400 rows: a standard error of 0.05, two of them.
+    noise = np.random.default_rng(0).normal(size=400)
+    differences = 0.1 + (noise - noise.mean()) / noise.std(ddof=1)
+    found = paired_difference(differences[None], np.zeros((1, 400)))
+    assert found.z == pytest.approx(2.0)
+    assert (found.low, found.high) == pytest.approx((0.1 - 1.96 * 0.05, 0.1 + 1.96 * 0.05), abs=0.004)
+    assert found.p_value == pytest.approx(0.0455, abs=0.01)
+
+
+def test_p_of_models_that_answer_alike_is_one() -> None:
+    same = np.array([[1.0, 2.0, 3.0]])
+    assert paired_difference(same, same).p_value == 1.0
+
+
+def test_p_is_never_zero() -> None:
+    b = np.array([[1.0, 2.0, 3.0]])
+    assert paired_difference(b + 5, b, num_resamples=999).p_value == pytest.approx(2 / 1000)
+
+
+def test_command_compares_with_several_on_all_shared_benchmarks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b, c = tmp_path / "promptkd", tmp_path / "sft", tmp_path / "gkd"
+    for benchmark in ("one", "two"):
+        write_scores(a, benchmark=benchmark, by_seed={3: [10.0, 20.0, 30.0], 20: [20.0, 40.0, 30.0]})
+        write_scores(b, benchmark=benchmark, by_seed={3: [16.0, 20.0, 27.0], 20: [14.0, 34.0, 27.0]})
+        write_scores(c, benchmark=benchmark, by_seed={3: [10.0, 20.0, 30.0], 20: [20.0, 40.0, 30.0]})
+    write_scores(a, benchmark="only", by_seed={3: [1.0, 2.0]})
+    out = tmp_path / "comparisons.json"
+    assert main(["--a", str(a), "--b", str(b), str(c), "--out", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("promptkd - sft on one: +2.00 ± 1.00 ROUGE-L, 95 % interval +0.00 to +3.00, p = 0.0")
+    assert lines[0].endswith("(3 rows, 2 seeds)")
+    found = json.loads(out.read_text())["comparisons"]
+    assert [(row["benchmark"], Path(row["b"]).name) for row in found] == [
+        ("one", "sft"),
+        ("one", "gkd"),
+        ("two", "sft"),
+        ("two", "gkd"),
+    ]
+    assert [row["mean"] for row in found] == pytest.approx([2.0, 0.0, 2.0, 0.0])
+    assert found[0]["metric"] == "rougeL"
+
+
+def test_exact_match_is_compared_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, responses in (("a", ["yes", "yes", "no", "yes"]), ("b", ["yes", "no", "no", "no"])):
+        rows = [generation(row, response=response) for row, response in enumerate(responses)]
+        write_generations(generations_file(tmp_path / name / "generations" / "test", 1), rows)
+    assert main(["--a", str(tmp_path / "a"), "--b", str(tmp_path / "b"), "--metric", "exact_match"]) == 0
+    # Two of four rows: 50 points, standard deviation 57.7, error 28.9.
+    assert "+50.00 ± 28.87 exact match" in capsys.readouterr().out
+
+
+def test_directories_without_a_common_benchmark_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    write_scores(a, benchmark="one", by_seed={1: [1.0, 2.0]})
+    write_scores(b, benchmark="two", by_seed={1: [1.0, 2.0]})
+    assert main(["--a", str(a), "--b", str(b)]) == 2
+    assert "no benchmark in common" in capsys.readouterr().err
 
 
 def test_command_refuses_what_does_not_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,11 +9,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from evaluation.model import EvaluatedModel, load_model
-from evaluation.responses import Generation, generate, plan_batches
+from evaluation.responses import Generation, SeededGeneration, generate, plan_batches
 from kd.data.encoding import Example
 from kd.distributed import World
 from kd.engines.soft_prompt import SoftPrompt
-from kd.generation.decoding import DecodingSettings
+from kd.generation.choosing import DecodingSettings
 from tests.tiny_models import save_tiny_model
 from tests.tiny_tokenizers import NUM_ENTRIES
 
@@ -59,8 +59,12 @@ def run(
         eos_id=int(model.tokenizer.eos_token_id),
         greedy=greedy,
     )
-    batches = plan_batches(examples, seeds=seeds, slots_per_row=NUM_TOKENS, max_batch_tokens=max_batch_tokens)
-    return generate(model, batches, settings=settings, world=ALONE, on_batch=lambda _: None)
+    batches = plan_batches(examples, num_seeds=len(seeds), slots_per_row=NUM_TOKENS, max_batch_tokens=max_batch_tokens)
+    told: list[SeededGeneration] = []
+    generated = generate(model, batches, seeds=seeds, settings=settings, world=ALONE, on_batch=told.extend)
+    assert told == generated
+    by_row = sorted(generated, key=lambda pair: pair[1].row)
+    return {seed: [generation for other, generation in by_row if other == seed] for seed in seeds}
 
 
 @torch.no_grad()
@@ -114,18 +118,15 @@ def test_rows_with_equal_prompts_have_their_own_random_numbers(tmp_path: Path) -
     assert first.response != second.response
 
 
-def test_batches_keep_to_the_budget_and_hold_every_request() -> None:
-    batches = plan_batches(EXAMPLES, seeds=(1, 2), slots_per_row=10, max_batch_tokens=40)
-    sizes = [len(batch) * (max(len(request.prompt_ids) for request in batch) + 10) for batch in batches]
-    # Lengths 11 11 | 7 7 3 would be 42 wide: 7 7 | 3 3 1 | 1
-    assert [[len(request.prompt_ids) for request in batch] for batch in batches] == [[11], [11], [7, 7], [3, 3, 1], [1]]
-    assert max(sizes) <= 40
-    requests = [request for batch in batches for request in batch]
-    assert sorted((request.seed, request.example.row_id) for request in requests) == [
-        (seed, row) for seed in (1, 2) for row in range(4)
-    ]
+def test_batches_keep_to_the_budget_and_hold_every_row() -> None:
+    batches = plan_batches(EXAMPLES, num_seeds=2, slots_per_row=10, max_batch_tokens=70)
+    # Lengths 11 | 7 3 | 1; two responses each: 11 7 would be 84 wide, 7 3 1 would be 102.
+    assert [[len(row.prompt_ids) for row in batch] for batch in batches] == [[11], [7, 3], [1]]
+    sizes = [2 * len(batch) * (len(batch[0].prompt_ids) + 10) for batch in batches]
+    assert max(sizes) <= 70
+    assert sorted(row.row_id for batch in batches for row in batch) == [0, 1, 2, 3]
 
 
 def test_row_beyond_the_budget_has_a_batch_of_its_own() -> None:
-    batches = plan_batches(EXAMPLES, seeds=(1,), slots_per_row=10, max_batch_tokens=1)
+    batches = plan_batches(EXAMPLES, num_seeds=5, slots_per_row=10, max_batch_tokens=1)
     assert [len(batch) for batch in batches] == [1, 1, 1, 1]

@@ -10,7 +10,7 @@ from kd.errors import UserError
 from tests.unit.evaluation.generations import generation
 
 
-def test_mean_and_standard_error_over_seeds() -> None:
+def test_mean_and_standard_errors_over_seeds_and_rows() -> None:
     by_seed = {
         10: [generation(0, rouge_l=10.0), generation(1, rouge_l=30.0)],
         20: [generation(0, rouge_l=20.0, response="yes"), generation(1, rouge_l=32.0)],
@@ -20,12 +20,16 @@ def test_mean_and_standard_error_over_seeds() -> None:
     assert summary.rougeL.mean == pytest.approx(23.0)
     # Standard deviation of 20 and 26 is sqrt(18); divided by sqrt(2) it is 3.
     assert summary.rougeL.standard_error == pytest.approx(3.0)
+    # Rows' means over the seeds: 15 and 31. Standard deviation sqrt(128), divided by sqrt(2): 8.
+    assert summary.rougeL.standard_error_over_rows == pytest.approx(8.0)
     assert summary.exact_match.per_seed == {10: 0.0, 20: 50.0}
     assert summary.num_samples == 2
 
 
-def test_one_seed_has_no_standard_error() -> None:
-    assert summarise({10: [generation(0)]}).rougeL.standard_error is None
+def test_one_seed_and_one_row_have_no_standard_error() -> None:
+    score = summarise({10: [generation(0)]}).rougeL
+    assert score.standard_error is None
+    assert score.standard_error_over_rows is None
 
 
 def test_shares_of_truncated_and_empty_responses() -> None:
@@ -36,7 +40,21 @@ def test_shares_of_truncated_and_empty_responses() -> None:
         generation(3),
     ]
     summary = summarise({10: rows})
-    assert (summary.truncated_share, summary.empty_share, summary.mean_response_tokens) == (0.25, 0.25, 17 / 4)
+    assert (summary.truncated_share, summary.empty_share) == (0.25, 0.25)
+
+
+def test_lengths_of_responses_over_all_seeds() -> None:
+    counts = {10: [1, 2, 4], 20: [4, 5, 8]}
+    by_seed = {
+        seed: [dataclasses.replace(generation(row), response_tokens=count) for row, count in enumerate(row_counts)]
+        for seed, row_counts in counts.items()
+    }
+    lengths = summarise(by_seed).response_tokens
+    assert (lengths.shortest, lengths.median, lengths.mean, lengths.longest) == (1, 4.0, 4.0, 8)
+    # Squared distances from 4: 9 + 4 + 0 + 0 + 1 + 16 = 30, of six responses.
+    assert lengths.standard_deviation == pytest.approx(5**0.5)
+    # Nine tenths of the way from the first to the last of six: half-way between the fifth and the sixth.
+    assert lengths.percentile_90 == pytest.approx(6.5)
 
 
 def test_generations_come_back_as_they_were(tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
-from kd.data.batch import PromptBatch, TokenSequence
+from kd.data.batch import PromptBatch, SequenceBatch, TokenSequence
 from kd.engines.causal_lm import CausalLM
 from kd.engines.soft_prompt import SoftPrompt
-from kd.generation.decoding import DecodingSettings, choose_tokens, decode, row_streams
+from kd.generation import decoding
+from kd.generation.choosing import DecodingSettings, choose_tokens
+from kd.generation.decoding import decode, row_streams
 from tests.tiny_models import FAMILIES, save_tiny_model
 
 VOCABULARY = 400
@@ -64,12 +65,12 @@ def test_batch_with_cache_equals_rows_alone(model: PreTrainedModel, greedy: bool
     width = model.get_input_embeddings().weight.shape[1]
     soft_prompt = SoftPrompt(torch.randn(4, width) * 0.2) if with_prompt else None
     responses = decode(
-        CausalLM.of(model), collate(PROMPTS), settings=settings, streams=streams, soft_prompt=soft_prompt
+        CausalLM.of(model), collate(PROMPTS), settings=settings, streams=[streams], soft_prompt=soft_prompt
     )
     for row, prompt in enumerate(PROMPTS):
         values = None if soft_prompt is None else soft_prompt.values
         alone = continue_alone(model, prompt, streams([row], 20)[0], settings, values)
-        assert responses[row] == alone, f"row {row}"
+        assert responses[row].token_ids == alone, f"row {row}"
 
 
 @torch.no_grad()
@@ -77,7 +78,7 @@ def test_rows_that_end_leave_the_batch(model: PreTrainedModel, monkeypatch: pyte
     view = CausalLM.of(model)
     free = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=-1)
     streams = row_streams(seed=1, step=0)
-    unending = decode(view, collate(PROMPTS), settings=free, streams=streams)
+    unending = [row.token_ids for row in decode(view, collate(PROMPTS), settings=free, streams=[streams])]
     assert all(len(response) == 12 for response in unending), "no response may lose its last token"
     # Some token that one row, but not every row, draws early becomes the end.
     eos = unending[2][3]
@@ -90,7 +91,7 @@ def test_rows_that_end_leave_the_batch(model: PreTrainedModel, monkeypatch: pyte
 
     monkeypatch.setattr(CausalLM, "hidden_states", spy)
     settings = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=eos)
-    responses = decode(view, collate(PROMPTS), settings=settings, streams=streams)
+    responses = [row.token_ids for row in decode(view, collate(PROMPTS), settings=settings, streams=[streams])]
     for response, whole in zip(responses, unending, strict=True):
         end = whole.index(eos) + 1 if eos in whole else 12
         assert response == whole[:end]
@@ -105,7 +106,8 @@ def test_an_end_token_first_is_a_response_of_one_token(model: PreTrainedModel) -
 
     # The uniform number 0 draws token 0, the end.
     settings = DecodingSettings(max_new_tokens=8, vocabulary_size=VOCABULARY, eos_id=EOS)
-    assert decode(CausalLM.of(model), collate(PROMPTS), settings=settings, streams=always_zero) == [[EOS]] * 5
+    responses = decode(CausalLM.of(model), collate(PROMPTS), settings=settings, streams=[always_zero])
+    assert [response.token_ids for response in responses] == [[EOS]] * 5
 
 
 def test_streams_belong_to_rows_steps_and_seeds() -> None:
@@ -117,41 +119,55 @@ def test_streams_belong_to_rows_steps_and_seeds() -> None:
         assert not torch.equal(other([9], 6), alone)
 
 
-def settings_with(**values: float) -> DecodingSettings:
-    return DecodingSettings(max_new_tokens=1, vocabulary_size=50, eos_id=0, **values)  # type: ignore[arg-type]
+@torch.no_grad()
+def test_samples_of_a_prompt_equal_calls_of_their_own(model: PreTrainedModel) -> None:
+    settings = DecodingSettings(max_new_tokens=10, vocabulary_size=VOCABULARY, eos_id=EOS)
+    streams = [row_streams(seed=seed, step=0) for seed in (1, 2, 3)]
+    together = decode(CausalLM.of(model), collate(PROMPTS), settings=settings, streams=streams, keeps_hidden=True)
+    assert len(together) == 3 * len(PROMPTS)
+    for sample, stream in enumerate(streams):
+        alone = decode(CausalLM.of(model), collate(PROMPTS), settings=settings, streams=[stream], keeps_hidden=True)
+        for row, response in enumerate(alone):
+            same = together[3 * row + sample]
+            assert same.token_ids == response.token_ids
+            torch.testing.assert_close(same.hidden, response.hidden, rtol=1e-5, atol=1e-5)
 
 
-def frequencies(logits: Tensor, settings: DecodingSettings) -> Tensor:
-    """Share of each token over evenly spaced uniform numbers, which is its probability to 1e-4."""
-    uniforms = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
-    tokens = choose_tokens(logits.expand(20000, -1), uniforms, settings=settings)
-    return torch.bincount(tokens, minlength=logits.shape[-1]) / 20000
+@torch.no_grad()
+def test_kept_hidden_states_are_those_of_a_forward_pass(model: PreTrainedModel) -> None:
+    view = CausalLM.of(model)
+    streams = [row_streams(seed=1, step=0)]
+    prompts = collate(PROMPTS)
+    free = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=-1)
+    eos = decode(view, prompts, settings=free, streams=streams)[2].token_ids[3]
+    settings = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=eos)
+    responses = decode(view, prompts, settings=settings, streams=streams, keeps_hidden=True)
+    assert len({len(response.token_ids) for response in responses}) > 1, "the rows must end at different places"
+    sequences = [
+        TokenSequence(row_id=row, prompt_ids=np.array(ids, dtype=np.int32), response_ids=np.array(said, dtype=np.int32))
+        for row, (ids, said) in enumerate(zip(PROMPTS, [r.token_ids for r in responses], strict=True))
+    ]
+    batch = SequenceBatch.collate(sequences, pad_id=EOS, device=torch.device("cpu"))
+    states = view.hidden_states(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    wanted = states.flatten(0, 1)[batch.response_positions]
+    kept = torch.cat([response.hidden for response in responses if response.hidden is not None])
+    torch.testing.assert_close(kept, wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
-def test_tokens_come_with_their_probabilities(temperature: float) -> None:
-    logits = torch.randn(50, generator=torch.Generator().manual_seed(0))
-    wanted = (logits / temperature).softmax(-1)
-    assert torch.allclose(frequencies(logits, settings_with(temperature=temperature)), wanted, atol=1e-4)
-
-
-@pytest.mark.parametrize(("top_k", "top_p"), [(5, 1.0), (0, 0.7), (9, 0.6), (0, 1e-6), (1, 1.0)])
-def test_top_k_and_top_p_keep_what_transformers_keeps(top_k: int, top_p: float) -> None:
-    logits = torch.randn(50, generator=torch.Generator().manual_seed(1)) * 2
-    scores = logits[None]
-    if top_k:
-        scores = TopKLogitsWarper(top_k)(torch.empty(0), scores)
-    if top_p < 1:
-        scores = TopPLogitsWarper(top_p)(torch.empty(0), scores)
-    wanted = scores[0].softmax(-1)
-    assert torch.allclose(frequencies(logits, settings_with(top_k=top_k, top_p=top_p)), wanted, atol=1e-4)
-
-
-@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
-def test_an_extreme_number_never_draws_an_impossible_token(uniform: float) -> None:
-    logits = torch.full((1, 10), -torch.inf)
-    logits[0, 4] = 1.0
-    assert choose_tokens(logits, torch.tensor([uniform], dtype=torch.float64), settings=settings_with()).tolist() == [4]
+@torch.no_grad()
+@pytest.mark.parametrize("share", [1, 2, 100])
+def test_when_ended_rows_leave_does_not_matter(
+    model: PreTrainedModel, share: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view, streams = CausalLM.of(model), [row_streams(seed=1, step=0)]
+    free = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=-1)
+    unending = [row.token_ids for row in decode(view, collate(PROMPTS), settings=free, streams=streams)]
+    eos = unending[2][3]
+    monkeypatch.setattr(decoding, "COMPACT_SHARE", share)
+    settings = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=eos)
+    responses = decode(view, collate(PROMPTS), settings=settings, streams=streams)
+    for response, whole in zip(responses, unending, strict=True):
+        assert response.token_ids == whole[: whole.index(eos) + 1 if eos in whole else 12]
 
 
 def test_the_prompt_stands_next_to_the_text(tmp_path: Path) -> None:

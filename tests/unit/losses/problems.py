@@ -8,8 +8,9 @@ from torch import Tensor
 
 from kd.losses.divergences import DIVERGENCES
 from kd.losses.likelihood import LikelihoodTerm
-from kd.losses.linear_divergence import DivergenceTerm, LinearDivergence, Projection, Term
-from tests.reference.plain_losses import plain_cross_entropy, plain_kl, plain_log_probs
+from kd.losses.linear_divergence import LinearDivergence
+from kd.losses.terms import DivergenceTerm, Projection, Term
+from tests.reference.plain_losses import PLAIN_DIVERGENCES, plain_cross_entropy, plain_log_probs
 
 NUM_ROWS = 10
 VOCABULARY = 13
@@ -71,8 +72,8 @@ def oracle(trained: Projection, terms: Sequence[Term], *, vocabulary_size: int, 
             continue
         assert isinstance(term, DivergenceTerm)
         target = _plain(term.target, vocabulary_size).detach()
-        reverse = term.divergence is DIVERGENCES["reverse_kl"]
-        sums.append((plain_kl(log_probs, target) if reverse else plain_kl(target, log_probs)).sum())
+        (name,) = [name for name, divergence in DIVERGENCES.items() if divergence is term.divergence]
+        sums.append(PLAIN_DIVERGENCES[name](target, log_probs).sum())
     loss = scale * sum(term.weight * value for term, value in zip(terms, sums, strict=True))
     gradients = list(torch.autograd.grad(loss, tensors(trained)))
     return Answer(loss.detach(), torch.stack(sums).detach(), gradients)

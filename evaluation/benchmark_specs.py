@@ -1,0 +1,140 @@
+"""The instruction sets of the paper's Table 1: where they come from, what is kept of them, how many rows that is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from evaluation.benchmark_formats import (
+    Original,
+    read_dolly,
+    read_fastchat,
+    read_natural_instructions,
+    read_self_instruct,
+    read_unnatural_instructions,
+)
+from kd.data.instructions import Instruction
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenRange:
+    """Numbers of tokens from `lowest` to `highest`, both included; no end where `highest` is None."""
+
+    lowest: int
+    highest: int | None = None
+
+    def __contains__(self, num_tokens: int) -> bool:
+        return self.lowest <= num_tokens and (self.highest is None or num_tokens <= self.highest)
+
+    def __str__(self) -> str:
+        return f"{self.lowest} or more" if self.highest is None else f"{self.lowest} to {self.highest}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowFilter:
+    """Which rows stay. Lengths are in GPT-2 tokens, whatever model is evaluated, without special tokens."""
+
+    response_tokens: TokenRange | None = None
+    """Of the first reference."""
+    max_prompt_tokens: int | None = None
+    """Of the formatted prompt (template alpaca)."""
+
+    def __str__(self) -> str:
+        parts = []
+        if self.response_tokens is not None:
+            parts.append(f"first reference of {self.response_tokens} GPT-2 tokens")
+        if self.max_prompt_tokens is not None:
+            parts.append(f"prompt of at most {self.max_prompt_tokens} GPT-2 tokens")
+        return ", ".join(parts) or "every row"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkSpec:
+    """One published instruction set."""
+
+    column: str
+    """Its name in Table 1."""
+    licence: str
+    original: str
+    """The authors' file or directory."""
+    processed: str
+    """Hub repository of MiniLLM, which PromptKD evaluates with, and the file in it; in the project's own format."""
+    fields: str
+    """What becomes instruction, input and output."""
+    companion: str
+    """What the second file holds, empty where there is none."""
+    read: Callable[[Original], list[Instruction]]
+    rows: RowFilter
+    num_rows: tuple[int, ...]
+    """Published numbers of rows; where there are two, the second is without prompts of more than 256 tokens."""
+
+
+# Published files of both hold no longer prompt.
+_LONG_ANSWERS = RowFilter(response_tokens=TokenRange(lowest=11), max_prompt_tokens=256)
+
+SPECS = {
+    "dolly_validation": BenchmarkSpec(
+        column="Dolly (validation)",
+        licence="CC BY-SA 3.0",
+        original="databricks/databricks-dolly-15k, without a split",
+        processed="MiniLLM/dolly-processed, prompt/gpt2/valid.jsonl",
+        fields="instruction, context, response",
+        companion="",
+        read=read_dolly,
+        rows=RowFilter(),
+        num_rows=(1000,),
+    ),
+    "dolly_test": BenchmarkSpec(
+        column="Dolly",
+        licence="CC BY-SA 3.0",
+        original="databricks/databricks-dolly-15k, without a split",
+        processed="MiniLLM/dolly, valid.jsonl",
+        fields="instruction, context, response",
+        companion="",
+        read=read_dolly,
+        rows=RowFilter(),
+        num_rows=(500,),
+    ),
+    "self_inst": BenchmarkSpec(
+        column="SelfInst",
+        licence="Apache-2.0",
+        original="github.com/yizhongw/self-instruct, human_eval/user_oriented_instructions.jsonl",
+        processed="MiniLLM/self-inst, valid.jsonl",
+        fields="instruction, instances: input, output",
+        companion="",
+        read=read_self_instruct,
+        rows=RowFilter(),
+        num_rows=(252, 242),
+    ),
+    "vicuna": BenchmarkSpec(
+        column="Vicuna",
+        licence="Apache-2.0",
+        original="github.com/lm-sys/FastChat, question.jsonl of fastchat/llm_judge/data/vicuna_bench",
+        processed="MiniLLM/Vicuna, valid.jsonl",
+        fields="text or turns; output from the companion",
+        companion="ChatGPT's answers, answer_gpt35.jsonl of FastChat's eval/table/answer",
+        read=read_fastchat,
+        rows=RowFilter(),
+        num_rows=(80,),
+    ),
+    "s_ni": BenchmarkSpec(
+        column="S-NI",
+        licence="Apache-2.0",
+        original="github.com/allenai/natural-instructions, the directory",
+        processed="MiniLLM/sinst, 11_/valid.jsonl",
+        fields="Definition, Instances: input, output (first 100)",
+        companion="another list of tasks than splits/default/test_tasks.txt",
+        read=read_natural_instructions,
+        rows=_LONG_ANSWERS,
+        num_rows=(1694,),
+    ),
+    "un_ni": BenchmarkSpec(
+        column="UnNI",
+        licence="MIT",
+        original="github.com/orhonovich/unnatural-instructions, core_data.jsonl",
+        processed="MiniLLM/uinst, 11_/valid.jsonl",
+        fields="instruction, instances: input, output",
+        companion="",
+        read=read_unnatural_instructions,
+        rows=_LONG_ANSWERS,
+        num_rows=(23916,),
+    ),
+}

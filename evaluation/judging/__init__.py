@@ -1,0 +1,1 @@
+"""Feedback of a language model on responses: the parts of `evaluation.judge`."""

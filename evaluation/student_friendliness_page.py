@@ -1,0 +1,89 @@
+"""The page of the student-friendliness analysis: its table and its examples."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from evaluation.intervals import Estimate
+from evaluation.student_friendliness_summary import Column, RowSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownExample:
+    """One request and what everyone answers to it."""
+
+    row: int
+    prompt: str
+    reference: str
+    teacher_without_prompt: str
+    teacher_with_prompt: str
+    initial_student: str
+    final_student: str
+
+
+HEADINGS = (
+    "KL(p‖q) to the initial student",
+    "to the final student",
+    "KL(q‖p) to the initial",
+    "to the final",
+    "ROUGE-L",
+)
+_LABELS = {"without_prompt": "without prompt", "with_prompt": "with prompt", "difference": "difference"}
+
+
+def table_rows(sets: Mapping[str, RowSet], *, shown: Callable[[Estimate], str] = str) -> Iterator[tuple[str, ...]]:
+    """Cells of the table, a row for each set and column; `shown` writes an estimate."""
+    for name, content in sets.items():
+        for key, label in _LABELS.items():
+            column: Column = getattr(content, key)
+            values = (
+                column.initial.forward_kl,
+                column.final.forward_kl,
+                column.initial.reverse_kl,
+                column.final.reverse_kl,
+                column.rougeL,
+            )
+            yield (name, label, *map(shown, values))
+
+
+def print_table(sets: Mapping[str, RowSet]) -> None:
+    """Show the table on the terminal, which has no room for intervals."""
+    table = Table("rows", "teacher", *HEADINGS, title="The teacher with and without the prompt")
+    for cells in table_rows(sets, shown=lambda estimate: "–" if estimate.value is None else f"{estimate.value:.4g}"):
+        table.add_row(*cells)
+    Console().print(table)
+
+
+def page(sets: Mapping[str, RowSet], examples: Sequence[ShownExample], *, subtitle: str) -> str:
+    """The table and the examples as Markdown."""
+    headings = ("rows", "teacher", *HEADINGS)
+    lines = ["# The teacher with and without the prompt", "", subtitle, ""]
+    lines += [_line(headings), _line(["---"] * len(headings)), *(_line(cells) for cells in table_rows(sets)), ""]
+    lines += [
+        f"{name}: {content.num_rows} rows of `{content.data}`, {content.num_tokens} tokens in their outputs."
+        for name, content in sets.items()
+    ]
+    lines += ["", "Divergences in nats per token of the outputs; brackets hold 95 % intervals over rows.", ""]
+    for example in examples:
+        lines += [f"## Row {example.row}", ""]
+        for label, text in (
+            ("Prompt", example.prompt),
+            ("Reference", example.reference),
+            ("Teacher without prompt", example.teacher_without_prompt),
+            ("Teacher with prompt", example.teacher_with_prompt),
+            ("Initial student", example.initial_student),
+            ("Final student", example.final_student),
+        ):
+            lines += [f"**{label}**", "", *_quoted(text), ""]
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _quoted(text: str) -> list[str]:
+    """A block of code, in which nothing that a model says is taken for Markdown."""
+    return [f"    {line}" for line in text.split("\n")] if text.strip() else ["*(nothing)*"]

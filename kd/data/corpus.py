@@ -1,0 +1,135 @@
+"""A pre-training corpus of plain text, packed into blocks of equal length without padding."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from kd.data.batch import TokenIds
+from kd.data.encoding import Example
+from kd.errors import UserError
+
+# Characters that are tokenised at a time, cut at line ends, and how many such pieces go to the tokenizer together.
+_PIECE_CHARACTERS = 2**16
+_PIECES_PER_CALL = 64
+
+
+class CorpusBlocks(Sequence[Example]):
+    """Consecutive blocks of a long row of tokens, as rows to learn all tokens but the first from.
+
+    The tokens may lie on disk. Only the last block may be shorter; a rest of one token is left out.
+    """
+
+    def __init__(self, tokens: TokenIds, *, block_tokens: int, source: str) -> None:
+        self._tokens = tokens
+        self._block_tokens = block_tokens
+        self._source = source
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self._tokens), self._block_tokens)
+        return whole + (rest > 1)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(len(self))[index]]
+        index = range(len(self))[index]
+        start = index * self._block_tokens
+        tokens = np.array(self._tokens[start : start + self._block_tokens])
+        return Example(
+            row_id=index,
+            prompt="",
+            prompt_ids=tokens[:1],
+            response_ids=tokens[1:],
+            references=(),
+            source=f"{self._source}:{index + 1}",
+        )
+
+
+def find_corpus(source: str) -> list[Path]:
+    """The files of a corpus: `source` itself, or all .txt files in and below it, in the order of their names.
+
+    Raises:
+        UserError: there is no such file, or none in the folder.
+    """
+    path = Path(source)
+    if path.is_file():
+        return [path]
+    files = sorted(file for file in path.rglob("*.txt") if file.is_file())
+    if not files:
+        found = "a folder without a .txt file" if path.is_dir() else "nothing there"
+        raise UserError(f"minillm.corpus {source}: found {found}; give a plain-text file, a folder of them, or none")
+    return files
+
+
+def pack_corpus(files: Sequence[Path], *, tokenizer: PreTrainedTokenizerBase, directory: Path, max_tokens: int) -> Path:
+    """Write the token ids of `files` one after the other, the end token after each file with text; returns where.
+
+    What was written by an earlier call for the same files is used again.
+
+    Args:
+        directory: of the written file, which every rank can read.
+        max_tokens: the text behind so many tokens is not read.
+
+    Raises:
+        UserError: a file is not UTF-8 or cannot be read, or all of them are empty.
+    """
+    packed = directory / f"corpus-{_fingerprint(files, max_tokens=max_tokens)}.int32"
+    if packed.exists():
+        return packed
+    partial = packed.with_suffix(".partial")
+    num_tokens = 0
+    with partial.open("wb") as output:
+        for tokens in _tokenize(files, tokenizer=tokenizer):
+            tokens[: max_tokens - num_tokens].tofile(output)
+            num_tokens += len(tokens)
+            if num_tokens >= max_tokens:
+                break
+    if num_tokens == 0:
+        raise UserError(f"minillm.corpus: {files[0].parent}: expected text, found empty files; give a corpus, or none")
+    os.replace(partial, packed)
+    return packed
+
+
+def open_corpus(packed: Path, *, block_tokens: int) -> CorpusBlocks:
+    """Blocks of what `pack_corpus` has written; the tokens stay on disk."""
+    return CorpusBlocks(np.memmap(packed, dtype=np.int32, mode="r"), block_tokens=block_tokens, source=packed.name)
+
+
+def _tokenize(files: Sequence[Path], *, tokenizer: PreTrainedTokenizerBase) -> Iterator[TokenIds]:
+    end = np.array([tokenizer.eos_token_id], dtype=np.int32)
+    for file in files:
+        pieces = _read_pieces(file)
+        has_text = False
+        while texts := list(islice(pieces, _PIECES_PER_CALL)):
+            has_text = True
+            encoding = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+            for ids in encoding["input_ids"]:
+                yield np.array(ids, dtype=np.int32)
+        if has_text:
+            yield end
+
+
+def _read_pieces(file: Path) -> Iterator[str]:
+    try:
+        with file.open(encoding="utf-8-sig") as text:
+            while lines := text.readlines(_PIECE_CHARACTERS):
+                yield "".join(lines)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); minillm.corpus takes plain-text files") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not valid UTF-8 ({error.reason}); save the file as UTF-8 text") from None
+
+
+def _fingerprint(files: Sequence[Path], *, max_tokens: int) -> str:
+    """Changes whenever the files, or how much of them is read, change."""
+    facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr((facts, max_tokens)).encode()).hexdigest()[:16]

@@ -1,0 +1,111 @@
+"""MiniLLM's policy gradient (arXiv 2306.08543): what sampled tokens earn, and the term that learns from it.
+
+A token y_t is drawn from the mixture α·p + (1-α)·q. `student` and `teacher` are log q(y_t) and log p(y_t) in nats at
+the time of sampling. T counts the tokens of one response, N those of all responses.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+
+def token_rewards(
+    student: Float[Tensor, " T"], teacher: Float[Tensor, " T"], *, scale: float, limit: float
+) -> Float[Tensor, " T"]:
+    """r_t = (log p(y_t) - log q(y_t)) / scale, cut to ±limit."""
+    return ((teacher - student) / scale).clamp(-limit, limit)
+
+
+def future_returns(rewards: Float[Tensor, " T"], *, discount: float, length_normalized: bool) -> Float[Tensor, " T"]:
+    """R_{t+1} = Σ over t' > t of γ^(t'-t-1) r_t', divided by T-t, the number of its summands; 0 for the last token."""
+    returns: list[float] = []
+    total = 0.0
+    for reward in reversed(rewards.tolist()):
+        # The token's own reward is left out: its expectation is differentiated exactly, as the single-step term.
+        returns.append(total / max(1, len(returns)) if length_normalized else total)
+        total = reward + discount * total
+    return rewards.new_tensor(returns[::-1])
+
+
+def whiten(values: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """`values` moved and scaled to mean 0 and variance 1 over all N; all 0 where they are all the same."""
+    centred = values - values.mean()
+    return centred * (centred.square().mean() + 1e-8).rsqrt()
+
+
+def importance_weights(
+    student: Float[Tensor, " T"], teacher: Float[Tensor, " T"], *, teacher_share: float
+) -> Float[Tensor, " T"]:
+    """w_t = q(y_t) / (α p(y_t) + (1-α) q(y_t)), with α the share of the teacher."""
+    return 1 / (1 - teacher_share + teacher_share * (teacher - student).exp())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PolicyGradientTerm:
+    """max(-A ρ, -A clip(ρ, 1-ε, 1+ε)) with the ratio ρ_t = w_t q_θ(y_t) / q(y_t) to the time of sampling.
+
+    `labels`, `sampled_log_probs` (log q(y_t)), `importance_weights` (w_t) and `advantages` (A_t) are [N].
+    """
+
+    labels: Tensor
+    sampled_log_probs: Tensor
+    importance_weights: Tensor
+    advantages: Tensor
+    ratio_clip: float
+    weight: float = 1.0
+
+    def validate(self, *, num_rows: int, vocabulary_size: int) -> None:
+        """Raise ValueError unless there is a number of each kind for each of the `num_rows` positions."""
+        for name in ("labels", "sampled_log_probs", "importance_weights", "advantages"):
+            shape = getattr(self, name).shape
+            if shape != (num_rows,):
+                raise ValueError(f"{name} are {list(shape)}, expected [{num_rows}]: one for each response position")
+
+    @property
+    def target(self) -> None:
+        """Nothing: the teacher is in the advantages."""
+        return None
+
+    def per_token(self, log_probs: Float[Tensor, "n V"], target: Tensor | None, rows: slice) -> Float[Tensor, " n"]:
+        """The clipped loss at the positions `rows`, whose gradient is that of -A ρ where the ratio is not clipped."""
+        log_ratio = _log_probs_of(self.labels[rows], log_probs) - self.sampled_log_probs[rows]
+        ratio = log_ratio.exp() * self.importance_weights[rows]
+        clipped = ratio.clamp(1 - self.ratio_clip, 1 + self.ratio_clip)
+        advantages = self.advantages[rows]
+        return torch.maximum(-advantages * ratio, -advantages * clipped)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LogProbRecorder:
+    """Writes the log-probabilities of `labels` [N] into `values` [N] while the chunked loss walks over them."""
+
+    labels: Tensor
+    values: Tensor
+    weight: float = 0.0
+
+    @classmethod
+    def of(cls, labels: Int64[Tensor, " N"]) -> "LogProbRecorder":
+        """A recorder for `labels` that has nothing written yet."""
+        return cls(labels=labels, values=torch.empty(labels.shape, device=labels.device))
+
+    def validate(self, *, num_rows: int, vocabulary_size: int) -> None:
+        """Raise ValueError unless there is one label for each of the `num_rows` positions."""
+        if self.labels.shape != (num_rows,):
+            raise ValueError(f"labels are {list(self.labels.shape)}, expected [{num_rows}]")
+
+    @property
+    def target(self) -> None:
+        """Nothing: labels are no distribution."""
+        return None
+
+    def per_token(self, log_probs: Float[Tensor, "n V"], target: Tensor | None, rows: slice) -> Float[Tensor, " n"]:
+        """Log-probabilities of the labels at the positions `rows`, written down on the way."""
+        found = _log_probs_of(self.labels[rows], log_probs)
+        self.values[rows] = found
+        return found
+
+
+def _log_probs_of(labels: Int64[Tensor, " n"], log_probs: Float[Tensor, "n V"]) -> Float[Tensor, " n"]:
+    return log_probs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)

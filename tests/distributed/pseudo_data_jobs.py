@@ -1,0 +1,43 @@
+"""What the ranks do in the tests of the teacher's written responses."""
+
+from pathlib import Path
+
+from kd.config_file import read_config
+from kd.distributed import World
+from kd.errors import UserError
+from kd.generation.pseudo_data import PseudoDataFile
+from launch.generate_pseudo_data import run_on
+
+
+def write(world: World, *, config_file: Path, overrides: list[str]) -> str | None:
+    """Write or go on; the message of a user error, if there was one."""
+    try:
+        run_on(world, read_config(config_file, overrides=overrides))
+    except UserError as error:
+        return str(error)
+    return None
+
+
+class Killed(Exception):
+    """Stands for a kill between two blocks."""
+
+
+def write_until_killed(world: World, *, config_file: Path, overrides: list[str], num_blocks: int) -> int:
+    """The same, but all ranks end after some blocks; the number of this rank's finished answers."""
+    num_answers: list[int] = []
+    append = PseudoDataFile.append
+
+    def append_or_die(file: PseudoDataFile, answers: dict[tuple[int, int], dict[str, object]]) -> None:
+        if len(num_answers) == num_blocks:
+            raise Killed
+        num_answers.append(len(answers))
+        append(file, answers)
+
+    PseudoDataFile.append = append_or_die  # type: ignore[method-assign]
+    try:
+        run_on(world, read_config(config_file, overrides=overrides))
+    except Killed:
+        return sum(num_answers)
+    finally:
+        PseudoDataFile.append = append  # type: ignore[method-assign]
+    raise AssertionError("there were fewer blocks")

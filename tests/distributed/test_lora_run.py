@@ -1,0 +1,147 @@
+"""A whole run with adapters on both models: resume, and what others can load of it."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.distributed import run_jobs as jobs
+from tests.distributed.test_lora import STUDENT_LORA, TEACHER_LORA
+from tests.distributed.test_promptkd_step import write_config
+from tests.tiny_models import save_tiny_model
+
+NUM_STEPS = 3
+OTHER_METHODS = {
+    "sft": ["model.teacher=null"],
+    "kd": [],
+    "seqkd": ["data.responses={RESPONSES}"],
+    "gkd": [],
+    "distillm": ["distillm.buffer_rows=4"],
+    "minillm": ["minillm.corpus=none", "minillm.rollouts=4"],
+}
+OVERRIDES = [*TEACHER_LORA, *STUDENT_LORA]
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("lora_run")
+    save_tiny_model(directory / "teacher", "gpt2", seed=1, width=48, layers=3, padding=16)
+    save_tiny_model(directory / "student", "gpt2", seed=2, padding=3)
+    rows = [{"instruction": f"Repeat the word number {i}.", "output": f"word {i}"} for i in range(16)]
+    (directory / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers = [{"prompt": row["instruction"], "response": row["output"]} for row in rows]
+    (directory / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    path = write_config(directory)
+    values = yaml.safe_load(path.read_text())
+    values["data"] |= {
+        "train": str(directory / "train.jsonl"),
+        "validation": str(directory / "train.jsonl"),
+        "max_prompt_tokens": 100,
+        "max_sequence_tokens": 116,
+    }
+    values["optimizer"] |= {"name": "adamw", "learning_rate": 1.0e-2}
+    values["prompt"] |= {"learning_rate": 1.0e-2}
+    values["schedule"] |= {"steps": NUM_STEPS}
+    values["validation"] = {"every": 2, "rows": 4}
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture(scope="module")
+def straight(setting: Path, ranks: Any) -> Path:
+    directory = setting.parent / "straight"
+    overrides = [*OVERRIDES, f"run.dir={directory}"]
+    assert ranks(2).run(jobs.run, config_file=setting, overrides=overrides) == [None, None]
+    return directory
+
+
+def logits_of(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = model.eval()(input_ids=torch.arange(1, 40)[None]).logits
+    return logits
+
+
+def test_an_interrupted_run_goes_on_bit_by_bit(straight: Path, setting: Path, ranks: Any) -> None:
+    directory = setting.parent / "stopped"
+    for stop in ("1.0e-9", "null"):
+        overrides = [*OVERRIDES, f"run.dir={directory}", f"run.max_hours={stop}"]
+        assert ranks(2).run(jobs.run, config_file=setting, overrides=overrides) == [None, None]
+    for name in ("model", "adapter/adapter_model", "teacher_adapter/adapter_model"):
+        ours = load_file(directory / "final" / f"{name}.safetensors")
+        theirs = load_file(straight / "final" / f"{name}.safetensors")
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            assert torch.equal(value, theirs[key]), f"{name}: {key}"
+
+
+def test_the_merged_student_is_the_base_with_its_adapters(straight: Path, setting: Path) -> None:
+    merged, info = AutoModelForCausalLM.from_pretrained(straight / "final", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    base = AutoModelForCausalLM.from_pretrained(setting.parent / "student")
+    plain = logits_of(base)
+    adapted = peft.PeftModel.from_pretrained(base, straight / "final" / "adapter")
+    torch.testing.assert_close(logits_of(merged), logits_of(adapted), atol=1e-4, rtol=1e-4)
+    assert (logits_of(merged) - plain).abs().max() > 0.01, "training must show"
+
+
+def test_the_teachers_adapters_load_on_the_teacher(straight: Path, setting: Path) -> None:
+    teacher = AutoModelForCausalLM.from_pretrained(setting.parent / "teacher")
+    plain = logits_of(teacher)
+    adapted = peft.PeftModel.from_pretrained(teacher, straight / "final" / "teacher_adapter")
+    assert (logits_of(adapted) - plain).abs().max() > 0.01
+    with adapted.disable_adapter():
+        assert torch.equal(logits_of(adapted), plain)
+    settings = json.loads((straight / "final" / "teacher_adapter" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(setting.parent / "teacher")
+
+
+@pytest.mark.parametrize("method", OTHER_METHODS)
+def test_every_method_trains_adapters_and_leaves_the_base_alone(method: str, setting: Path, ranks: Any) -> None:
+    directory = setting.parent / method
+    places = {"RESPONSES": str(setting.parent / "responses.jsonl")}
+    overrides = [
+        *STUDENT_LORA,
+        f"method={method}",
+        f"run.dir={directory}",
+        "schedule.steps=1",
+        "validation.generate=false",
+        *(entry.format_map(places) for entry in OTHER_METHODS[method]),
+    ]
+    assert ranks(2).run(jobs.run, config_file=setting, overrides=overrides) == [None, None]
+    merged, base = (
+        load_file(place / "model.safetensors") for place in (directory / "final", setting.parent / "student")
+    )
+    assert merged.keys() == base.keys()
+    moved = {name for name, value in merged.items() if not torch.equal(value, base[name])}
+    # What peft adapts in GPT-2.
+    assert moved == {name for name in base if name.endswith("c_attn.weight")}
+    assert len(load_file(directory / "final" / "adapter" / "adapter_model.safetensors")) == 2 * len(moved)
+    assert not (directory / "final" / "teacher_adapter").exists()
+
+
+def test_a_checkpoint_holds_no_frozen_weights(straight: Path) -> None:
+    """Only adapters and their optimizer state: what the models were loaded from is still where it was."""
+    state = straight / "checkpoints" / f"step-{NUM_STEPS}"
+    for model in ("student", "teacher"):
+        saved = sum(path.stat().st_size for path in (state / model).rglob("*model_states.pt"))
+        assert 0 < saved < 0.5 * (straight.parent / model / "model.safetensors").stat().st_size, model
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ("[nothing]", r"student_lora.targets: .*not found.*name linear layers"),
+        ("[wte]", r"student_lora.targets: embeddings and head cannot be adapted"),
+    ],
+)
+def test_layers_that_cannot_be_adapted_are_refused(setting: Path, ranks: Any, targets: str, message: str) -> None:
+    overrides = [*OVERRIDES, f"student_lora.targets={targets}", f"run.dir={setting.parent / 'refused'}"]
+    for answer in ranks(2).run(jobs.run, config_file=setting, overrides=overrides):
+        assert re.search(message, str(answer)), answer

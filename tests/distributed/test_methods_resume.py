@@ -1,0 +1,95 @@
+"""Whole runs of the methods with a plain teacher: what they log, and that they go on bit by bit."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from kd.metrics import read_metrics
+from tests.distributed import run_jobs as jobs
+from tests.distributed.test_promptkd_step import write_config
+from tests.distributed.test_run import TIMES
+from tests.tiny_models import save_tiny_model
+
+NUM_STEPS = 3
+METHODS = {
+    "seqkd": ["data.responses=RESPONSES"],
+    "gkd": ["gkd.student_fraction=0.5", "gkd.sft_weight=0.5"],
+    # A learning rate that spoils the student: the validation loss rises from the first step on.
+    "distillm": ["distillm.initial_threshold=0.8", "distillm.buffer_rows=4", "optimizer.learning_rate=0.3"],
+}
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pair of models, data, the teacher's responses and a configuration."""
+    directory = tmp_path_factory.mktemp("methods")
+    save_tiny_model(directory / "teacher", "gpt2", seed=1, width=48, layers=3)
+    save_tiny_model(directory / "student", "gpt2", seed=2)
+    rows = [{"instruction": f"Repeat the word number {i}.", "output": f"word {i}"} for i in range(16)]
+    answers = [{"prompt": row["instruction"], "response": row["output"]} for row in rows]
+    for name, part in (("train", rows[:12]), ("validation", rows[12:]), ("responses", answers)):
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    path = write_config(directory)
+    values = yaml.safe_load(path.read_text())
+    values["data"] |= {
+        "train": str(directory / "train.jsonl"),
+        "validation": str(directory / "validation.jsonl"),
+        "max_prompt_tokens": 100,
+        "max_sequence_tokens": 116,
+    }
+    values["optimizer"] |= {"name": "adamw", "learning_rate": 1.0e-3}
+    values["schedule"] |= {"steps": NUM_STEPS, "micro_batch": 2}
+    values["validation"] = {"every": 1, "rows": 4, "generate": False}
+    values["checkpoints"] = {"every": 2, "keep": 2}
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_goes_on_bit_by_bit(method: str, setting: Path, ranks: Any) -> None:
+    """From the checkpoint after step 2 of 3, as if it had been killed after that."""
+    straight, resumed = setting.parent / method, setting.parent / f"{method}-resumed"
+    overrides = [entry.replace("RESPONSES", str(setting.parent / "responses.jsonl")) for entry in METHODS[method]]
+
+    def run(directory: Path) -> list[str | None]:
+        settings = [f"method={method}", f"run.dir={directory}", *overrides]
+        return ranks(2).run(jobs.run, config_file=setting, overrides=settings)
+
+    assert run(straight) == [None, None]
+    shutil.copytree(straight, resumed)
+    shutil.rmtree(resumed / "final")
+    shutil.rmtree(resumed / "checkpoints" / "step-3")
+    assert run(resumed) == [None, None]
+    assert "going on after step 2" in (resumed / "log.txt").read_text()
+
+    records = read_metrics(straight)
+    assert {"student_kd", "grad_norm", "validation/loss"} <= set(records[0])
+    assert "prompt_kd" not in records[0]
+    assert ("cross_entropy" in records[0]) == (method != "distillm")
+    if method == "distillm":
+        assert [record["replay_threshold"] for record in records] == pytest.approx([0.8, 0.9, 1.0])
+    for ours, theirs in zip(read_metrics(resumed), records, strict=True):
+        assert {k: v for k, v in ours.items() if k not in TIMES} == {k: v for k, v in theirs.items() if k not in TIMES}
+    ours, theirs = (load_file(directory / "final" / "model.safetensors") for directory in (resumed, straight))
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+def test_kim_and_rush_need_no_teacher_for_training(setting: Path, ranks: Any) -> None:
+    """With r = 0 only the teacher's tokenizer and configuration are read: its weights may be elsewhere by now."""
+    directory = setting.parent / "no_weights"
+    shutil.copytree(setting.parent / "teacher", directory)
+    (directory / "model.safetensors").unlink()
+    overrides = ["method=seqkd", "seqkd.ratio=0", "schedule.steps=1", f"run.dir={setting.parent / 'kim_and_rush'}"]
+    overrides += [f"model.teacher={directory}", f"data.responses={setting.parent / 'responses.jsonl'}"]
+    assert ranks(2).run(jobs.run, config_file=setting, overrides=overrides) == [None, None]
+    (record,) = read_metrics(setting.parent / "kim_and_rush")
+    assert "cross_entropy" in record
+    assert "student_kd" not in record

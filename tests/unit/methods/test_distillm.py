@@ -1,0 +1,160 @@
+"""Where DistiLLM's responses come from: chances, buffer, threshold, and all of it through a checkpoint."""
+
+import io
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kd.config import Config
+from kd.config_file import read_config
+from kd.data.batch import TokenSequence
+from kd.data.encoding import Example
+from kd.data.loader import Window
+from kd.distributed import World
+from kd.generation.pseudo_targets import PseudoTargets
+from kd.methods.distillm import AdaptiveTargets, ReplayBuffer, choose_source
+
+NUM_STEPS = 10
+ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+
+
+def sequence(row_id: int, *, response: int = 7, length: int = 2) -> TokenSequence:
+    return TokenSequence(
+        row_id=row_id,
+        prompt_ids=np.arange(length, dtype=np.int32),
+        response_ids=np.array([response, 0], dtype=np.int32),
+    )
+
+
+def config(tmp_path: Path, **distillm: Any) -> Config:
+    path = tmp_path / "run.yaml"
+    path.write_text("{model: {student: s, teacher: t}, data: {train: x, validation: x}, run: {dir: r, seed: 3}}")
+    settings = ["method=distillm", f"schedule.steps={NUM_STEPS}", "schedule.warmup_steps=0", "schedule.global_batch=3"]
+    settings += [f"distillm.{name}={value}" for name, value in {"buffer_rows": 6, **distillm}.items()]
+    return read_config(path, overrides=settings)
+
+
+def sampled(window: Window) -> PseudoTargets:
+    """Responses that tell their step."""
+    return PseudoTargets(sequences=[sequence(row.row_id, response=window.step) for row in window.examples])
+
+
+def window(step: int) -> Window:
+    rows = [
+        Example(
+            row_id=index,
+            prompt="",
+            prompt_ids=np.arange(2 + index, dtype=np.int32),
+            response_ids=np.array([9, 0], dtype=np.int32),
+            references=(),
+            source="",
+        )
+        for index in range(3)
+    ]
+    return Window(step=step, examples=tuple(rows))
+
+
+def first_tokens(targets: PseudoTargets) -> list[int]:
+    return [int(row.response_ids[0]) for row in targets.sequences]
+
+
+@pytest.mark.parametrize("step", [1, 4, 10])
+def test_shares_of_the_sources_are_as_published(step: int) -> None:
+    """Fresh with φ(1 - k/K), stored with φ·k/K, the data's with 1 - φ."""
+    numbers = np.linspace(0, 1, 10_000, endpoint=False)
+    chosen = Counter(
+        choose_source(number, threshold=0.7, step=step, num_steps=10, buffer_is_full=True) for number in numbers
+    )
+    shares = {source: chosen[source] / len(numbers) for source in ("student", "buffer", "data")}
+    expected = {"student": 0.7 * (1 - step / 10), "buffer": 0.7 * step / 10, "data": 0.3}
+    assert shares == {source: pytest.approx(share, abs=2e-4) for source, share in expected.items()}
+
+
+def test_nothing_is_drawn_before_the_buffer_is_full() -> None:
+    for number in np.linspace(0, 0.699, 50):
+        assert choose_source(number, threshold=0.7, step=10, num_steps=10, buffer_is_full=False) == "student"
+    assert choose_source(0.7, threshold=0.7, step=1, num_steps=10, buffer_is_full=False) == "data"
+    assert choose_source(0.0, threshold=0.0, step=1, num_steps=10, buffer_is_full=False) == "data"
+
+
+def test_the_buffer_keeps_the_newest_rows() -> None:
+    buffer = ReplayBuffer(num_rows=4)
+    buffer.add([sequence(row_id) for row_id in range(3)])
+    assert not buffer.is_full
+    buffer.add([sequence(row_id) for row_id in range(3, 6)])
+    assert buffer.is_full
+    assert buffer.state_dict()["row_ids"] == [2, 3, 4, 5]
+
+
+def test_every_stored_row_is_drawn_as_often_and_none_twice() -> None:
+    buffer = ReplayBuffer(num_rows=8)
+    buffer.add([sequence(row_id) for row_id in range(8)])
+    generator = np.random.default_rng(0)
+    draws = [[row.row_id for row in buffer.draw(3, generator=generator)] for _ in range(4000)]
+    assert all(len(set(draw)) == 3 for draw in draws)
+    counts = Counter(row_id for draw in draws for row_id in draw)
+    # 1500 expected each; the standard deviation is about 31.
+    assert all(abs(counts[row_id] - 1500) < 5 * 31 for row_id in range(8))
+
+
+def test_the_threshold_rises_with_the_loss_and_compares_with_where_it_rose_last(tmp_path: Path) -> None:
+    targets = AdaptiveTargets(
+        config(tmp_path, initial_threshold=0.85, loss_tolerance=0.5), sampled=sampled, world=ALONE
+    )
+    thresholds = []
+    for loss in (2.0, 1.0, 2.4, 2.5, 2.9, 3.0, 3.5):
+        targets.follow(loss)
+        thresholds.append(targets.threshold)
+    # 2.0 is the reference, also after a better loss; 2.5 and 3.0 follow it.
+    assert thresholds == pytest.approx([0.85, 0.85, 0.85, 0.95, 0.95, 1.0, 1.0])
+
+
+def test_windows_come_from_where_the_choice_says(tmp_path: Path) -> None:
+    """With φ = 1: two fresh windows fill the buffer, the last step can only draw from it."""
+    targets = AdaptiveTargets(config(tmp_path, initial_threshold=1.0), sampled=sampled, world=ALONE)
+    assert first_tokens(targets(window(1))) == [1, 1, 1]
+    assert first_tokens(targets(window(2))) == [2, 2, 2]
+    assert set(first_tokens(targets(window(NUM_STEPS)))) <= {1, 2}
+    unused = AdaptiveTargets(config(tmp_path, initial_threshold=0.0), sampled=sampled, world=ALONE)
+    assert first_tokens(unused(window(1))) == [9, 9, 9]
+
+
+def test_a_draw_depends_on_seed_and_step_and_is_dealt_out_to_the_ranks(tmp_path: Path) -> None:
+    def drawn(rank: int, size: int, step: int) -> list[int]:
+        world = World(rank=rank, size=size, local_rank=0, device=torch.device("cpu"))
+        settings = config(tmp_path, initial_threshold=1.0, buffer_rows=40)
+        targets = AdaptiveTargets(settings, sampled=sampled, world=world)
+        targets.buffer.add([sequence(row_id, length=1 + row_id % 5) for row_id in range(40)])
+        return [row.row_id for row in targets._draw(step)]
+
+    whole = drawn(0, 1, 4)
+    assert len(whole) == 3
+    assert whole == drawn(0, 1, 4) != drawn(0, 1, 5)
+    assert [drawn(rank, 3, 4) for rank in range(3)] == [[row_id] for row_id in whole]
+
+
+def test_everything_that_is_remembered_survives_a_checkpoint(tmp_path: Path) -> None:
+    settings = config(tmp_path, initial_threshold=0.5, loss_tolerance=0.1)
+    written = AdaptiveTargets(settings, sampled=sampled, world=ALONE)
+    written.buffer.add([sequence(row_id, response=row_id + 1, length=1 + row_id) for row_id in range(7)])
+    written.follow(1.0)
+    written.follow(1.2)
+    file = io.BytesIO()
+    torch.save(written.state_dict(), file)
+    file.seek(0)
+    read = AdaptiveTargets(settings, sampled=sampled, world=ALONE)
+    read.load_state_dict(torch.load(file, weights_only=True))
+    for targets in (written, read):
+        targets.follow(1.25)
+    assert read.threshold == written.threshold == pytest.approx(0.6)
+    for step in range(1, NUM_STEPS + 1):
+        ours, theirs = read(window(step)).sequences, written(window(step)).sequences
+        assert [row.row_id for row in ours] == [row.row_id for row in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            assert np.array_equal(one.prompt_ids, other.prompt_ids)
+            assert np.array_equal(one.response_ids, other.response_ids)
+            assert one.response_ids.dtype == np.int32
