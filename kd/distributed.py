@@ -4,12 +4,13 @@ The only module that reads RANK, SLURM_* or OMPI_* from the environment.
 """
 
 import os
+import random
 import socket
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -22,6 +23,8 @@ from kd.errors import EXIT_CODE, LoneUserError, UserError
 T = TypeVar("T")
 
 DEFAULT_PORT = 29500
+# Where `free_port` looks.
+_PORTS = range(20000, DEFAULT_PORT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,10 +212,19 @@ def _export_rendezvous(place: Place) -> None:
 
 
 def free_port() -> int:
-    """A TCP port of this host that nobody uses at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of this host that nobody uses at the moment.
+
+    It is below the ports that systems give to outgoing connections (RFC 6335; from 32768 in Linux): ranks need
+    many seconds until they listen, and a connection of anybody could be given the port meanwhile.
+
+    Raises:
+        UserError: hundreds of tries met a port in use.
+    """
+    for port in random.SystemRandom().sample(_PORTS, k=500):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise UserError(f"no free TCP port found from {_PORTS.start} to {_PORTS.stop - 1}; end what listens on them")
 
 
 def start_world() -> World:

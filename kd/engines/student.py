@@ -108,6 +108,10 @@ class Student:
         """Hidden states that predict the response tokens, without gradient."""
         return self.engine.hidden(sequences)
 
+    def release(self) -> None:
+        """Free whatever forward passes have gathered; to be called before another model works."""
+        self.engine.release()
+
     def head(self) -> AbstractContextManager[Head]:
         """The head of this moment, whole inside the context and without gradient."""
         return whole_head(self.view)

@@ -75,5 +75,5 @@ def make_method(
             corpus=corpus,
             groundwork=groundwork,
         )
-    algorithm = {"kd": KD, "seqkd": SeqKD, "gkd": GKD}[config.method]
-    return algorithm(config, student=student, teacher=teacher, targets=targets, groundwork=groundwork)
+    algorithms: dict[str, type[KD] | type[SeqKD] | type[GKD]] = {"kd": KD, "seqkd": SeqKD, "gkd": GKD}
+    return algorithms[config.method](config, student=student, teacher=teacher, targets=targets, groundwork=groundwork)

@@ -156,12 +156,16 @@ class DistiLLM(PlainDistillation):
         self._adaptive = AdaptiveTargets(config, sampled=sampled, world=groundwork.world)
         super().__init__(
             config,
-            objective=Objective.of(config.distillm),
             student=student,
             teacher=teacher,
             targets=self._adaptive if config.samples_responses else sampled,
             groundwork=groundwork,
         )
+
+    @staticmethod
+    def objective(config: Config) -> Objective:
+        """D alone."""
+        return Objective.of(config.distillm)
 
     def step(self, window: Window) -> StepMetrics:
         """One optimizer step of the student on a window."""

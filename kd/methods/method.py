@@ -14,6 +14,7 @@ from kd.data.loader import Window
 from kd.distributed import World
 from kd.engines.optimization import learning_rate_factor
 from kd.engines.reduction import TokenMean
+from kd.engines.student import Student
 from kd.engines.vocabulary import SharedVocabulary
 from kd.generation.pseudo_targets import PseudoTargets
 from kd.losses.linear_divergence import LinearDivergence, chunk_rows, linear_divergence
@@ -121,6 +122,27 @@ class Groundwork:
         return linear_divergence(
             trained, terms, vocabulary_size=self._vocabulary.size, scale=scale, chunk_size=self._chunk_size
         )
+
+    def accumulate(
+        self, plan: WindowPlan, terms: Sequence[Sequence[Term]], *, student: Student, ends_window: bool = True
+    ) -> Float[Tensor, " terms"]:
+        """Gradient to θ of the weighted terms' mean over a window's response tokens.
+
+        Args:
+            terms: those of each micro-batch, the same in number.
+            ends_window: False where another gradient is added before the optimizer step.
+
+        Returns:
+            The sum of each unweighted term [nats] over this rank's response tokens.
+        """
+        sums = torch.zeros(len(terms[0]), device=self.device)
+        for (batch, is_last), of_batch in zip(plan, terms, strict=True):
+
+            def loss(trained: Projection, of_batch: Sequence[Term] = of_batch) -> LinearDivergence:
+                return self.loss(trained, of_batch, scale=plan.mean.scale)
+
+            sums += student.accumulate(batch, loss, is_last=is_last and ends_window)
+        return sums
 
     def learning_rate(self, base: float, *, step: int) -> float:
         """The scheduled learning rate at `step`."""

@@ -15,7 +15,6 @@ from kd.engines.teacher import Teacher
 from kd.generation.pseudo_targets import PseudoTargets
 from kd.losses.divergences import forward_kl, reverse_kl
 from kd.losses.likelihood import LikelihoodTerm
-from kd.losses.linear_divergence import LinearDivergence
 from kd.losses.policy_gradient import LogProbRecorder, PolicyGradientTerm
 from kd.losses.terms import DivergenceTerm, Head, Projection, Term
 from kd.measurement import StepMetrics, Stopwatch
@@ -117,7 +116,7 @@ class MiniLLM:
             # Of the sampling too, which may have run the sharded teacher.
             self._teacher.release()
         student = plan.hidden(self._student_log_probs)
-        self._student.engine.release()
+        self._student.release()
         return [
             # Clones: a part of a tensor is sent with all of its memory.
             Rollout(
@@ -189,17 +188,11 @@ class MiniLLM:
         with stopwatch.time("teacher"):
             hidden = plan.hidden(self._teacher.hidden)
             self._teacher.release()
-        # Rollouts and corpus have two terms each.
-        sums = torch.zeros(2, device=self._groundwork.device)
         with stopwatch.time("student"):
-            for (batch, is_last), states in zip(plan, hidden, strict=True):
-                of_batch = terms(batch, head.project(states))
-
-                def loss(student: Projection, of_batch: Sequence[Term] = of_batch) -> LinearDivergence:
-                    return self._groundwork.loss(student, of_batch, scale=plan.mean.scale)
-
-                sums += self._student.accumulate(batch, loss, is_last=is_last and ends_window)
-        return sums
+            of_batches = [
+                terms(batch, head.project(states)) for batch, states in zip(plan.batches, hidden, strict=True)
+            ]
+            return self._groundwork.accumulate(plan, of_batches, student=self._student, ends_window=ends_window)
 
     def _column(self, rows: Sequence[Tensor]) -> Tensor:
         """Values of consecutive rows, one after the other [N], as the loss reads them."""

@@ -17,7 +17,7 @@ from kd.losses.divergences import Divergence, make_divergence
 from kd.losses.linear_divergence import LinearDivergence
 from kd.losses.terms import DivergenceTerm, Head, Term
 from kd.measurement import StepMetrics, Stopwatch
-from kd.methods.distillation import Objective, accumulate_student
+from kd.methods.distillation import Objective
 from kd.methods.method import Groundwork, Targets, WindowPlan
 from kd.methods.targets import is_answered_by_student
 
@@ -132,7 +132,9 @@ class PromptKD:
     def _guides(self, plan: WindowPlan, targets: PseudoTargets) -> list[Tensor]:
         """The student's hidden states [n, H] for each micro-batch, without gradient."""
         if targets.hidden is None:
-            return [self._student.hidden(batch) for batch in plan.batches]
+            hidden = plan.hidden(self._student.hidden)
+            self._student.release()
+            return hidden
         # q_θ has not moved since it sampled: what predicted each token then is what guides now.
         kept = targets.hidden
         return [torch.cat([kept[row_id] for row_id in batch.row_ids]) for batch in plan.batches]
@@ -147,7 +149,5 @@ class PromptKD:
             self._teacher.release()
         with stopwatch.time("student"):
             objective = Objective(divergence=self._divergence(self._settings.student_divergence))
-            sums = accumulate_student(
-                plan, hidden, student=self._student, head=head, objective=objective, groundwork=self._groundwork
-            )
-        return sums[0]
+            terms = objective.terms(plan, hidden, head=head)
+            return self._groundwork.accumulate(plan, terms, student=self._student)[0]

@@ -1,4 +1,4 @@
-"""What the ranks do in the tests of the methods with a plain teacher: build one, run steps, bring back what moved."""
+"""What the ranks do in the tests of all methods but PromptKD: build one, run steps, bring back what moved."""
 
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,7 @@ def train(world: World, *, config_file: Path, overrides: list[str], windows: lis
     vocabulary = share_vocabulary(config)
     student = Student(config)
     teacher = load_teacher(config, vocabulary=vocabulary)
-    assert teacher is not None
-    shards_teacher = zero_stage(teacher_deepspeed_config(config)) == 3
+    shards_teacher = teacher is not None and zero_stage(teacher_deepspeed_config(config)) == 3
     groundwork = Groundwork(config, vocabulary=vocabulary, world=world, shards_teacher=shards_teacher)
     sampler = None
     if config.samples_responses:

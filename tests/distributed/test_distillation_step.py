@@ -182,3 +182,18 @@ def test_the_choice_of_responses_does_not_depend_on_the_split(method: list[str],
     alone, together = pairs.train("llama", method, num_ranks=1), pairs.train("llama", method)
     assert alone["sequences"] == together["sequences"]
     assert alone["means"] == {name: pytest.approx(values, rel=1e-4) for name, values in together["means"].items()}
+
+
+@pytest.mark.parametrize("method", [["method=sft", "model.teacher=null"], ["method=kd"]], ids=lambda value: value[0])
+def test_a_window_without_response_tokens_leaves_the_student_as_it_is(
+    method: list[str], pairs: Pairs, ranks: Any
+) -> None:
+    empty = [(list(range(3, 7)), [])] * 4
+    result, _ = ranks(2).run(
+        jobs.train,
+        config_file=write_config(pairs.directory("llama")),
+        overrides=["data.validation=unused", *method],
+        windows=[empty],
+    )
+    assert result["means"] == {}
+    assert all(torch.equal(value, result["before"][name]) for name, value in result["after"].items())

@@ -36,5 +36,5 @@ def test_two_nodes_train_with_the_batch_script(tmp_path: Path) -> None:
             **cluster.environment,
         )
         shown = log.read_text(encoding="utf-8") if log.exists() else ""
-        assert finished.returncode == 0, finished.stdout + finished.stderr + shown + cluster.logs()
+        assert finished.returncode == 0, cluster.logs() + finished.stdout + finished.stderr + shown
     assert_trained(tmp_path / "on-slurm", num_ranks=2)

@@ -1,12 +1,14 @@
 """Ranks from every launcher's environment, and what one rank alone does."""
 
 import os
+import socket
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from kd.distributed import (
+    DEFAULT_PORT,
     Place,
     World,
     end_world,
@@ -88,6 +90,25 @@ def test_a_process_without_a_launcher_is_a_world_of_one(environment: pytest.Monk
     world = start_world()
     assert (world.rank, world.size, world.local_rank, world.is_main) == (0, 1, 0, True)
     assert (os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["MASTER_ADDR"]) == ("0", "1", "127.0.0.1")
+
+
+def test_a_free_port_is_one_that_no_outgoing_connection_is_given() -> None:
+    with socket.socket() as taken:
+        taken.bind(("", free_port()))
+        ports = {free_port() for _ in range(20)}
+        assert taken.getsockname()[1] not in ports
+    assert len(ports) > 1
+    # Linux hands out 32768 and above; Slurm jobs meet at DEFAULT_PORT and above.
+    assert all(1024 < port < DEFAULT_PORT < 32768 for port in ports)
+
+
+def test_no_free_port_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("Address already in use")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    with pytest.raises(UserError, match="no free TCP port found from 20000 to 29499"):
+        free_port()
 
 
 def test_mpirun_on_several_hosts_must_say_where_they_meet(environment: pytest.MonkeyPatch) -> None:
