@@ -7,11 +7,13 @@ STAMP := $(VENV)/.installed
 BENCH_OPTIONS ?= --zero 0,3 --peer trl
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo test check bench clean
+.PHONY: help install demo compare compare-quick test check bench clean
 
 help:
 	@echo "make install   a virtual environment in $(VENV) with the tested versions"
 	@echo "make demo      distil a tiny student on two ranks and draw the comparison (two cores, no GPU)"
+	@echo "make compare   all methods on the demo's data, three training seeds each: table and curves (two cores, no GPU)"
+	@echo "make compare-quick   the same with one training seed"
 	@echo "make test      all tests"
 	@echo "make check     what CI runs before the tests: ruff, ruff format, mypy --strict"
 	@echo "make bench     what a step costs here: each method with random models on two ranks, its floor, and TRL's step"
@@ -29,6 +31,12 @@ $(STAMP): setup.py constraints.txt
 
 demo: $(STAMP)
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m demo.run
+
+compare: $(STAMP)
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m demo.compare
+
+compare-quick: $(STAMP)
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m demo.compare --seeds 1
 
 test: $(STAMP)
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(PYTEST_OPTIONS)

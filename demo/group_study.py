@@ -8,21 +8,19 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from random import Random
-from statistics import fmean, stdev
 
 from rich.console import Console
 from rich.table import Table
 
 from demo.make_data import distinct_rows, split_sizes
 from demo.plan import MODELS, RUNS
-from demo.run import DEEPSPEED, ROOT, evaluate, run
+from demo.spread import Spread
+from demo.steps import ROOT, evaluate, on_two_ranks, run
 from demo.task_facts import DRAWS
 from evaluation.results import write_results
-from kd.distributed import free_port
 
 FOLDER = f"{RUNS}/groups"
 ROWS = f"{FOLDER}/prompts.jsonl"
@@ -56,9 +54,8 @@ def name_families(source: Path, target: Path) -> None:
 
 def train(contestant: str, seed: int) -> list[str]:
     """Command that trains one contestant on two ranks."""
-    ranks = [DEEPSPEED, "--num_gpus", "2", "--master_port", str(free_port())]
     changed = [f"data.train={ROWS}", f"run.seed={seed}", f"run.dir={RUNS}/{name_of(contestant, seed)}"]
-    return [*ranks, "launch/train.py", "--config", "demo/promptkd.yaml", *CONTESTANTS[contestant], *changed]
+    return on_two_ranks("launch/train.py", "--config", "demo/promptkd.yaml", *CONTESTANTS[contestant], *changed)
 
 
 def name_of(contestant: str, seed: int) -> str:
@@ -79,13 +76,8 @@ def report(scores: dict[str, list[float]]) -> None:
         table.add_column(heading, justify="left" if heading == "soft prompt" else "right")
     for name, values in scores.items():
         differences = [value - base for value, base in zip(values, scores["one prompt"], strict=True)]
-        table.add_row(name, _with_error(values, sign=""), _with_error(differences, sign="+"))
+        table.add_row(name, Spread.of(values).text(), Spread.of(differences).text(sign="+"))
     Console().print(table)
-
-
-def _with_error(values: Sequence[float], *, sign: str) -> str:
-    mean = f"{fmean(values):{sign}.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {stdev(values) / len(values) ** 0.5:.2f}"
 
 
 def main() -> int:
@@ -102,10 +94,13 @@ def main() -> int:
         for contestant in CONTESTANTS:
             name = name_of(contestant, seed)
             run(f"{contestant}, training seed {seed}", train(contestant, seed))
-            run("Score on the 360 test rows, five sampling seeds", evaluate(name, f"{RUNS}/{name}/final"))
-    scores = {contestant: [score_of(contestant, seed) for seed in seeds] for contestant in CONTESTANTS}
-    write_results(Path(FOLDER) / "results.json", {"seeds": seeds, "rougeL": scores})
-    report(scores)
+            run(
+                "Score on the 360 test rows, five sampling seeds",
+                evaluate(f"{RUNS}/{name}/final", out=f"{RUNS}/evaluation/{name}"),
+            )
+    rouge_l = {contestant: [score_of(contestant, seed) for seed in seeds] for contestant in CONTESTANTS}
+    write_results(Path(FOLDER) / "results.json", {"seeds": seeds, "rougeL": rouge_l})
+    report(rouge_l)
     return 0
 
 

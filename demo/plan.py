@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kd.metrics import read_metrics
 
@@ -46,13 +47,19 @@ CONTROLS = {
 }
 
 
-def training_seconds(name: str) -> float:
-    """Seconds of all optimizer steps of a run, without start, validation and end."""
-    previous, total = 0, 0.0
-    for record in read_metrics(Path(RUNS) / name):
-        total += (record["step"] - previous) * record["step_seconds"]
+def clocked_metrics(run_dir: Path) -> list[tuple[float, dict[str, Any]]]:
+    """A run's records, each with the seconds of all optimizer steps until then: no start, validation or checkpoint."""
+    previous, passed, records = 0, 0.0, []
+    for record in read_metrics(run_dir):
+        passed += (record["step"] - previous) * record["step_seconds"]
         previous = record["step"]
-    return total
+        records.append((passed, record))
+    return records
+
+
+def training_seconds(name: str) -> float:
+    """Seconds of all optimizer steps of one of the demo's runs."""
+    return clocked_metrics(Path(RUNS) / name)[-1][0]
 
 
 def control_steps(name: str) -> int:

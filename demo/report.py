@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from rich.console import Console
 from rich.table import Table
 
-from demo.plan import LABELS, MODELS, RUNS, training_seconds
+from demo.plan import LABELS, MODELS, RUNS, clocked_metrics, training_seconds
 from evaluation.compare import PairedDifference, compare_directories
 from kd.metrics import read_metrics
 
@@ -67,10 +67,8 @@ def draw_curves(axes: Axes) -> None:
     """Validation ROUGE-L over seconds of training, all from the same start."""
     start = [record for record in read_metrics(Path(RUNS) / "student") if "validation/rougeL" in record][-1]
     for name in ("more-steps", "more-seconds", "promptkd"):
-        seconds, scores, previous, passed = [0.0], [start["validation/rougeL"]], 0, 0.0
-        for record in read_metrics(Path(RUNS) / name):
-            passed += (record["step"] - previous) * record["step_seconds"]
-            previous = record["step"]
+        seconds, scores = [0.0], [start["validation/rougeL"]]
+        for passed, record in clocked_metrics(Path(RUNS) / name):
             if "validation/rougeL" in record:
                 seconds.append(passed)
                 scores.append(record["validation/rougeL"])

@@ -1,15 +1,17 @@
-"""What the command lines of the analyses share: types of values, options about models and rows, exit codes."""
+"""What the command lines share: types of values, options about models and rows, one line for a user's mistake."""
 
 import argparse
+import math
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
-from evaluation.options import DtypeName
-from kd.distributed import World, end_world, exit_with_user_error, start_world
-from kd.errors import UserError
+from kd.errors import EXIT_CODE, UserError
+
+DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
 
 # A name becomes a key of the results, a label of a picture, or a directory.
 NAME = r"\w[\w.+-]*"
@@ -48,7 +50,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def add_analysis_options(parser: argparse.ArgumentParser, *, max_new_tokens: int, seeds: str) -> None:
-    """Add the options of `AnalysisOptions`, and what launchers pass."""
+    """Add the options of `AnalysisOptions`, and those of `add_model_options`."""
     add = parser.add_argument
     add("--rows", type=at_least(2), default=1000, metavar="N", help="the first N rows of a file [%(default)s]")
     add("--template", default="alpaca", help="alpaca, chat, or a Jinja file [%(default)s]")
@@ -56,6 +58,13 @@ def add_analysis_options(parser: argparse.ArgumentParser, *, max_new_tokens: int
     add("--max-new-tokens", type=at_least(1), default=max_new_tokens, metavar="N", help="longest sample [%(default)s]")
     add("--seeds", type=seed_list, default=seeds, metavar="A,B,…", help="one sample of each row a seed [%(default)s]")
     add("--resamples", type=at_least(10), default=1000, metavar="N", help="of the rows, for intervals [%(default)s]")
+    add("--micro-batch", type=at_least(1), default=8, metavar="N", help="sequences in one scoring pass [%(default)s]")
+    add_model_options(parser)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add how models are loaded and run, and what launchers pass."""
+    add = parser.add_argument
     add(
         "--max-batch-tokens",
         type=at_least(1),
@@ -63,7 +72,6 @@ def add_analysis_options(parser: argparse.ArgumentParser, *, max_new_tokens: int
         metavar="N",
         help="samples × (prompt + new tokens) decoded together; batches are dealt to the ranks [%(default)s]",
     )
-    add("--micro-batch", type=at_least(1), default=8, metavar="N", help="sequences in one scoring pass [%(default)s]")
     add("--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="auto is the checkpoint's own")
     add("--trust-remote-code", action="store_true", help="allow model code that comes with a checkpoint to run")
     # DeepSpeed's launcher passes it; ranks are read from the environment.
@@ -75,15 +83,13 @@ def analysis_options(arguments: argparse.Namespace) -> AnalysisOptions:
     return AnalysisOptions(**{entry.name: getattr(arguments, entry.name) for entry in fields(AnalysisOptions)})
 
 
-def run_on_ranks(work: Callable[[World], None]) -> int:
-    """Do `work` on all ranks of the launcher together, and return the exit code."""
+def run_command(work: Callable[[], int | None]) -> int:
+    """Do `work` in this process, and return its exit code, or 2 after one line about a user's mistake."""
     try:
-        work(start_world())
+        return work() or 0
     except UserError as error:
-        return exit_with_user_error(error)
-    finally:
-        end_world()
-    return 0
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CODE
 
 
 def make_directory(path: Path) -> None:
@@ -106,6 +112,17 @@ def named(text: str) -> Named:
     return Named(name=match[1], path=match[2])
 
 
+def check_different(option: str, names: Sequence[str]) -> None:
+    """Check that an option that may be repeated has a name of its own each time.
+
+    Raises:
+        UserError: a name comes again.
+    """
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise UserError(f"{option}: the name {name} is given twice; give each its own")
+
+
 def at_least(smallest: int) -> Callable[[str], int]:
     """Reader of whole numbers from `smallest` on."""
 
@@ -119,20 +136,33 @@ def at_least(smallest: int) -> Callable[[str], int]:
 
 def amount(text: str) -> float:
     """Read a finite number of at least 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
+    value = _number(text)
+    if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
     return value
 
 
 def positive(text: str) -> float:
     """Read a finite number above 0."""
-    value = amount(text)
-    if value == 0:
+    value = _number(text)
+    if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def probability(text: str) -> float:
+    """Read a number above 0 and at most 1."""
+    value = _number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
+    return value
+
+
+def share(text: str) -> float:
+    """Read a number from 0 to below 1."""
+    value = _number(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not from 0 to below 1")
     return value
 
 
@@ -142,3 +172,11 @@ def seed_list(text: str) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
         raise argparse.ArgumentTypeError(f"{text!r} names a seed twice")
     return seeds
+
+
+def _number(text: str) -> float:
+    """NaN, which is in no range, where `text` is no number."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

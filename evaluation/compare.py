@@ -17,8 +17,9 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from evaluation.results import read_generations, write_results
-from kd.errors import EXIT_CODE, UserError
+from evaluation.command_options import CommandParser, run_command
+from evaluation.results import evaluated_seeds, generations_file, read_generations, write_results
+from kd.errors import UserError
 
 Metric = Literal["rougeL", "exact_match"]
 
@@ -125,10 +126,10 @@ def read_row_scores(directory: Path, *, benchmark: str, metric: Metric) -> RowSc
         UserError: there are none, or a file is broken.
     """
     place = directory / "generations" / benchmark
-    files = {int(path.stem.removeprefix("seed-")): path for path in place.glob("seed-*.jsonl")}
-    if not files:
+    seeds = evaluated_seeds(place)
+    if not seeds:
         raise UserError(f"{place}: holds no seed-<s>.jsonl; give an --out directory of evaluate.py with that benchmark")
-    generations = [read_generations(files[seed]) for seed in sorted(files)]
+    generations = [read_generations(generations_file(place, seed)) for seed in seeds]
     # Of unequal seeds no array could be made.
     if len({len(rows) for rows in generations}) > 1:
         raise UserError(f"{place}: its seeds have different numbers of rows; evaluate again into another --out")
@@ -138,7 +139,7 @@ def read_row_scores(directory: Path, *, benchmark: str, metric: Metric) -> RowSc
     ]
     return RowScores(
         values=np.array(values),
-        seeds=tuple(sorted(files)),
+        seeds=tuple(seeds),
         rows=tuple((generation.row, generation.references) for generation in generations[0]),
     )
 
@@ -166,7 +167,7 @@ def shared_benchmarks(directories: Sequence[Path]) -> list[str]:
     """Names of the benchmarks that all of the --out directories have.
 
     Raises:
-        UserError: none.
+        UserError: they share none.
     """
     of_each = [{path.name for path in (directory / "generations").glob("*")} for directory in directories]
     shared = sorted(set.intersection(*of_each))
@@ -180,9 +181,8 @@ def _listing(seeds: Sequence[int]) -> str:
     return ",".join(map(str, seeds))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the comparisons that the command line asks for, and return the exit code."""
-    parser = argparse.ArgumentParser(
+def _compare(argv: Sequence[str] | None) -> None:
+    parser = CommandParser(
         prog="python -m evaluation.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
@@ -192,22 +192,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--metric", choices=list(METRICS), default="rougeL", help="[%(default)s]")
     add("--out", type=Path, metavar="FILE", help="also write the numbers as JSON")
     arguments = parser.parse_args(argv)
-    try:
-        names = arguments.benchmark or shared_benchmarks([arguments.a, *arguments.b])
-        differences = [
-            (arguments.a, b, name, compare_directories(arguments.a, b, benchmark=name, metric=arguments.metric))
-            for name in names
-            for b in arguments.b
-        ]
-        if arguments.out is not None:
-            content = [{"a": str(a), "b": str(b), "benchmark": name, **asdict(d)} for a, b, name, d in differences]
-            write_results(arguments.out, {"comparisons": content})
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_CODE
+    names = arguments.benchmark or shared_benchmarks([arguments.a, *arguments.b])
+    differences = [
+        (arguments.a, b, name, compare_directories(arguments.a, b, benchmark=name, metric=arguments.metric))
+        for name in names
+        for b in arguments.b
+    ]
+    if arguments.out is not None:
+        content = [{"a": str(a), "b": str(b), "benchmark": name, **asdict(d)} for a, b, name, d in differences]
+        write_results(arguments.out, {"comparisons": content})
     for a, b, name, difference in differences:
         print(f"{a.name} - {b.name} on {name}: {difference}")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the comparisons that the command line asks for, and return the exit code."""
+    return run_command(lambda: _compare(argv))
 
 
 if __name__ == "__main__":

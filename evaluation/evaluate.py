@@ -1,8 +1,6 @@
 """Sample a model's responses to benchmarks and score them: see `python evaluation/evaluate.py --help`."""
 
-import hashlib
 import importlib.metadata
-import json
 import platform
 import sys
 from collections.abc import Sequence
@@ -21,9 +19,12 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 import kd
 from evaluation.answers import Work, answer
-from evaluation.benchmark_rows import Benchmark, PromptSettings, read_benchmark
+from evaluation.benchmarks.rows import PromptSettings, read_benchmark
+from evaluation.command_options import Named
+from evaluation.identity import describe_weights, digest
 from evaluation.model import check_positions, choose_dtype, load_model
 from evaluation.options import Options, parse_options
+from evaluation.ranks import run_on_ranks
 from evaluation.results import (
     Settings,
     Summary,
@@ -34,26 +35,26 @@ from evaluation.results import (
     write_results,
 )
 from kd.data.encoding import Encoded
-from kd.distributed import World, end_world, exit_with_user_error, start_world
+from kd.distributed import World
 from kd.engines.causal_lm import read_model_config
 from kd.engines.soft_prompt import SoftPrompt, load_soft_prompt
 from kd.engines.vocabulary import load_tokenizer, vocabulary_size
-from kd.errors import UserError
 from kd.generation.choosing import DecodingSettings
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "rouge_score")
 
-# Options that describe the decoding of every benchmark in results.json.
-_DECODING_OPTIONS = (
-    "max_new_tokens",
-    "max_prompt_tokens",
-    "template",
-    "overlong",
+# Fields of DecodingSettings.
+_CHOICE_OPTIONS = (
     "greedy",
     "temperature",
     "top_p",
     "top_k",
+    "min_p",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
 )
+# Options that describe the decoding of every benchmark in results.json.
+_DECODING_OPTIONS = ("max_new_tokens", "max_prompt_tokens", "template", "overlong", *_CHOICE_OPTIONS)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,14 +72,7 @@ class _Preparation:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate as the command line says, and return the exit code."""
-    try:
-        options = parse_options(argv)
-        evaluate(options, world=start_world())
-    except UserError as error:
-        return exit_with_user_error(error)
-    finally:
-        end_world()
-    return 0
+    return run_on_ranks(lambda: parse_options(argv), lambda options, world: evaluate(options, world=world))
 
 
 def evaluate(options: Options, *, world: World) -> None:
@@ -137,27 +131,19 @@ def _claim(options: Options, prepared: _Preparation) -> list[tuple[int, ...]]:
     return missing
 
 
-def _directory(options: Options, benchmark: Benchmark) -> Path:
+def _directory(options: Options, benchmark: Named) -> Path:
     return options.out / "generations" / benchmark.name
 
 
 def _settings(options: Options, prepared: _Preparation, *, rows: Encoded) -> Settings:
     """What decides the responses; batch size and number of ranks do not."""
-    directory = Path(options.model)
-    files = sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")])
     prompt = prepared.soft_prompt
     return {
-        "model": str(directory.resolve()) if directory.is_dir() else options.model,
-        # A hash of their content would take as long as loading them.
-        "weights": _digest([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]),
-        "soft_prompt": None if prompt is None else _digest(prompt.values.tolist()),
+        **describe_weights(options.model),
+        "soft_prompt": None if prompt is None else digest(prompt.values.tolist()),
         "dtype": prepared.dtype,
-        "rows": _digest([(example.row_id, example.prompt, example.references) for example in rows.examples]),
+        "rows": digest([(example.row_id, example.prompt, example.references) for example in rows.examples]),
     } | {name: getattr(options, name) for name in _DECODING_OPTIONS}
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def _fill(options: Options, prepared: _Preparation, *, missing: Sequence[tuple[int, ...]], world: World) -> None:
@@ -176,10 +162,7 @@ def _fill(options: Options, prepared: _Preparation, *, missing: Sequence[tuple[i
         max_new_tokens=options.max_new_tokens,
         vocabulary_size=vocabulary_size(prepared.tokenizer),
         eos_id=int(prepared.tokenizer.eos_token_id),
-        greedy=options.greedy,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        top_k=options.top_k,
+        **{name: getattr(options, name) for name in _CHOICE_OPTIONS},
     )
     console = Console(stderr=True)
     with Progress(console=console, disable=not (world.is_main and console.is_terminal)) as progress:
@@ -205,7 +188,7 @@ def _report(options: Options, prepared: _Preparation, *, world: World) -> None:
         directory = _directory(options, benchmark)
         summary = summarise({seed: read_generations(generations_file(directory, seed)) for seed in options.seeds})
         benchmarks[benchmark.name] = {
-            "source": benchmark.source,
+            "source": benchmark.path,
             **asdict(summary),
             "source_rows": rows.report.num_rows,
             "dropped_rows": len(rows.report.dropped),

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from evaluation.options import DtypeName
+from evaluation.command_options import DtypeName
+from kd.data.batch import SequenceBatch
 from kd.distributed import World
 from kd.engines.causal_lm import DTYPES, CausalLM, load_causal_lm
 from kd.engines.soft_prompt import SoftPrompt
@@ -24,6 +26,17 @@ class EvaluatedModel:
     view: CausalLM
     soft_prompt: SoftPrompt | None
     tokenizer: PreTrainedTokenizerBase
+
+    def response_states(self, batch: SequenceBatch) -> Float[Tensor, "N H"]:
+        """Hidden states that predict the response tokens, with P in front of the request where there is one."""
+        if self.soft_prompt is None:
+            states = self.view.hidden_states(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+            positions = batch.response_positions
+        else:
+            embeds, mask = self.soft_prompt(self.view.embed(batch.input_ids), batch.attention_mask)
+            states = self.view.hidden_states(inputs_embeds=embeds, attention_mask=mask)
+            positions = batch.shifted_positions(self.soft_prompt.num_tokens)
+        return states.flatten(0, 1)[positions]
 
 
 def choose_dtype(name: DtypeName, *, config: PretrainedConfig) -> str:
@@ -96,5 +109,5 @@ def check_positions(config: PretrainedConfig, *, name: str, longest: int) -> Non
     if positions is not None and positions < longest:
         raise UserError(
             f"model {name}: has {positions} positions, prompts and responses together ask for {longest};"
-            " lower --max-new-tokens or --max-prompt-tokens"
+            " lower the limits on them, --max-prompt-tokens and those of responses or sequences"
         )

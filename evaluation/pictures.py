@@ -46,6 +46,24 @@ def styles(names: list[str]) -> Mapping[str, dict[str, str]]:
 
 
 def save(figure: Any, stem: Path) -> None:
-    """Write `figure` as .png and, for papers, as .svg."""
+    """Write `figure` as .png and, for papers, as .svg.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
     for suffix in (".png", ".svg"):
-        figure.savefig(stem.with_suffix(suffix), dpi=150)
+        write_picture(figure, stem.with_suffix(suffix), dpi=150)
+
+
+def write_picture(figure: Any, path: Path, *, dpi: int) -> None:
+    """Write `figure` in the format that the name of the file says.
+
+    Raises:
+        UserError: the file cannot be written, or its name says no format.
+    """
+    try:
+        figure.savefig(path, dpi=dpi)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose a writable --out") from None
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be written ({error}); end its name with .png, .pdf or .svg") from None

@@ -102,6 +102,12 @@ def generations_file(directory: Path, seed: int) -> Path:
     return directory / f"seed-{seed}.jsonl"
 
 
+def evaluated_seeds(directory: Path) -> list[int]:
+    """Seeds whose generations stand in the directory of a benchmark, in ascending order."""
+    names = (path.stem.removeprefix("seed-") for path in directory.glob("seed-*.jsonl"))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
 def claim(directory: Path, *, settings: Settings) -> None:
     """Note in a benchmark's directory how its generations are made, or check that they are made so.
 
@@ -109,14 +115,17 @@ def claim(directory: Path, *, settings: Settings) -> None:
         UserError: it holds generations of other settings, or cannot be written.
     """
     path = directory / SETTINGS_FILE
-    if not (path.exists() and any(directory.glob("*.jsonl"))):
+    if not any(directory.glob("*.jsonl")):
         write_atomically(path, json.dumps(settings, indent=2) + "\n")
         return
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         differing = next(key for key in settings if found.get(key) != settings[key])
     except (OSError, ValueError, AttributeError):
-        raise UserError(f"{path}: is broken; delete {directory} or use another --out") from None
+        raise UserError(
+            f"{path}: cannot be read, so that nobody knows how the generations beside it were made;"
+            f" delete {directory} or use another --out"
+        ) from None
     except StopIteration:
         return
     raise UserError(
@@ -142,9 +151,12 @@ def read_generations(path: Path) -> list[Generation]:
         UserError: no such file, or a line of another kind.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        # Not splitlines(): a response may hold characters that Python takes for the end of a line.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected a file of evaluate.py") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is no UTF-8 text; delete the file and evaluate again") from None
     return [parse_generation(line, place=f"{path}:{number}")[1] for number, line in enumerate(lines, start=1)]
 
 

@@ -3,8 +3,6 @@
 `python -m evaluation.rouge_l --generations FILE` scores one file of generations.
 """
 
-import argparse
-import json
 import re
 import string
 import sys
@@ -15,7 +13,9 @@ from pathlib import Path
 
 from rouge_score.tokenizers import DefaultTokenizer
 
-from kd.errors import EXIT_CODE, UserError
+from evaluation.command_options import CommandParser, run_command
+from kd.data.rows import read_json_lines
+from kd.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,46 +107,34 @@ def _normalise(text: str) -> str:
     return " ".join(text.lower().translate(_PUNCTUATION).split())
 
 
-def read_generations(path: Path) -> tuple[list[str], list[list[str]]]:
+def read_generations(path: Path) -> tuple[list[str], list[tuple[str, ...]]]:
     """Responses and references of a file with one JSON object a line.
 
     Raises:
         UserError: no such file, or a line without `response` and at least one of `references`.
     """
     responses, references = [], []
-    try:
-        # Not splitlines(): a response may hold characters that Python takes for the end of a line.
-        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a file of evaluate.py") from None
-    if lines == [""]:
-        raise UserError(f"{path}: is empty; expected one generation a line")
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            responses.append(str(row["response"]))
-            references.append([str(reference) for reference in row["references"]])
-        except (ValueError, KeyError, TypeError):
-            references.append([])
-        if not references[-1]:
-            raise UserError(f"{path}:{number}: expected a JSON object with response and a list of references")
+    for row in read_json_lines(path):
+        texts = row.texts("references")
+        if "response" not in row.fields or not texts:
+            raise UserError(f"{row.source}: expected `response` and `references`; give a file of evaluate.py")
+        responses.append(row.text_or_empty("response"))
+        references.append(texts)
     return responses, references
 
 
-def main() -> int:
-    """Print the scores of the file that the command line names, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.rouge_l", description="Score a file of generations.")
+def _score_file(argv: Sequence[str] | None) -> None:
+    parser = CommandParser(prog="python -m evaluation.rouge_l", description="Score a file of generations.")
     parser.add_argument(
         "--generations", type=Path, required=True, metavar="FILE", help="JSON lines: response, references"
     )
-    arguments = parser.parse_args()
-    try:
-        scores = score(*read_generations(arguments.generations))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_CODE
+    scores = score(*read_generations(parser.parse_args(argv).generations))
     print(f"ROUGE-L {scores.rouge_l:.2f}   exact match {scores.exact_match:.2f}   {scores.num_responses} responses")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the scores of the file that the command line names, and return the exit code."""
+    return run_command(lambda: _score_file(argv))
 
 
 if __name__ == "__main__":

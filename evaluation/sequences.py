@@ -16,10 +16,10 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional
 
-from evaluation.divergence import response_states
 from evaluation.lineup import Lineup
 from evaluation.model import EvaluatedModel
-from kd.data.batch import PromptBatch, SequenceBatch, TokenSequence, cut_prompt_batches
+from evaluation.responses import plan_batches
+from kd.data.batch import PromptBatch, SequenceBatch, TokenSequence
 from kd.data.encoding import Example
 from kd.distributed import World
 from kd.generation.choosing import DecodingSettings
@@ -54,10 +54,11 @@ def sample(
     """
     options, world = work.lineup.options, work.world
     prompt_slots = 0 if model.soft_prompt is None else model.soft_prompt.num_tokens
-    batches = cut_prompt_batches(
+    batches = plan_batches(
         examples,
+        num_seeds=len(options.seeds),
         slots_per_row=max_new_tokens + prompt_slots,
-        max_batch_tokens=max(1, options.max_batch_tokens // len(options.seeds)),
+        max_batch_tokens=options.max_batch_tokens,
     )
     settings = DecodingSettings(
         max_new_tokens=max_new_tokens, vocabulary_size=work.lineup.vocabulary, eos_id=work.lineup.eos_id
@@ -114,7 +115,7 @@ def _score(
     divergences: Sequence[Divergence],
     vocabulary: int,
 ) -> Float[np.ndarray, "P D N"]:
-    states = [response_states(model.view, batch, model.soft_prompt) for model in (student, *teachers)]
+    states = [model.response_states(batch) for model in (student, *teachers)]
     values = torch.empty(len(teachers), len(divergences), batch.num_response_tokens, dtype=torch.float64)
     chunk = chunk_rows(vocabulary)
     for start in range(0, batch.num_response_tokens, chunk):

@@ -19,6 +19,7 @@ from kd.data.loader import WindowLoader
 from kd.data.templates import load_template
 from kd.distributed import World, end_world, start_deepspeed, start_world
 from kd.engines.deepspeed_config import student_deepspeed_config, teacher_deepspeed_config, zero_stage
+from kd.engines.gathering import choose_gathering
 from kd.engines.student import Student
 from kd.engines.teacher import AdaptedTeacher, Teacher
 from kd.engines.vocabulary import SharedVocabulary, share_vocabulary
@@ -163,12 +164,16 @@ def assemble(
     student = Student(config)
     teacher = load_teacher(config, vocabulary=vocabulary, groups=inputs.groups)
     adapted_teacher = teacher if isinstance(teacher, AdaptedTeacher) else None
-    shards_teacher = teacher is not None and zero_stage(teacher_deepspeed_config(config)) == 3
-    groundwork = Groundwork(config, vocabulary=vocabulary, world=world, shards_teacher=shards_teacher)
     samples_validation = inputs.validation is not None and config.validation.generate
     samplers = _Samplers()
+    engines = {"student": student.engine} | ({} if teacher is None else {"teacher": teacher.engine})
+    for sentence in choose_gathering(engines, settings=config.engine, world=world):
+        console.say(sentence)
     if config.samples_responses or samples_validation:
         samplers = _make_samplers(inputs, student=student, teacher=teacher, world=world, console=console)
+    groundwork = Groundwork(
+        config, vocabulary=vocabulary, world=world, shards_teacher=teacher is not None and teacher.runs_hooks
+    )
     validator = None
     if inputs.validation is not None:
         validator = Validator(
@@ -224,7 +229,7 @@ def _make_samplers(
         return _Samplers(plain=plain)
     mixed = TeacherMixedSampler(
         weights,
-        TrainedWeights(view=teacher.view, runs_hooks=zero_stage(teacher_deepspeed_config(config)) == 3),
+        TrainedWeights(view=teacher.view, runs_hooks=teacher.runs_hooks, gather=teacher.gather),
         teacher_share=config.minillm.teacher_share,
         settings=config.generation,
         vocabulary=vocabulary,

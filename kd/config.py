@@ -9,6 +9,7 @@ from typing import Literal
 
 from kd.config_fields import (
     Count,
+    GatherName,
     LayoutName,
     MethodName,
     NonNegativeFloat,
@@ -133,6 +134,10 @@ class EngineConfig(Section):
     )
     teacher: str = field(
         default="ds_configs/zero3.json", metadata=means("DeepSpeed JSON of the teacher; ZeRO stage 3, or 0")
+    )
+    gather: GatherName = field(
+        default="auto",
+        metadata=means("what ZeRO-3 gathers at a time: layer, the whole model once for a window, or auto by memory"),
     )
     pass_tokens: Count = field(
         default=16384, metadata=means("rows × slots of one pass of the sharded teacher without gradient [tokens]")

@@ -6,6 +6,7 @@ from pydantic import ConfigDict, Field
 
 MethodName = Literal["sft", "kd", "seqkd", "gkd", "minillm", "distillm", "promptkd"]
 DivergenceName = Literal["reverse_kl", "forward_kl", "jsd", "skew_kl", "skew_reverse_kl", "total_variation"]
+GatherName = Literal["auto", "layer", "model"]
 LayoutName = Literal["auto", "gathered", "tensor_parallel", "zero3"]
 
 # Strict: true is no count.

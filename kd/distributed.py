@@ -4,13 +4,12 @@ The only module that reads RANK, SLURM_* or OMPI_* from the environment.
 """
 
 import os
-import random
 import socket
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -19,12 +18,9 @@ import torch
 import torch.distributed as dist
 
 from kd.errors import EXIT_CODE, LoneUserError, UserError
+from kd.ports import DEFAULT_PORT, free_port
 
 T = TypeVar("T")
-
-DEFAULT_PORT = 29500
-# Where `free_port` looks.
-_PORTS = range(20000, DEFAULT_PORT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,22 +207,6 @@ def _export_rendezvous(place: Place) -> None:
         os.environ["MASTER_PORT"] = str(free_port() if place.size == 1 else DEFAULT_PORT + job % 3000)
 
 
-def free_port() -> int:
-    """A TCP port of this host that nobody uses at the moment.
-
-    It is below the ports that systems give to outgoing connections (RFC 6335; from 32768 in Linux): ranks need
-    many seconds until they listen, and a connection of anybody could be given the port meanwhile.
-
-    Raises:
-        UserError: hundreds of tries met a port in use.
-    """
-    for port in random.SystemRandom().sample(_PORTS, k=500):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("", port))
-            return port
-    raise UserError(f"no free TCP port found from {_PORTS.start} to {_PORTS.stop - 1}; end what listens on them")
-
-
 def start_world() -> World:
     """Join the process group of this run (NCCL on GPUs, gloo on CPUs).
 
@@ -296,11 +276,13 @@ def end_world() -> None:
 
 
 def exit_with_user_error(error: UserError) -> int:
-    """Print the error once per host, or where it happened, and return the exit code for it."""
+    """Print the error once per host, or where it happened, leave the process group, and return the exit code."""
     try:
         is_first_here = find_place().local_rank == 0
     except UserError:
         is_first_here = True
     if is_first_here or isinstance(error, LoneUserError):
         print(f"error: {error}", file=sys.stderr, flush=True)
+    # Before the interpreter ends: threads of gloo that meet its end abort the process with another exit code.
+    end_world()
     return EXIT_CODE

@@ -83,6 +83,7 @@ class Validator:
 
             totals[0] += self._student.measure(batch, loss)[0]
             totals[1] += batch.num_response_tokens
+        self._student.release()
         nats, tokens = self._world.sum_across_ranks(totals).tolist()
         return float(nats / tokens)
 

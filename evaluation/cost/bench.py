@@ -73,7 +73,13 @@ def measure(options: StepOptions, *, out: Path, world: World) -> CostReport:
     # It silences torch where DeepSpeed and this measurement use its older names.
     start_deepspeed()
     rates = rates_of(preset, world=world)
-    cases = [Case(method=method, zero_stage=stage) for method in options.methods for stage in options.zero]
+    cases = [
+        Case(method=method, zero_stage=stage, gather=gather)
+        for method in options.methods
+        for stage in options.zero
+        # Nothing is gathered of models that are not sharded.
+        for gather in (options.gather if stage == 3 else ("auto",))
+    ]
     return CostReport(
         preset_name=options.preset,
         preset=preset,
@@ -112,8 +118,9 @@ def measure_case(
     config = preset.config(
         case.method,
         inputs=inputs,
-        run_dir=runs / f"{case.method}-zero{case.zero_stage}",
+        run_dir=runs / case.name.replace(" ", "-"),
         zero_stage=case.zero_stage,
+        gather=case.gather,
         num_steps=num_steps_of_run(num_steps),
         num_ranks=world.size,
     )

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from kd.distributed import World, end_world, free_port, start_world
+from kd.distributed import World, end_world, start_world
+from kd.ports import free_port
 
 T = TypeVar("T")
 

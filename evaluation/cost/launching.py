@@ -13,12 +13,15 @@ from evaluation.cost.machine import counted
 from kd.errors import UserError
 
 
-def run_ranks(module: str, arguments: list[str], *, num_ranks: int, num_threads: int, result: Path, log: Path) -> Any:
+def run_ranks(
+    module: str, arguments: list[str], *, num_ranks: int, num_threads: int, result: Path, log: Path, **variables: str
+) -> Any:
     """Run `python -m module arguments` on ranks of this host under torchrun.
 
     Args:
         result: JSON file that the first rank writes when all is measured; removed.
         log: gets the ranks' output.
+        variables: changes of their environment.
 
     Returns:
         What the file holds.
@@ -28,7 +31,7 @@ def run_ranks(module: str, arguments: list[str], *, num_ranks: int, num_threads:
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}"]
     # Threads are read when torch is imported.
-    environment = os.environ | {"OMP_NUM_THREADS": str(num_threads)}
+    environment = os.environ | {"OMP_NUM_THREADS": str(num_threads)} | variables
     with log.open("w", encoding="utf-8") as file:
         subprocess.run(
             [*command, "-m", module, *arguments],

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 from evaluation.command_options import CommandParser, at_least
 from evaluation.cost.presets import METHODS, PRESETS
-from kd.config_fields import MethodName
+from kd.config_fields import GatherName, MethodName
 from kd.errors import UserError
 
 
@@ -21,6 +21,7 @@ class StepOptions:
     preset: str
     methods: tuple[MethodName, ...]
     zero: tuple[int, ...]
+    gather: tuple[GatherName, ...]
     steps: int
     peer: str | None
 
@@ -57,6 +58,7 @@ class LossOptions:
     repeats: int
 
 
+T = TypeVar("T")
 Options = StepOptions | ScalingOptions | DecodingOptions | LossOptions
 
 _PROGRAM = "evaluation.cost"
@@ -121,13 +123,20 @@ def _step_parser() -> argparse.ArgumentParser:
     parser = _new_parser("", _DESCRIPTION, epilog=_COMMANDS)
     add = parser.add_argument
     add("--preset", choices=sorted(PRESETS), default="cpu-small", help="models, batch and lengths [%(default)s]")
-    add("--methods", type=_methods, default="sft,gkd,promptkd", metavar="A,B,…", help="[%(default)s]")
+    add("--methods", type=_choices_of(METHODS), default="sft,gkd,promptkd", metavar="A,B,…", help="[%(default)s]")
     add(
         "--zero",
         type=_list_of(0, 3),
         default="3",
         metavar="N,…",
         help="ZeRO stage of both models; 0,3 measures unsharded and sharded ones [%(default)s]",
+    )
+    add(
+        "--gather",
+        type=_choices_of(get_args(GatherName)),
+        default="auto",
+        metavar="A,…",
+        help="engine.gather of sharded models; layer,model measures both [%(default)s]",
     )
     add("--steps", type=at_least(1), default=3, metavar="N", help="measured steps of each method [%(default)s]")
     add("--peer", choices=["trl"], help="also time TRL's DistillationTrainer on the same (extra bench)")
@@ -195,11 +204,12 @@ def _list_of(*allowed: int) -> Callable[[str], tuple[int, ...]]:
     return convert
 
 
-def _methods(text: str) -> tuple[MethodName, ...]:
-    chosen: dict[MethodName, None] = {}
-    known = {str(name): name for name in METHODS}
-    for name in text.split(","):
-        if name not in known:
-            raise argparse.ArgumentTypeError(f"{name!r} is no method; there are {', '.join(METHODS)}")
-        chosen[known[name]] = None
-    return tuple(chosen)
+def _choices_of(known: tuple[T, ...]) -> Callable[[str], tuple[T, ...]]:
+    def convert(text: str) -> tuple[T, ...]:
+        by_name = {str(name): name for name in known}
+        for name in text.split(","):
+            if name not in by_name:
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(by_name)}")
+        return tuple(dict.fromkeys(by_name[name] for name in text.split(",")))
+
+    return convert

@@ -74,6 +74,8 @@ def measure_trl(
         num_threads=num_threads,
         result=result,
         log=out / "trl.log",
+        # As its users find torch; `kd` asks for huge pages.
+        THP_MEM_ALLOC_ENABLE="0",
     )
     return PeerCost(**found)
 

@@ -17,7 +17,7 @@ from kd.config import (
     RunConfig,
     ScheduleConfig,
 )
-from kd.config_fields import MethodName
+from kd.config_fields import GatherName, MethodName
 from kd.config_methods import PromptConfig
 
 Role = Literal["teacher", "student"]
@@ -66,7 +66,15 @@ class Preset:
         return AutoConfig.for_model(self.family, vocab_size=self.vocabulary, **special, **sizes)
 
     def config(
-        self, method: MethodName, *, inputs: Path, run_dir: Path, zero_stage: int, num_steps: int, num_ranks: int
+        self,
+        method: MethodName,
+        *,
+        inputs: Path,
+        run_dir: Path,
+        zero_stage: int,
+        num_steps: int,
+        num_ranks: int,
+        gather: GatherName = "auto",
     ) -> Config:
         """The run of one method on the inputs in `inputs` (see `evaluation.cost.inputs`)."""
         engine = f"ds_configs/zero{zero_stage}.json"
@@ -92,7 +100,7 @@ class Preset:
                 micro_batch=self.micro_batch,
                 global_batch=self.micro_batch * self.micro_batches * num_ranks,
             ),
-            engine=EngineConfig(student=engine, teacher=engine),
+            engine=EngineConfig(student=engine, teacher=engine, gather=gather),
             checkpoints=CheckpointsConfig(every=num_steps, keep=1),
             run=RunConfig(dir=str(run_dir), tensorboard=False),
         )

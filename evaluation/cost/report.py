@@ -1,5 +1,6 @@
 """The table on the terminal, and cost.json."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,7 +62,8 @@ def write_numbers(report: CostReport, *, out: Path) -> None:
 
 def print_report(report: CostReport, *, out: Path) -> None:
     """Show the table and where the files are."""
-    console = Console(highlight=False)
+    # A log has no width: there the columns must not break into letters.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(_title(report), soft_wrap=True)
     console.print(_table(report))
     rates = report.rates

@@ -17,7 +17,7 @@ def draw_steps(report: CostReport, *, out: Path) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    several_stages = len({cost.case.zero_stage for cost in report.costs}) > 1
+    several_stages = len({(cost.case.zero_stage, cost.case.gather) for cost in report.costs}) > 1
     names = [cost.case.name if several_stages else cost.case.method for cost in report.costs]
     bars = len(names) + (report.peer is not None)
     figure = Figure(figsize=(9.5, 1.6 + 0.62 * bars), layout="constrained")

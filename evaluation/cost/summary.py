@@ -10,7 +10,7 @@ from evaluation.cost.operations import ModelShape, Window, count_step
 from evaluation.cost.presets import Preset
 from evaluation.cost.rates import Rates
 from evaluation.cost.steps import MeasuredSteps
-from kd.config_fields import MethodName
+from kd.config_fields import GatherName, MethodName
 from kd.engines.causal_lm import DTYPES
 from kd.measurement import PHASES
 
@@ -24,10 +24,13 @@ class Case:
 
     method: MethodName
     zero_stage: int
+    gather: GatherName = "auto"
+    """As `engine.gather`."""
 
     @property
     def name(self) -> str:
-        return f"{self.method} ZeRO-{self.zero_stage}"
+        by = "" if self.gather == "auto" else f" by {self.gather}"
+        return f"{self.method} ZeRO-{self.zero_stage}{by}"
 
 
 @dataclass(frozen=True, kw_only=True)

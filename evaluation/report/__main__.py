@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.command_options import CommandParser, at_least
+from evaluation.command_options import CommandParser, at_least, run_command
 from evaluation.pictures import check_matplotlib
-from kd.errors import EXIT_CODE, UserError
+from kd.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +83,7 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says, and return the exit code."""
-    try:
-        report(parse_options(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_CODE
-    return 0
+    return run_command(lambda: report(parse_options(argv)))
 
 
 if __name__ == "__main__":

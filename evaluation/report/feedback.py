@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from evaluation.judging.scores import FeedbackScore
+from evaluation.judge.scores import FeedbackScore
 from evaluation.report.findings import Findings, Section
 from evaluation.report.formats import JudgeResults
 from evaluation.report.models import column_of

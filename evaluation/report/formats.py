@@ -1,18 +1,17 @@
 """What the report takes from the files of the other commands; what else stands in them is not read."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from evaluation.exposure_bias_curve import ExposureBias
+from evaluation.exposure_bias.curve import ExposureBias
 from evaluation.intervals import Estimate
-from evaluation.judging.scores import FeedbackScore
+from evaluation.judge.scores import FeedbackScore
 from evaluation.results import Summary
-from evaluation.student_friendliness_page import ShownExample
-from evaluation.student_friendliness_summary import RowSet
+from evaluation.student_friendliness.page import ShownExample
+from evaluation.student_friendliness.summary import RowSet
 from kd.errors import UserError
 
 T = TypeVar("T")
@@ -187,7 +186,3 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable or give another --runs") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is no UTF-8 text; make it again, or give another --runs") from None
-
-
-Record = Mapping[str, Any]
-"""One line of metrics.jsonl."""

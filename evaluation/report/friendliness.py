@@ -8,7 +8,7 @@ from evaluation.report.formats import FriendlinessResults
 from evaluation.report.paper import PaperFriendliness
 from evaluation.report.samples import prompt_samples
 from evaluation.report.tables import Cell, RowGroup, Table, text
-from evaluation.student_friendliness_summary import Column, Distance, RowSet
+from evaluation.student_friendliness.summary import Column, Distance, RowSet
 
 
 def friendliness_section(findings: Findings) -> Section:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from safetensors import SafetensorError, safe_open
 
-from evaluation.benchmark_specs import SPECS
+from evaluation.benchmarks.specs import SPECS
 from evaluation.report.formats import BenchmarkResult, EvaluationResults
 from evaluation.report.outputs import Output
 from evaluation.report.training import TrainingRun

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Generic, TypeVar
 
 from pydantic import TypeAdapter
+
+T = TypeVar("T")
 
 Scores = tuple[float, ...]
 """In the order of `PaperFigures.benchmarks`."""
@@ -77,17 +80,19 @@ class PaperFeedback:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PaperRows(Generic[T]):
+    """A table with a row for each decision."""
+
+    setting: str
+    rows: tuple[T, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PaperAdaptation:
     adaptation: str
     rouge_l: float
     num_parameters: int
     hours: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class PaperAdaptations:
-    setting: str
-    rows: tuple[PaperAdaptation, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,12 +110,6 @@ class PaperDivergencePair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PaperDivergences:
-    setting: str
-    rows: tuple[PaperDivergencePair, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class PaperFigures:
     """Tables of arXiv 2402.12842."""
 
@@ -120,9 +119,9 @@ class PaperFigures:
     table3: PaperCosts
     table4: tuple[PaperFriendliness, ...]
     table6: PaperFeedback
-    table9: PaperAdaptations
+    table9: PaperRows[PaperAdaptation]
     table11: PaperRegularization
-    table12: PaperDivergences
+    table12: PaperRows[PaperDivergencePair]
 
     def score(self, scores: Scores, benchmark: str) -> float | None:
         """The score on a benchmark; None if the paper does not have it."""

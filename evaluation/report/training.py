@@ -1,17 +1,16 @@
 """A training as its run directory tells it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from evaluation.report.formats import Record, read_text
+from evaluation.records import Record, parse_record, read_records
+from evaluation.report.formats import read_text
 from kd.config import Config
 from kd.config_file import read_config
 from kd.errors import UserError
-from kd.metrics import FILE_NAME
 
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
@@ -26,7 +25,6 @@ METHODS = {
 }
 """As the paper writes them."""
 SCORE = "validation/rougeL"
-_MAX_SHOWN_ERROR = 60
 
 Flat: TypeAlias = dict[str, Any]
 """Values by names such as `schedule.steps`."""
@@ -102,8 +100,8 @@ def read_training(directory: Path, *, name: str) -> TrainingRun:
         directory=directory,
         name=name,
         config=_read_config(directory / CONFIG_FILE),
-        records=tuple(_read_records(directory / FILE_NAME)),
-        environment=_parse(environment, read_text(environment)) if environment.exists() else {},
+        records=tuple(read_records(directory, required=("step", "step_seconds", "peak_memory_bytes"))),
+        environment=parse_record(read_text(environment), path=environment) if environment.exists() else {},
     )
 
 
@@ -113,25 +111,6 @@ def _read_config(path: Path) -> Config:
     except UserError as error:
         # Of many runs, the message must say which; some of them do.
         raise error if str(path) in str(error) else UserError(f"{path}: {error}") from None
-
-
-def _read_records(path: Path) -> list[Record]:
-    lines = read_text(path).split("\n")
-    # What follows the last line break is being written, or was torn off.
-    return [_parse(path, line, required=("step", "step_seconds", "peak_memory_bytes")) for line in lines[:-1]]
-
-
-def _parse(path: Path, text: str, *, required: tuple[str, ...] = ()) -> Mapping[str, Any]:
-    try:
-        values = json.loads(text)
-    except ValueError:
-        values = None
-    if not isinstance(values, dict) or not all(isinstance(values.get(name), int | float) for name in required):
-        raise UserError(
-            f"{path}: {text[:_MAX_SHOWN_ERROR]!r} is not what a training writes"
-            f" ({', '.join(required) or 'a JSON object'}); remove that line or give another --runs"
-        )
-    return values
 
 
 def _flatten(values: Mapping[str, Any]) -> Flat:

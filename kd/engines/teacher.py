@@ -97,6 +97,15 @@ class Teacher:
         """Hidden states that predict the response tokens, without gradient."""
         return self.engine.hidden(sequences, condition)
 
+    @property
+    def runs_hooks(self) -> bool:
+        """Whether a forward pass is a collective operation that all ranks must run together."""
+        return bool(self.engine.is_sharded and not self.engine.is_gathered_once)
+
+    def gather(self) -> None:
+        """Make the model whole for the passes to come where that is done once; `release` ends it."""
+        self.engine.gather()
+
     def release(self) -> None:
         """Free whatever forward passes have gathered; to be called before another model works."""
         self.engine.release()

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kd.engines.causal_lm import CausalLM
-from kd.engines.deepspeed_config import zero_stage
+from kd.engines.deepspeed_config import Json, zero_stage
+from kd.engines.gathering import WholeModel, is_whole
 from kd.errors import UserError
 from kd.losses.terms import Head
 
 
 def gathered(parameters: Sequence[nn.Parameter]) -> deepspeed.zero.GatheredParameters:
     """Whole parameters inside the context, shards outside; for reading only."""
-    sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    sharded = [parameter for parameter in parameters if not is_whole(parameter)]
     return deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded))
 
 
@@ -29,7 +30,8 @@ def whole_head(view: CausalLM) -> Iterator[Head]:
     A copy where ZeRO-3 shards the model: its hooks would release a gathered parameter that is also the
     embedding as soon as a forward pass has used it.
     """
-    if not any(hasattr(parameter, "ds_id") for parameter in view.head_parameters):
+    if all(is_whole(parameter) for parameter in view.head_parameters):
+        # Still whole in these tensors when a sharded model is sharded again.
         yield Head(weight=view.head_weight.detach(), bias=None if view.head_bias is None else view.head_bias.detach())
         return
     with gathered(view.head_parameters):
@@ -40,14 +42,25 @@ def whole_head(view: CausalLM) -> Iterator[Head]:
 class TrainableEngine:
     """One DeepSpeed engine, trained window by window, or never where it has no optimizer."""
 
-    def __init__(
-        self, module: nn.Module, *, optimizer: torch.optim.Optimizer | None, settings: dict[str, object]
-    ) -> None:
+    def __init__(self, module: nn.Module, *, optimizer: torch.optim.Optimizer | None, settings: Json) -> None:
         self.deepspeed, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
-        self._is_sharded = zero_stage(settings) == 3
+        self.is_sharded = zero_stage(settings) == 3
+        self.offloads_shards = "offload_param" in settings.get("zero_optimization", {})
+        self.shards = WholeModel(module)
+        self.is_gathered_once = False
+        """Whether a sharded model is gathered once for the passes of a window, until it is released."""
+
+    def gather(self) -> None:
+        """Make a model whole that is gathered once for a window; nothing to do for others."""
+        if not self.is_gathered_once:
+            return
+        if self.shards.is_moving:
+            self.release()
+        self.shards.gather()
 
     def hidden(self, *inputs: object) -> Tensor:
         """Hidden states [N, H] that predict the response tokens, without gradient."""
+        self.gather()
         with self._measuring():
             hidden: Tensor = self.deepspeed(*inputs)
         return hidden
@@ -58,12 +71,14 @@ class TrainableEngine:
         ZeRO-3 keeps what a forward pass has gathered where it expects a backward pass, which a pass without
         gradient does not have.
         """
-        if self._is_sharded:
+        self.shards.shard()
+        if self.is_sharded:
             # The engine's own method of this name also collects garbage, which takes longer than a small model's pass.
             self.deepspeed.optimizer.empty_partition_cache()
 
     def measure(self, *inputs: object) -> Tensor:
         """Sums of the loss terms over the tokens of a micro-batch [terms], without gradient."""
+        self.gather()
         with self._measuring():
             _, term_sums = self.deepspeed(*inputs)
         measured: Tensor = term_sums
@@ -82,6 +97,7 @@ class TrainableEngine:
 
     def accumulate(self, *inputs: object, is_last: bool) -> Tensor:
         """Forward and backward of one micro-batch; `is_last` ends the window. Returns the terms' sums [terms]."""
+        self.gather()
         # Before forward: ZeRO-1 and 2 look at the boundary while backward runs.
         self.deepspeed.set_gradient_accumulation_boundary(is_last)
         value, term_sums = self.deepspeed(*inputs)
@@ -97,7 +113,9 @@ class TrainableEngine:
             # ZeRO-0 in fp32 runs the plain optimizer, for which DeepSpeed keeps no norm.
             gradients = [p.grad for p in self.deepspeed.module.parameters() if p.grad is not None]
             self._plain_grad_norm = torch.nn.utils.get_total_norm(gradients)
-        self.deepspeed.step()
+        self.shards.shard(trained_only=True)
+        with self.shards.kept():
+            self.deepspeed.step()
 
     @property
     def grad_norm(self) -> Tensor | float:

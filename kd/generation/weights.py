@@ -1,18 +1,18 @@
 """Where the student's weights are while it is sampled: in place, in whole copies, in divided copies, or in shards."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-import psutil
 import torch
 from transformers import PreTrainedModel
 
 from kd.config import GenerationConfig
 from kd.distributed import RankGroup, World
 from kd.engines.causal_lm import CausalLM
+from kd.engines.memory import gib, scarcest_bytes
 from kd.errors import UserError
 from kd.generation.decoding_copy import CopiedWeights, blank_copy, copy_bytes
 from kd.generation.tensor_parallel import UnsplittableError
@@ -54,10 +54,14 @@ class TrainedWeights:
 
     view: CausalLM
     runs_hooks: bool
+    gather: Callable[[], None] | None = None
+    """Makes a sharded model whole that its hooks need not gather; who asks for it must release the model too."""
     group: None = None
 
     @contextmanager
     def ready(self) -> Iterator[CausalLM]:
+        if self.gather is not None:
+            self.gather()
         with evaluation_mode(self.view.model):
             yield self.view
 
@@ -86,7 +90,7 @@ def choose_weights(
             f"sampling with the {role}'s own weights, whole on each rank under ZeRO-{sampled.zero_stage}"
         )
     hosts = world.hosts()
-    free_bytes = _scarcest_bytes(world, hosts=hosts)
+    free_bytes = scarcest_bytes(world, hosts=hosts)
     choice = choose_layout(blank_copy(sampled.view.model), settings=settings, free_bytes=free_bytes, hosts=hosts)
     if choice.layout == "zero3":
         return TrainedWeights(view=sampled.view, runs_hooks=True), f"sampling from ZeRO-3 shards ({choice.reason})"
@@ -144,11 +148,11 @@ def _choose_to_divide(
         whole, refusal = copy_bytes(blank), f"the model cannot be divided over {num_ranks} ranks: {error}"
         if not _fits(whole, free_bytes):
             raise UserError(
-                f"generation.layout=tensor_parallel: {refusal}; and a whole copy does not fit: it takes {_gib(whole)},"
+                f"generation.layout=tensor_parallel: {refusal}; and a whole copy does not fit: it takes {gib(whole)},"
                 f" {_free(free_bytes)}; use generation.layout=zero3"
             ) from None
         return LayoutChoice(layout="gathered", reason=refusal)
-    reason = f"as generation.layout asks; {_gib(share)} on each rank"
+    reason = f"as generation.layout asks; {gib(share)} on each rank"
     return LayoutChoice(layout="tensor_parallel", num_ranks=num_ranks, reason=reason)
 
 
@@ -157,7 +161,7 @@ def _choose_by_memory(
 ) -> LayoutChoice:
     """The whole copy, else the smallest groups whose shares fit, else shards."""
     whole = copy_bytes(blank)
-    reason = f"a whole copy takes {_gib(whole)}"
+    reason = f"a whole copy takes {gib(whole)}"
     if _fits(whole, free_bytes):
         return LayoutChoice(layout="gathered", reason=f"{reason}; {_free(free_bytes)}")
     sizes = _group_sizes(hosts)
@@ -170,7 +174,7 @@ def _choose_by_memory(
         except UnsplittableError as error:
             refusal = f"it cannot be divided over {size} ranks: {error}"
             continue
-        refusal = f"a share of {size} ranks {_gib(share)}"
+        refusal = f"a share of {size} ranks {gib(share)}"
         if _fits(share, free_bytes):
             return LayoutChoice(
                 layout="tensor_parallel", num_ranks=size, reason=f"{reason}, {refusal}; {_free(free_bytes)}"
@@ -190,22 +194,7 @@ def _fits(nbytes: int, free_bytes: int) -> bool:
 
 def _free(free_bytes: int) -> str:
     # What is free is measured before the first step.
-    return f"{_gib(free_bytes)} are free on each rank, half of them for the activations to come"
-
-
-def _gib(nbytes: int) -> str:
-    return f"{nbytes / 2**30:.2f} GiB"
-
-
-def _scarcest_bytes(world: World, *, hosts: list[list[int]]) -> int:
-    """Free memory for this rank's part, on the rank that has least: all ranks must choose the same layout."""
-    if world.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(world.device)
-        # What torch keeps for later is free too.
-        free += torch.cuda.memory_reserved(world.device) - torch.cuda.memory_allocated(world.device)
-    else:
-        free = psutil.virtual_memory().available // next(len(ranks) for ranks in hosts if world.rank in ranks)
-    return -int(world.max_across_ranks(torch.tensor(-free, device=world.device)).item())
+    return f"{gib(free_bytes)} are free on each rank, half of them for the activations to come"
 
 
 def _cut(hosts: list[list[int]], *, size: int) -> list[list[int]]:

@@ -71,6 +71,8 @@ class MiniLLM:
         num_tokens = plan.mean.num_tokens
         if num_tokens == 0:
             return StepMetrics(num_tokens=0, num_sequences=groundwork.num_sequences, stopwatch=stopwatch)
+        with stopwatch.time("teacher"):
+            self._teacher.gather()
         with self._teacher.head() as head:
             sums = self._accumulate_rollouts(plan, rollouts, head=head, stopwatch=stopwatch)
             if self._corpus is not None:
@@ -105,6 +107,7 @@ class MiniLLM:
         """The sampled sequences of this rank, with the log-probabilities of their tokens under both models."""
         plan = self._groundwork.plan(targets)
         sequences = {sequence.row_id: sequence for sequence in targets.sequences}
+        self._teacher.gather()
         with self._teacher.head() as head:
 
             def teacher_log_probs(batch: SequenceBatch) -> Tensor:

@@ -60,6 +60,8 @@ class PromptKD:
         prompt_plan = plan if shown is targets else groundwork.plan(shown)
         if 0 in (plan.mean.num_tokens, prompt_plan.mean.num_tokens):
             return StepMetrics(num_tokens=0, num_sequences=groundwork.num_sequences, stopwatch=stopwatch)
+        with stopwatch.time("teacher"):
+            self._teacher.gather()
         # Of the frozen teacher: one gathering serves both losses.
         with self._teacher.head() as head:
             prompt_sums = self._accumulate_prompt(prompt_plan, shown, head=head, weight=weight, stopwatch=stopwatch)

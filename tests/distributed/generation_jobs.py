@@ -5,16 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from kd.config import Config
 from kd.config_file import read_config
 from kd.data.encoding import Example
 from kd.distributed import World
+from kd.engines.gathering import choose_gathering
 from kd.engines.student import Student
-from kd.engines.vocabulary import share_vocabulary
+from kd.engines.vocabulary import SharedVocabulary, share_vocabulary
 from kd.errors import UserError
 from kd.generation.pseudo_targets import PseudoTargets, Sampler
 from kd.generation.weights import DecodingWeights, choose_weights
+from kd.methods.method import Groundwork, own_responses
+from kd.methods.sft import SupervisedFineTuning
+from tests.distributed.promptkd_jobs import window_of
 
 Prompts = list[list[int]]
 
@@ -37,7 +41,9 @@ def make_examples(prompts: Prompts) -> list[Example]:
 class Sampling:
     """A student and what samples it, on one rank."""
 
+    config: Config
     world: World
+    vocabulary: SharedVocabulary
     student: Student
     weights: DecodingWeights
     sentence: str
@@ -52,10 +58,19 @@ class Sampling:
         if eos_id is not None:
             vocabulary = replace(vocabulary, eos_id=eos_id)
         student = Student(config)
+        choose_gathering({"student": student.engine}, settings=config.engine, world=world)
         weights, sentence = choose_weights(student, settings=config.generation, world=world)
         said: list[str] = []
-        sampler = Sampler(weights, settings=config.generation, vocabulary=vocabulary, world=world, say=said.append)
-        return cls(world=world, student=student, weights=weights, sentence=sentence, sampler=sampler, said=said)
+        return cls(
+            config=config,
+            world=world,
+            vocabulary=vocabulary,
+            student=student,
+            weights=weights,
+            sentence=sentence,
+            sampler=Sampler(weights, settings=config.generation, vocabulary=vocabulary, world=world, say=said.append),
+            said=said,
+        )
 
     def sample(self, prompts: Prompts, *, step: int, keeps_hidden: bool = False) -> PseudoTargets:
         """This rank's share of the prompts; row ids count over all of them."""
@@ -64,6 +79,12 @@ class Sampling:
         assert [sequence.row_id for sequence in targets.sequences] == [example.row_id for example in mine]
         assert self.student.model.training
         return targets
+
+    def train(self, prompts: Prompts) -> None:
+        """One optimizer step of the student, towards saying each prompt backwards."""
+        groundwork = Groundwork(self.config, vocabulary=self.vocabulary, world=self.world)
+        method = SupervisedFineTuning(self.config, student=self.student, targets=own_responses, groundwork=groundwork)
+        method.step(window_of([(ids, ids[::-1]) for ids in prompts], step=1, world=self.world))
 
 
 def responses(targets: PseudoTargets) -> dict[int, list[int]]:
@@ -108,24 +129,3 @@ def refusal(world: World, *, config_file: Path, overrides: list[str]) -> str | N
     except UserError as error:
         return str(error)
     return None
-
-
-def fail_while_sampling(world: World, *, config_file: Path, overrides: list[str]) -> dict[str, Any]:
-    """Raise inside a decoding context; report what the student and the copy look like afterwards."""
-    config = read_config(config_file, overrides=overrides)
-    student = Student(config)
-    weights, _ = choose_weights(student, settings=config.generation, world=world)
-    raised = False
-    try:
-        with weights.ready() as view:
-            decoding = view.model
-            raise KeyboardInterrupt
-    except KeyboardInterrupt:
-        raised = True
-    return {
-        "raised": raised,
-        "training": student.model.training,
-        "same_module": decoding is student.model,
-        "decoding_bytes": sum(p.numel() * p.element_size() for p in decoding.parameters()),
-        "gradients_on": torch.is_grad_enabled(),
-    }

@@ -13,7 +13,7 @@ from kd.config_file import read_config
 from kd.data.corpus import CorpusBlocks
 from kd.data.loader import WindowLoader
 from kd.distributed import World
-from kd.engines.deepspeed_config import teacher_deepspeed_config, zero_stage
+from kd.engines.gathering import choose_gathering
 from kd.engines.student import Student
 from kd.engines.teacher import Teacher
 from kd.engines.vocabulary import SharedVocabulary, share_vocabulary
@@ -24,7 +24,8 @@ from kd.methods.method import Groundwork, Targets, own_responses
 from kd.methods.minillm import MiniLLM
 from kd.methods.targets import sampled_responses
 from tests.distributed.generation_jobs import Prompts, make_examples, responses
-from tests.distributed.promptkd_jobs import Pair, whole_weights, window_of
+from tests.distributed.promptkd_jobs import Pair, is_released, whole_weights, window_of
+from tests.distributed.sampling_fault_jobs import interrupted_at
 
 
 def corpus_loader(tokens: list[int], config: Config, *, rank: int, num_ranks: int) -> WindowLoader:
@@ -41,10 +42,10 @@ def mixed_sampler(
     world: World, config: Config, *, student: Student, teacher: Teacher, vocabulary: SharedVocabulary
 ) -> TeacherMixedSampler:
     weights, _ = choose_weights(student, settings=config.generation, world=world)
-    hooks = zero_stage(teacher_deepspeed_config(config)) == 3
+    choose_gathering({"teacher": teacher.engine}, settings=config.engine, world=world)
     return TeacherMixedSampler(
         weights,
-        TrainedWeights(view=teacher.view, runs_hooks=hooks),
+        TrainedWeights(view=teacher.view, runs_hooks=teacher.runs_hooks, gather=teacher.gather),
         teacher_share=config.minillm.teacher_share,
         settings=config.generation,
         vocabulary=vocabulary,
@@ -55,15 +56,18 @@ def mixed_sampler(
 def build(
     world: World, config: Config, *, windows: list[list[Pair]], corpus: list[int], samples: bool = False
 ) -> tuple[MiniLLM, Student]:
-    """The method; its responses are the rows' own, or sampled from the student."""
+    """The method; its responses are the rows' own, or sampled as a run does it."""
     vocabulary = share_vocabulary(config)
     student, teacher = Student(config), Teacher(config)
+    choose_gathering({"student": student.engine, "teacher": teacher.engine}, settings=config.engine, world=world)
     targets: Targets = own_responses
     if samples:
-        weights, _ = choose_weights(student, settings=config.generation, world=world)
-        sampler = Sampler(weights, settings=config.generation, vocabulary=vocabulary, world=world)
+        if config.minillm.teacher_share > 0:
+            sampler: Sampler = mixed_sampler(world, config, student=student, teacher=teacher, vocabulary=vocabulary)
+        else:
+            weights, _ = choose_weights(student, settings=config.generation, world=world)
+            sampler = Sampler(weights, settings=config.generation, vocabulary=vocabulary, world=world)
         targets = sampled_responses(sampler, seed=config.run.seed)
-    shards_teacher = zero_stage(teacher_deepspeed_config(config)) == 3
     method = MiniLLM(
         config,
         student=student,
@@ -71,7 +75,7 @@ def build(
         targets=targets,
         windows=lambda number: window_of(windows[number - 1], step=number, world=world),
         corpus=corpus_loader(corpus, config, rank=world.rank, num_ranks=world.size) if corpus else None,
-        groundwork=Groundwork(config, vocabulary=vocabulary, world=world, shards_teacher=shards_teacher),
+        groundwork=Groundwork(config, vocabulary=vocabulary, world=world, shards_teacher=teacher.runs_hooks),
     )
     return method, student
 
@@ -110,6 +114,37 @@ def sample(
     targets = sampler.sample(examples[start : start + len(shares[world.rank])], seed=7, step=1)
     assert student.model.training and teacher.view.model.training
     return responses(targets)
+
+
+def sample_and_train(
+    world: World,
+    *,
+    config_file: Path,
+    overrides: list[str],
+    windows: list[list[Pair]],
+    interrupted_pass: int | None = None,
+) -> dict[str, Any]:
+    """One step on responses that are sampled for it: these, the logged sums and the student's weights after it.
+
+    A step before that is interrupted in one of its passes, if it is given; the result has what that leaves.
+    """
+    config = read_config(config_file, overrides=overrides)
+    method, student = build(world, config, windows=windows, corpus=[], samples=True)
+    if interrupted_pass is not None:
+        with interrupted_at(interrupted_pass):
+            method.step(window_of([], step=1, world=world))
+    models = {"student": student.model, "teacher": method._teacher.view.model}
+    left = {"training": {name: model.training for name, model in models.items()}, "grad": torch.is_grad_enabled()}
+    metrics = method.step(window_of([], step=1, world=world))
+    return {
+        "left": left,
+        "released": {name: is_released(model) for name, model in models.items()},
+        "responses": {
+            rollout.sequence.row_id: rollout.sequence.response_ids.tolist() for rollout in method._store.window(1)
+        },
+        "sums": {name: value.item() for name, value in metrics.token_sums.items()},
+        "weights": whole_weights(student.model),
+    }
 
 
 def gradients(

@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evaluation.cost.communication import CollectiveBytes
 from kd.config import Config
 from kd.config_file import read_config
 from kd.data.encoding import Example
 from kd.data.loader import Window
 from kd.distributed import World
+from kd.engines.gathering import choose_gathering
 from kd.engines.student import Student
 from kd.engines.teacher import PromptedTeacher
 from kd.engines.trainable import gathered
@@ -44,12 +46,13 @@ def build(world: World, config: Config) -> tuple[PromptKD, Student, PromptedTeac
     vocabulary = share_vocabulary(config)
     student = Student(config)
     teacher = PromptedTeacher(config, tokenizer=vocabulary.tokenizer)
+    choose_gathering({"student": student.engine, "teacher": teacher.engine}, settings=config.engine, world=world)
     method = PromptKD(
         config,
         student=student,
         teacher=teacher,
         targets=own_responses,
-        groundwork=Groundwork(config, vocabulary=vocabulary, world=world, shards_teacher=True),
+        groundwork=Groundwork(config, vocabulary=vocabulary, world=world, shards_teacher=teacher.runs_hooks),
     )
     return method, student, teacher
 
@@ -63,6 +66,15 @@ def whole_weights(model: torch.nn.Module) -> dict[str, Tensor]:
     return weights
 
 
+def is_released(model: torch.nn.Module) -> bool:
+    """Whether ZeRO-3 has left nothing but shards of the parameters that it does not keep."""
+    return all(
+        "NOT_AVAILABLE" in str(parameter.ds_status) and parameter.numel() == 0
+        for parameter in model.parameters()
+        if hasattr(parameter, "ds_id") and not parameter.ds_persist
+    )
+
+
 def train(world: World, *, config_file: Path, overrides: list[str], windows: list[list[Pair]]) -> dict[str, Any]:
     """Run one step per window; returns weights before and after, and the logged means."""
     config = read_config(config_file, overrides=overrides)
@@ -71,17 +83,14 @@ def train(world: World, *, config_file: Path, overrides: list[str], windows: lis
     prompt_before = teacher.values()[0]
     means: dict[str, list[float]] = {}
     norms: list[float] = []
+    gathered_bytes = 0
     for step, rows in enumerate(windows, start=1):
-        metrics = method.step(window_of(rows, step=step, world=world))
+        with CollectiveBytes() as counted:
+            metrics = method.step(window_of(rows, step=step, world=world))
+        gathered_bytes = counted.num_bytes["gathered"]
         for name, value in metrics.token_sums.items():
             means.setdefault(name, []).append(world.sum_across_ranks(value.clone()).item() / metrics.num_tokens)
         norms.append(float(metrics.values.get("grad_norm", float("nan"))))
-    released = all(
-        hasattr(parameter, "ds_id")
-        and (parameter.ds_tensor.numel() < parameter.ds_numel or world.size == 1)
-        and "NOT_AVAILABLE" in str(parameter.ds_status)
-        for parameter in teacher.view.model.parameters()
-    )
     return {
         "before": before,
         "after": {"student": whole_weights(student.model), "teacher": whole_weights(teacher.view.model)},
@@ -89,7 +98,8 @@ def train(world: World, *, config_file: Path, overrides: list[str], windows: lis
         "prompt_after": teacher.values()[0],
         "means": means,
         "norms": norms,
-        "teacher_released": released,
+        "released": {"student": is_released(student.model), "teacher": is_released(teacher.view.model)},
+        "gathered_bytes": gathered_bytes,
     }
 
 

@@ -2,8 +2,8 @@
 
 import os
 import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from torch import Tensor
 from kd.distributed import World, start_deepspeed, start_world
 from kd.engines.causal_lm import CausalLM
 from kd.errors import UserError
+from kd.generation.decoding_copy import CopiedWeights
 from tests.distributed.generation_jobs import Prompts, Sampling, responses
+from tests.distributed.promptkd_jobs import whole_weights
 
 NO_MEMORY = (
     "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
@@ -23,20 +25,56 @@ NO_MEMORY = (
 
 
 @contextmanager
-def failing_above(most_rows: int, *, error: Exception) -> Iterator[list[int]]:
-    """Forward passes with more rows raise `error`; gives the numbers of rows of all passes."""
+def failing_where(fails: Callable[[list[int]], bool], *, error: BaseException) -> Iterator[list[int]]:
+    """Forward passes raise `error` where that is said of the numbers of rows of all passes so far; gives these."""
     num_rows: list[int] = []
     original = CausalLM.hidden_states
 
     def forward(self: CausalLM, **arguments: Any) -> Tensor:
         num_rows.append(len(arguments["attention_mask"]))
-        if num_rows[-1] > most_rows:
+        if fails(num_rows):
             raise error
         return original(self, **arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CausalLM, "hidden_states", forward)
         yield num_rows
+
+
+def failing_above(most_rows: int, *, error: BaseException) -> AbstractContextManager[list[int]]:
+    """Forward passes with more rows raise `error`; gives the numbers of rows of all passes."""
+    return failing_where(lambda num_rows: num_rows[-1] > most_rows, error=error)
+
+
+@contextmanager
+def interrupted_at(number: int) -> Iterator[None]:
+    """The body ends with an interruption in one of its forward passes, counted from 1."""
+    interruption = failing_where(lambda num_rows: len(num_rows) == number, error=KeyboardInterrupt())
+    with interruption, pytest.raises(KeyboardInterrupt):
+        yield
+
+
+def sample_train_sample(
+    world: World, *, config_file: Path, overrides: list[str], prompts: Prompts, interrupted_pass: int | None = None
+) -> dict[str, Any]:
+    """Responses before and after an optimizer step, drawn with the same random numbers, and the weights of the latter.
+
+    A call before all that is interrupted in one of its passes, if it is given; the result has what that leaves.
+    """
+    sampling = Sampling.prepare(world, config_file=config_file, overrides=overrides)
+    student, weights = sampling.student, sampling.weights
+    if interrupted_pass is not None:
+        with interrupted_at(interrupted_pass):
+            sampling.sample(prompts, step=2)
+    left = {
+        "training": student.model.training,
+        "gradients_on": torch.is_grad_enabled(),
+        "copied_bytes": weights.held_bytes if isinstance(weights, CopiedWeights) else None,
+    }
+    before = responses(sampling.sample(prompts, step=1))
+    sampling.train(prompts)
+    after = responses(sampling.sample(prompts, step=1))
+    return {"left": left, "before": before, "after": after, "weights": whole_weights(student.model)}
 
 
 def run_out_of_memory(

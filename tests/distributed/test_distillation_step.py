@@ -1,5 +1,6 @@
-"""Steps of the methods with a plain teacher, on real ranks, equal a plain torch reference."""
+"""Steps of the methods with a plain teacher or none, on real ranks, equal a plain torch reference."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,11 +93,12 @@ def assert_equal_to_reference(result: dict[str, Any], pair: Path, *, loss: refer
     )
     for name, values in result["means"].items():
         assert values == pytest.approx(means[name], rel=1e-4), name
-    assert_same_update(result, models["student"])
+    assert_same_update(result, dict(models["student"].named_parameters()))
 
 
-def assert_same_update(result: dict[str, Any], student: torch.nn.Module) -> None:
-    updates = {name: value.detach() - result["before"][name].double() for name, value in student.named_parameters()}
+def assert_same_update(result: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
+    """A run ends with `weights`, but for a small part of what it changed."""
+    updates = {name: value.detach().double() - result["before"][name].double() for name, value in weights.items()}
     largest = max(update.abs().max().item() for update in updates.values())
     assert largest >= 1e-3
     for name, update in updates.items():
@@ -107,6 +109,16 @@ def assert_same_update(result: dict[str, Any], student: torch.nn.Module) -> None
 def data_sequences() -> list[list[jobs.Sequence]]:
     windows = make_windows(vocabulary=VOCABULARY)
     return [sorted((index, *row) for index, row in enumerate(rows)) for rows in windows]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sft_equals_the_reference(family: str, pairs: Pairs) -> None:
+    """Cross entropy on the data's responses, without a teacher."""
+    result = pairs.train(family, ["method=sft", "model.teacher=null"], stage=ZERO_STAGES[family])
+    assert result["sequences"] == data_sequences()
+    assert set(result["means"]) == {"cross_entropy"}
+    loss = reference.Loss(divergence=plain_kl, divergence_weight=0.0, likelihood_weight=1.0)
+    assert_equal_to_reference(result, pairs.directory(family), loss=loss)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -160,8 +172,17 @@ def test_distillm_equals_the_reference(family: str, pairs: Pairs) -> None:
 def test_gkd_in_the_papers_setting_equals_promptkd_without_a_prompt(
     overrides: list[str], teacher_stage: int, pairs: Pairs
 ) -> None:
-    """λ = 1 and JSD with β = 1, which is reverse KL, the default."""
+    """λ = 1 and JSD with β = 1, which is reverse KL, the default.
+
+    The toolkit's PromptKD has no prompt where adapters take its place; they start as nothing, and stay so.
+    """
     result = pairs.train("gpt2", ["method=gkd", *overrides], teacher_stage=teacher_stage)
+    unmoved = ["teacher_lora.rank=1", "prompt.regularization=none", "prompt.learning_rate=1.0e-30"]
+    prompt_kd = pairs.train("gpt2", ["method=promptkd", *unmoved], teacher_stage=teacher_stage)
+    assert result["sequences"] == prompt_kd["sequences"]
+    assert result["means"] == {"student_kd": pytest.approx(prompt_kd["means"]["student_kd"], rel=1e-4)}
+    assert_same_update(result, prompt_kd["after"])
+
     models = models_of(pairs.directory("gpt2"))
     losses = plain_promptkd.train(
         models["teacher"],
@@ -174,7 +195,7 @@ def test_gkd_in_the_papers_setting_equals_promptkd_without_a_prompt(
         student_rate=RATE,
     )
     assert result["means"] == {"student_kd": pytest.approx(losses["student_kd"], rel=1e-4)}
-    assert_same_update(result, models["student"])
+    assert_same_update(result, dict(models["student"].named_parameters()))
 
 
 @pytest.mark.parametrize("method", [MIXED_GKD, DISTILLM], ids=["gkd", "distillm"])

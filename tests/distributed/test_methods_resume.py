@@ -1,4 +1,4 @@
-"""Whole runs of the methods with a plain teacher: what they log, and that they go on bit by bit."""
+"""Whole runs of the methods: what they log, and that they go on bit by bit."""
 
 import json
 import shutil
@@ -17,11 +17,23 @@ from tests.distributed.test_run import TIMES
 from tests.tiny_models import save_tiny_model
 
 NUM_STEPS = 3
+LOSSES = {"student_kd", "cross_entropy", "prompt_kd", "prompt_regularization"}
+# What each method is run with, and which losses it logs.
 METHODS = {
-    "seqkd": ["data.responses=RESPONSES"],
-    "gkd": ["gkd.student_fraction=0.5", "gkd.sft_weight=0.5"],
+    "sft": (["model.teacher=null"], {"cross_entropy"}),
+    "kd": ([], {"student_kd", "cross_entropy"}),
+    "seqkd": (["data.responses=RESPONSES"], {"student_kd", "cross_entropy"}),
+    "gkd": (["gkd.student_fraction=0.5", "gkd.sft_weight=0.5"], {"student_kd", "cross_entropy"}),
     # A learning rate that spoils the student: the validation loss rises from the first step on.
-    "distillm": ["distillm.initial_threshold=0.8", "distillm.buffer_rows=4", "optimizer.learning_rate=0.3"],
+    "distillm": (
+        ["distillm.initial_threshold=0.8", "distillm.buffer_rows=4", "optimizer.learning_rate=0.3"],
+        {"student_kd"},
+    ),
+    # With a prompt for each group, tuned on both kinds of responses.
+    "promptkd": (
+        ["data.group=kind", "prompt.student_fraction=0.5", "prompt.learning_rate=1.0e-3"],
+        {"student_kd", "prompt_kd", "prompt_regularization"},
+    ),
 }
 
 
@@ -31,7 +43,10 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("methods")
     save_tiny_model(directory / "teacher", "gpt2", seed=1, width=48, layers=3)
     save_tiny_model(directory / "student", "gpt2", seed=2)
-    rows = [{"instruction": f"Repeat the word number {i}.", "output": f"word {i}"} for i in range(16)]
+    rows = [
+        {"instruction": f"Repeat the word number {i}.", "output": f"word {i}", "kind": ("odd", "even")[i % 2]}
+        for i in range(16)
+    ]
     answers = [{"prompt": row["instruction"], "response": row["output"]} for row in rows]
     for name, part in (("train", rows[:12]), ("validation", rows[12:]), ("responses", answers)):
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
@@ -55,7 +70,8 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_goes_on_bit_by_bit(method: str, setting: Path, ranks: Any) -> None:
     """From the checkpoint after step 2 of 3, as if it had been killed after that."""
     straight, resumed = setting.parent / method, setting.parent / f"{method}-resumed"
-    overrides = [entry.replace("RESPONSES", str(setting.parent / "responses.jsonl")) for entry in METHODS[method]]
+    entries, losses = METHODS[method]
+    overrides = [entry.replace("RESPONSES", str(setting.parent / "responses.jsonl")) for entry in entries]
 
     def run(directory: Path) -> list[str | None]:
         settings = [f"method={method}", f"run.dir={directory}", *overrides]
@@ -69,17 +85,20 @@ def test_a_run_goes_on_bit_by_bit(method: str, setting: Path, ranks: Any) -> Non
     assert "going on after step 2" in (resumed / "log.txt").read_text()
 
     records = read_metrics(straight)
-    assert {"student_kd", "grad_norm", "validation/loss"} <= set(records[0])
-    assert "prompt_kd" not in records[0]
-    assert ("cross_entropy" in records[0]) == (method != "distillm")
+    assert {"grad_norm", "validation/loss"} <= set(records[0])
+    assert LOSSES & set(records[0]) == losses
     if method == "distillm":
         assert [record["replay_threshold"] for record in records] == pytest.approx([0.8, 0.9, 1.0])
     for ours, theirs in zip(read_metrics(resumed), records, strict=True):
         assert {k: v for k, v in ours.items() if k not in TIMES} == {k: v for k, v in theirs.items() if k not in TIMES}
-    ours, theirs = (load_file(directory / "final" / "model.safetensors") for directory in (resumed, straight))
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        assert torch.equal(value, theirs[name]), name
+    files = {path.relative_to(straight) for path in (straight / "final").rglob("*.safetensors")}
+    # The student, and the prompts where there are any.
+    assert len(files) == (3 if method == "promptkd" else 1)
+    for file in files:
+        ours, theirs = load_file(resumed / file), load_file(straight / file)
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            assert torch.equal(value, theirs[name]), (file, name)
 
 
 def test_kim_and_rush_need_no_teacher_for_training(setting: Path, ranks: Any) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.distributed import minillm_jobs as jobs
 from tests.distributed.test_promptkd_step import write_config
@@ -75,3 +76,33 @@ def test_the_teachers_share_has_an_effect(pair: Path, unending: dict[int, list[i
     overrides = [*OVERRIDES, "minillm.teacher_share=0.7"]
     (result,) = ranks(1).run(jobs.sample, config_file=config_file, overrides=overrides, shares=[PROMPTS], eos_id=NEVER)
     assert result != unending
+
+
+@pytest.mark.parametrize(
+    ("layout", "gather"), [("gathered", "model"), ("tensor_parallel", "model"), ("zero3", "layer")]
+)
+def test_an_exception_while_sampling_leaves_both_models_as_they_were(
+    pair: Path, ranks: Any, layout: str, gather: str
+) -> None:
+    """A step after one that was interrupted in the teacher's second pass is what it would have been without that."""
+    overrides = ["method=minillm", "minillm.corpus=none", "minillm.rollouts=4", f"engine.gather={gather}"]
+    overrides += [f"generation.layout={layout}", f"generation.max_new_tokens={MAX_TOKENS}"]
+    if layout == "tensor_parallel":
+        overrides.append("generation.tensor_parallel_size=2")
+    undisturbed, disturbed = (
+        ranks(2).run(
+            jobs.sample_and_train,
+            config_file=write_config(pair),
+            overrides=overrides,
+            windows=[[(prompt, []) for prompt in PROMPTS[:4]]],
+            interrupted_pass=number,
+        )
+        for number in (None, 4)
+    )
+    for result, expected in zip(disturbed, undisturbed, strict=True):
+        assert result["left"] == {"training": {"student": True, "teacher": True}, "grad": True}
+        assert result["released"] == {"student": True, "teacher": True}
+        assert result["responses"] == expected["responses"]
+        assert result["sums"] == expected["sums"]
+        for name, value in expected["weights"].items():
+            assert torch.equal(value, result["weights"][name]), name

@@ -1,12 +1,16 @@
 """A row's response does not depend on the batch, the rank, the layout or the number of ranks."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.distributed import generation_jobs as jobs
+from tests.distributed import sampling_fault_jobs as faults
 from tests.distributed.test_promptkd_step import write_config
 from tests.tiny_models import save_tiny_model
 
@@ -75,31 +79,63 @@ def test_steps_draw_different_responses_from_the_shared_vocabulary(whole: Any) -
     assert max(tokens) < VOCABULARY
 
 
-@pytest.mark.parametrize("keep", ["true", "false"])
-@pytest.mark.parametrize("layout", ["gathered", "tensor_parallel", "zero3"])
-def test_an_exception_while_sampling_leaves_the_student_as_it_was(
-    student: Path, ranks: Any, layout: str, keep: str
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("gathered", "true"),
+        ("gathered", "false"),
+        ("tensor_parallel", "true"),
+        ("tensor_parallel", "false"),
+        # Without copies there is nothing to keep.
+        ("zero3", "true"),
+    ],
+    ids="-".join,
+)
+def copying(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """generation.layout and generation.keep_weights."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def undisturbed(student: Path, copying: tuple[str, str], ranks: Any) -> list[Any]:
+    """Responses before and after a training step."""
+    return run_around_a_step(student, copying, ranks)
+
+
+def run_around_a_step(student: Path, copying: tuple[str, str], ranks: Any, **arguments: Any) -> list[Any]:
+    layout, keep = copying
+    return ranks(2).run(
+        faults.sample_train_sample,
+        config_file=write_config(student),
+        overrides=[*layout_overrides(layout), f"generation.keep_weights={keep}"],
+        prompts=PROMPTS,
+        **arguments,
+    )
+
+
+def test_weights_are_refreshed_before_each_window(
+    student: Path, whole: Any, undisturbed: list[Any], ranks: Any, tmp_path: Path
 ) -> None:
-    overrides = [*layout_overrides(layout), f"generation.keep_weights={keep}"]
-    for result in ranks(2).run(jobs.fail_while_sampling, config_file=write_config(student), overrides=overrides):
-        assert result["raised"] and result["training"] and result["gradients_on"]
-        assert result["same_module"] == (layout == "zero3")
-        if layout != "zero3":
-            assert (result["decoding_bytes"] == 0) == (keep == "false")
+    """After an optimizer step, the same random numbers give what a new model of the new weights says."""
+    shutil.copytree(student, tmp_path, dirs_exist_ok=True)
+    save_file(undisturbed[0]["weights"], tmp_path / "student" / "model.safetensors", metadata={"format": "pt"})
+    (new,) = ranks(1).run(
+        jobs.sample, config_file=write_config(tmp_path, stage=0), overrides=[], prompts=PROMPTS, steps=[1]
+    )
+    said = merged([{when: result[when] for when in ("before", "after")} for result in undisturbed])
+    assert said == {"before": whole[1], "after": new[1]}
+    assert all(said["before"][row] != said["after"][row] for row in range(len(PROMPTS)))
 
 
-def test_weights_are_refreshed_before_each_window(student: Path, ranks: Any) -> None:
-    """With kept weights and with freed ones, later windows see the same student."""
-    results = [
-        merged(
-            ranks(2).run(
-                jobs.sample,
-                config_file=write_config(student),
-                overrides=["generation.layout=gathered", f"generation.keep_weights={keep}"],
-                prompts=PROMPTS,
-                steps=[1, 2],
-            )
-        )
-        for keep in ("true", "false")
-    ]
-    assert results[0] == results[1]
+def test_an_exception_while_sampling_leaves_the_student_as_it_was(
+    student: Path, copying: tuple[str, str], undisturbed: list[Any], ranks: Any
+) -> None:
+    """What comes after an interruption in the third pass is what would have come without it."""
+    disturbed = run_around_a_step(student, copying, ranks, interrupted_pass=3)
+    for result, expected in zip(disturbed, undisturbed, strict=True):
+        assert result["left"] == expected["left"]
+        assert result["left"]["training"] and result["left"]["gradients_on"]
+        assert (result["left"]["copied_bytes"] == 0) == (copying[1] == "false")
+        assert (result["before"], result["after"]) == (expected["before"], expected["after"])
+        for name, value in expected["weights"].items():
+            assert torch.equal(value, result["weights"][name]), name

@@ -32,7 +32,7 @@ def test_a_step_is_measured_in_parts_beside_its_floor(tmp_path: Path) -> None:
     found = json.loads((out / "cost.json").read_text(encoding="utf-8"))
     assert found["machine"]["num_ranks"] == 2
     [cost] = found["costs"]
-    assert cost["case"] == {"method": "promptkd", "zero_stage": 3}
+    assert cost["case"] == {"method": "promptkd", "zero_stage": 3, "gather": "auto"}
     assert len(cost["all_step_seconds"]) == 2
     assert set(cost["seconds"]) == PARTS
     # Medians of two are means, which add up.

@@ -14,8 +14,9 @@ import torch
 from evaluation.evaluate import evaluate, main
 from evaluation.options import parse_options
 from evaluation.rouge_l import read_generations, score
-from kd.distributed import World, free_port
+from kd.distributed import World
 from kd.engines.soft_prompt import SoftPromptOrigin, save_soft_prompt
+from kd.ports import free_port
 from tests.run_on_ranks import Ranks
 from tests.tiny_models import save_tiny_model
 
@@ -91,6 +92,9 @@ def test_files_and_keys(model: Path, benchmark: Path, tmp_path: Path, capsys: py
         "temperature": 1.0,
         "top_p": 1.0,
         "top_k": 5,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "no_repeat_ngram_size": 0,
     }
     for seed in ("10", "20"):
         path = out / "generations" / "test" / f"seed-{seed}.jsonl"
@@ -105,6 +109,19 @@ def test_files_and_keys(model: Path, benchmark: Path, tmp_path: Path, capsys: py
     values = list(test["rougeL"]["per_seed"].values())
     assert test["rougeL"]["mean"] == pytest.approx(sum(values) / 2)
     assert test["rougeL"]["standard_error"] == pytest.approx(abs(values[0] - values[1]) / 2)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("option", ["--no-repeat-ngram-size=1", "--repetition-penalty=1000", "--min-p=0.999"])
+def test_options_of_decoding_change_the_responses(option: str, model: Path, benchmark: Path, tmp_path: Path) -> None:
+    responses = {}
+    for name, extra in {"plain": [], "changed": [option]}.items():
+        assert main(arguments(model, benchmark, tmp_path / name, *extra)) == 0
+        responses[name] = contents(tmp_path / name)
+    assert responses["plain"].keys() == responses["changed"].keys()
+    assert responses["plain"] != responses["changed"]
+    name = option.removeprefix("--").split("=")[0].replace("-", "_")
+    assert read_results(tmp_path / "changed")["benchmarks"]["test"]["decoding"][name] == float(option.split("=")[1])
 
 
 def evaluate_on_ranks(world: World, *, argv: list[str]) -> None:
@@ -227,7 +244,7 @@ def test_mistakes_are_one_line_and_exit_code_two(
     cases = [
         (arguments(tmp_path / "nowhere", rows, out), f"model {tmp_path / 'nowhere'}"),
         (arguments(model, tmp_path / "nowhere.jsonl", out), f"{tmp_path / 'nowhere.jsonl'}: cannot be read"),
-        (arguments(model, rows, out, "--benchmark", "second"), "'second' is not NAME=FILE"),
+        (arguments(model, rows, out, "--benchmark", "second"), "'second' is not NAME=PATH"),
         (arguments(model, unanswered, out), f"{unanswered}:2: expected `output`"),
         (arguments(model, rows, out, "--soft-prompt", str(prompt)), "16 numbers"),
         (arguments(model, rows, out, "--soft-prompt", str(rows)), f"soft prompt {rows}: cannot be read"),
@@ -247,7 +264,12 @@ def test_mistakes_are_one_line_and_exit_code_two(
     assert contents(out) == {}
 
 
-def start_rank(rank: int, *, size: int, port: int, argv: list[str]) -> "subprocess.Popen[str]":
+EVALUATE = (str(ROOT / "evaluation" / "evaluate.py"),)
+
+
+def start_rank(
+    rank: int, *, size: int, port: int, argv: list[str], program: tuple[str, ...] = EVALUATE
+) -> "subprocess.Popen[str]":
     environment = os.environ | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -255,7 +277,7 @@ def start_rank(rank: int, *, size: int, port: int, argv: list[str]) -> "subproce
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    command = [sys.executable, str(ROOT / "evaluation" / "evaluate.py"), *argv]
+    command = [sys.executable, *program, *argv]
     return subprocess.Popen(
         command, env=environment, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -271,6 +293,24 @@ def test_error_of_one_rank_ends_both(model: Path, benchmark: Path, tmp_path: Pat
     errors = [line for _, error in outputs for line in error.splitlines() if not line.startswith(str(benchmark))]
     assert len(errors) == 1
     assert errors[0].startswith(f"error: {missing}: cannot be read")
+
+
+def test_a_command_line_that_one_rank_cannot_follow_ends_both(tmp_path: Path) -> None:
+    """The analyses read runs that their command lines name, which only some machines may have."""
+    port = free_port()
+    here, nowhere = tmp_path / "here", tmp_path / "nowhere"
+    (here / "exports" / "step-1").mkdir(parents=True)
+    (here / "metrics.jsonl").write_text('{"step": 1}\n')
+    (here / "config.yaml").write_text("model: {student: s, teacher: t}\ndata: {train: d}\nrun: {dir: r}\n")
+    fixed = ["--teacher", "t", "--data", "d", "--out", str(tmp_path / "out")]
+    program = ("-m", "evaluation.exposure_bias")
+    processes = [
+        start_rank(rank, size=2, port=port, argv=[*fixed, "--run", f"a={run}"], program=program)
+        for rank, run in enumerate((here, nowhere))
+    ]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [2, 2]
+    assert "".join(error for _, error in outputs).startswith(f"error: {nowhere}: has no exports/step-<n>")
 
 
 def test_script_runs_from_anywhere_without_deepspeed(model: Path, benchmark: Path, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from evaluation.evaluate import evaluate, main
 from evaluation.options import parse_options
-from kd.distributed import World, free_port
+from kd.distributed import World
+from kd.ports import free_port
 from tests.integration.test_evaluate import contents, start_rank, write_rows
 from tests.run_on_ranks import Ranks
 from tests.tiny_models import save_tiny_model
@@ -54,6 +55,14 @@ def uninterrupted(
     return files
 
 
+@pytest.fixture
+def chance() -> random.Random:
+    """Other numbers in each run; to repeat one, put the seed that its failure shows in the place of the random one."""
+    seed = random.randrange(2**32)
+    print(f"random numbers of seed {seed}")
+    return random.Random(seed)
+
+
 def num_lines(directory: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in directory.glob("unfinished-*"))
 
@@ -66,10 +75,11 @@ def test_kill_at_a_random_row(
     benchmark: Path,
     uninterrupted: dict[str, str],
     tmp_path: Path,
+    chance: random.Random,
 ) -> None:
     directory = tmp_path / "generations" / "test"
     argv = arguments(model, benchmark, tmp_path)
-    enough = random.randrange(1, NUM_ROWS // 2)
+    enough = chance.randrange(1, NUM_ROWS // 2)
     process = start_rank(0, size=1, port=free_port(), argv=argv)
     try:
         deadline = time.monotonic() + 120
@@ -82,21 +92,21 @@ def test_kill_at_a_random_row(
     # The system may have been writing a line.
     (journal,) = directory.glob("unfinished-*")
     content = journal.read_bytes()
-    journal.write_bytes(content[: -random.randrange(1, 60)])
+    journal.write_bytes(content[: -chance.randrange(1, 60)])
     assert not (tmp_path / "results.json").exists()
 
     ranks(resumed_with).run(evaluate_on_ranks, argv=argv)
     assert contents(tmp_path) == uninterrupted
 
 
-def write_journals(out: Path, files: dict[str, str], *, shares: list[int]) -> None:
+def write_journals(out: Path, files: dict[str, str], *, shares: list[int], chance: random.Random) -> None:
     """What as many ranks would have left after these numbers of lines; no line is in two files."""
     lines = [
         json.dumps({"seed": seed} | json.loads(line), ensure_ascii=False)
         for seed in SEEDS
         for line in files[f"generations/test/seed-{seed}.jsonl"].split("\n")[:-1]
     ]
-    random.shuffle(lines)
+    chance.shuffle(lines)
     for rank, share in enumerate(shares):
         own, lines = lines[:share], lines[share:]
         path = out / "generations" / "test" / f"unfinished-rank-{rank}.jsonl"
@@ -116,13 +126,14 @@ def test_rows_of_all_ranks_are_kept_and_finished_batches_are_not_decoded_again(
     benchmark: Path,
     uninterrupted: dict[str, str],
     tmp_path: Path,
+    chance: random.Random,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     argv = arguments(model, benchmark, tmp_path)
     assert main([*argv, "--seeds", "99", "--rows", "60"]) == 0
     # A response that no model gave shows where it comes from.
     marked = {name: text.replace('"response": "', '"response": "kept: ') for name, text in uninterrupted.items()}
-    write_journals(tmp_path, marked, shares=[30, 50, 20])
+    write_journals(tmp_path, marked, shares=[30, 50, 20], chance=chance)
     assert main(argv) == 0
     files = contents(tmp_path)
     assert sum(files[name].count("kept: ") for name in marked) == 100
@@ -132,18 +143,18 @@ def test_rows_of_all_ranks_are_kept_and_finished_batches_are_not_decoded_again(
     monkeypatch.setattr("evaluation.responses.decode", None)
     for name in marked:
         (tmp_path / name).unlink()
-    write_journals(tmp_path, marked, shares=[len(SEEDS) * NUM_ROWS])
+    write_journals(tmp_path, marked, shares=[len(SEEDS) * NUM_ROWS], chance=chance)
     assert main(argv) == 0
     assert {name: contents(tmp_path)[name] for name in marked} == marked
 
 
 @pytest.mark.usefixtures("alone")
 def test_what_other_seeds_left_unfinished_stays_for_them(
-    model: Path, benchmark: Path, uninterrupted: dict[str, str], tmp_path: Path
+    model: Path, benchmark: Path, uninterrupted: dict[str, str], tmp_path: Path, chance: random.Random
 ) -> None:
     argv = arguments(model, benchmark, tmp_path)
     assert main([*argv, "--seeds", "99"]) == 0
-    write_journals(tmp_path, uninterrupted, shares=[100])
+    write_journals(tmp_path, uninterrupted, shares=[100], chance=chance)
     assert main([*argv, "--seeds", "10"]) == 0
     assert num_lines(tmp_path / "generations" / "test") >= 100
     assert main(argv) == 0
@@ -158,11 +169,12 @@ def test_other_settings_do_not_continue_unfinished_rows(
     benchmark: Path,
     uninterrupted: dict[str, str],
     tmp_path: Path,
+    chance: random.Random,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     argv = arguments(model, benchmark, tmp_path)
     assert main(argv) == 0
-    write_journals(tmp_path, uninterrupted, shares=[30])
+    write_journals(tmp_path, uninterrupted, shares=[30], chance=chance)
     for name in uninterrupted:
         (tmp_path / name).unlink()
     capsys.readouterr()

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.judge import main
-from evaluation.judging.comparisons import PROMPT
+from evaluation.judge.__main__ import main
+from evaluation.judge.comparisons import PROMPT
 from evaluation.results import generations_file
 from tests.integration.judge.judged import KEY, always, arguments, by_seed, read, score_of, verdicts, write_evaluation
 from tests.judge_server import Answer, JudgeServer, Request, Script
@@ -130,7 +130,7 @@ def test_mistakes_are_one_line_and_exit_code_two(tmp_path: Path, capsys: pytest.
         (["--data", f"dolly={other}"], f"row 0 is not that of {other}"),
         (["--seeds", "30"], "seed-30.jsonl: cannot be read"),
         (["--evaluation", f"b={tmp_path / 'empty'}"], "results.json: cannot be read"),
-        (["--evaluation", f"kd={out}"], "--evaluation: a name is given twice"),
+        (["--evaluation", f"kd={out}"], "--evaluation: the name kd is given twice"),
         (["--price-input", "1"], "belong together"),
         (["--max-cost", "1"], "--max-cost needs --price-input"),
         (["--base-url", "https://user:secret@host/v1"], "leave out password and query"),

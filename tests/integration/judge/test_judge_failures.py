@@ -1,5 +1,6 @@
 """The judge and a server that fails, stalls and talks nonsense; interruptions, and where the key must not appear."""
 
+import json
 import signal
 import subprocess
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.judge import main
+from evaluation.judge.__main__ import main
 from tests.integration.judge.judged import (
     KEY,
     SOON,
@@ -51,7 +52,7 @@ def test_a_server_that_trickles_is_not_waited_for(
     tmp_path: Path, served: Callable[[Script], JudgeServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every byte satisfies the client's own timeout, so that only a limit on the whole ends it."""
-    monkeypatch.setattr("evaluation.judging.endpoint._LONGEST_PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr("evaluation.judge.endpoint._LONGEST_PAUSE_SECONDS", 0.2)
     write_evaluation(tmp_path, name="kd", num_rows=1, seeds=(10,))
     server = served(always(Answer(trickles=True)))
     started = time.monotonic()
@@ -145,11 +146,18 @@ def test_a_refused_key_or_model_ends_it_at_once_and_the_key_stays_hidden(
     tmp_path: Path, served: Callable[[Script], JudgeServer], capsys: pytest.CaptureFixture[str], status: int
 ) -> None:
     write_evaluation(tmp_path, name="kd", num_rows=50, seeds=(10,))
-    server = served(lambda request: Answer(status=status, body=f"no: {request.authorization}"))
+
+    def script(request: Request) -> Answer:
+        """As OpenAI refuses it: the client shows this message only."""
+        body = json.dumps({"error": {"message": f"no: {request.authorization}"}})
+        return Answer(status=status, body=body)
+
+    server = served(script)
     assert main(arguments(tmp_path, server.url, "--concurrency", "2")) == 2
     captured = capsys.readouterr()
-    assert f"{server.url}: Error code: {status}" in captured.err or "no: Bearer [key]" in captured.err
-    assert "check --base-url, --judge and the key" in captured.err
+    assert captured.err.startswith(f"error: {server.url}: Error code: {status}")
+    assert "no: Bearer [key]" in captured.err
+    assert captured.err.endswith("; check --base-url, --judge and the key, then run again\n")
     assert KEY not in captured.err + captured.out
     assert len(server.requests) <= 4
 

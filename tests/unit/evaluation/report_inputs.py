@@ -11,15 +11,15 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from evaluation.exposure_bias_curve import StepSums, exposure_bias
+from evaluation.exposure_bias.curve import StepSums, exposure_bias
 from evaluation.intervals import Estimate, resample
-from evaluation.judging.comparisons import Comparison
-from evaluation.judging.replies import Scores
-from evaluation.judging.scores import feedback_score
-from evaluation.judging.session import Verdict
+from evaluation.judge.comparisons import Comparison
+from evaluation.judge.replies import Scores
+from evaluation.judge.scores import feedback_score
+from evaluation.judge.session import Verdict
 from evaluation.results import generations_file, summarise, write_generations
-from evaluation.student_friendliness_page import ShownExample
-from evaluation.student_friendliness_summary import Column, Distance, RowSet
+from evaluation.student_friendliness.page import ShownExample
+from evaluation.student_friendliness.summary import Column, Distance, RowSet
 from tests.unit.evaluation.generations import generation
 
 ALPACA = "Below is an instruction.\n\n### Instruction:\n{}\n\n### Response:\n"

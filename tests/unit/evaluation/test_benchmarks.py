@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from evaluation.benchmark_specs import SPECS
-from evaluation.benchmarks import main
+from evaluation.benchmarks.__main__ import main
+from evaluation.benchmarks.specs import SPECS
 from kd.data.instructions import read_instructions
 from tests.tiny_tokenizers import save_tiny_tokenizer
 
@@ -205,6 +205,9 @@ def mistakes(directory: Path, tokenizer: Path) -> dict[str, tuple[list[str | Pat
     core = write_lines(directory / "core.jsonl", [core_row("Say it.", "yes")])
     questions = write_lines(directory / "question.jsonl", [{"question_id": 1, "text": "How?"}])
     answers = write_lines(directory / "answers.jsonl", [{"question_id": 2, "text": "Now."}])
+    silent = write_lines(directory / "silent.jsonl", [{"question_id": 1, "choices": []}])
+    listing = directory / "tasks.txt"
+    listing.write_bytes(b"t\xe4sk1\n")
     tasks = write_tasks(directory / "ni", {"task1": {"Instances": []}}, tested=["task1"])
     broken = write_tasks(directory / "broken", {"task1": ["no object"]}, tested=["task1"])
     missing = write_tasks(directory / "missing", {}, tested=["task1"])
@@ -218,6 +221,9 @@ def mistakes(directory: Path, tokenizer: Path) -> dict[str, tuple[list[str | Pat
         ),
         "no answers": (["vicuna", questions], "come without answers"),
         "an answer is missing": (["vicuna", questions, "--companion", answers], "has no answer to question 1"),
+        "an answer without a choice": (["vicuna", questions, "--companion", silent], "`choices` is an empty list"),
+        "a list of tasks in Latin-1": (["s_ni", tasks, "--companion", listing], "is no UTF-8 text"),
+        "an unknown option": (["self_inst", core, "--greedy"], "unrecognized arguments: --greedy; see --help"),
         "no list of tasks": (["s_ni", directory], "test_tasks.txt: cannot be read"),
         "no definition": (["s_ni", tasks], "expected `Definition`"),
         "no task object": (["s_ni", broken], "expected a JSON object"),

@@ -149,3 +149,15 @@ def test_references_of_the_rows_must_agree(tmp_path: Path, capsys: pytest.Captur
         write_generations(generations_file(tmp_path / name / "generations" / "test", 1), rows)
     assert compare(tmp_path / "a", tmp_path / "b") == 2
     assert "answer different rows" in capsys.readouterr().err
+
+
+def test_a_stray_file_is_no_seed(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_scores(tmp_path / name, benchmark="test", by_seed={1: [1.0, 2.0]})
+    (tmp_path / "a" / "generations" / "test" / "seed-1 (copy).jsonl").touch()
+    assert compare(tmp_path / "a", tmp_path / "b") == 0
+
+
+def test_a_mistake_on_the_command_line_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--a", "x"]) == 2
+    assert capsys.readouterr().err == "error: the following arguments are required: --b; see --help\n"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.exposure_bias_curve import MIN_REQUESTS, ExposureBias, StepSums, exposure_bias
+from evaluation.exposure_bias.curve import MIN_REQUESTS, ExposureBias, StepSums, exposure_bias
 from evaluation.intervals import resample
 from tests.reference.markov_chain import END_ID, WORDS, excess_accumulated_error, random_chain
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from evaluation.exposure_bias import parse_options
-from evaluation.exposure_bias_progress import course_of_run, find_best_step, nearest_steps
+from evaluation.exposure_bias.__main__ import parse_options
+from evaluation.exposure_bias.progress import course_of_run, find_best_step, nearest_steps
 from kd.errors import UserError
 
 
@@ -45,6 +45,14 @@ def test_the_best_step_is_the_trainers(tmp_path: Path, records: list[dict[str, f
     assert find_best_step(run) == best
 
 
+def test_a_run_that_has_just_begun_has_no_best_step(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", records=[], exports=(), start=tmp_path)
+    # The first record is being written.
+    (run / "metrics.jsonl").write_text('{"step": 1')
+    with pytest.raises(UserError, match="metrics.jsonl: has no record yet"):
+        find_best_step(run)
+
+
 def test_a_run_begins_with_its_starting_student_where_there_is_one(tmp_path: Path) -> None:
     (tmp_path / "start").mkdir()
     for name, start, steps in (("a", "start", [0, 2, 20]), ("b", "gone", [2, 20])):
@@ -68,7 +76,7 @@ GOOD = ["--teacher", "t", "--data", "d", "--out", "o"]
     ("extra", "message"),
     [
         ([], "nothing to measure"),
-        (["--student", "a=x", "--student", "a=y"], "--student: a name is given twice"),
+        (["--student", "a=x", "--student", "a=y"], "--student: the name a is given twice"),
         (["--student", "x"], "'x' is not NAME=PATH"),
         (["--checkpoint", "a=x"], "'a=x' is not NAME:STEP=DIR"),
         (["--student", "a=x", "--seeds", "1,1"], "names a seed twice"),

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.judging.comparisons import Comparison, Order, render
-from evaluation.judging.endpoint import check_base_url
-from evaluation.judging.estimate import Prices, estimate_cost
-from evaluation.judging.replies import Reply, ReplyCache, Scores, parse_scores
-from evaluation.judging.scores import feedback_score
-from evaluation.judging.session import Verdict
+from evaluation.judge.comparisons import Comparison, Order, render
+from evaluation.judge.endpoint import check_base_url
+from evaluation.judge.estimate import Prices, estimate_cost
+from evaluation.judge.replies import Reply, ReplyCache, Scores, parse_scores
+from evaluation.judge.scores import feedback_score
+from evaluation.judge.session import Verdict
 from kd.data.instructions import Instruction
 from kd.errors import UserError
 
@@ -146,6 +146,14 @@ def test_a_reply_is_found_again_by_all_that_was_asked(tmp_path: Path) -> None:
 def test_urls_that_may_hold_a_key_are_refused() -> None:
     for url in ("http://127.0.0.1:8000/v1", "https://api.openai.com/v1"):
         check_base_url(url)
-    for url in ("https://k@host/v1", "https://host/v1?key=k", "ftp://host", "host", "https://"):
+    for url in (
+        "https://k@host/v1",
+        "https://host/v1?key=k",
+        "ftp://host",
+        "host",
+        "https://",
+        "http://[",
+        "http://host:x",
+    ):
         with pytest.raises(UserError, match="--base-url"):
             check_base_url(url)

@@ -7,9 +7,12 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from evaluation import exposure_bias, judge, options, student_friendliness
+from evaluation import options
+from evaluation.exposure_bias import __main__ as exposure_bias
+from evaluation.judge import __main__ as judge
 from evaluation.report.missing import Missing, missing_parts
 from evaluation.report.sections import read_findings
+from evaluation.student_friendliness import __main__ as student_friendliness
 from kd.config_file import read_config
 from tests.unit.evaluation.report_inputs import write_evaluation, write_training
 

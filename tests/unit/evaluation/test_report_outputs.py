@@ -10,7 +10,7 @@ from evaluation.cost.machine import describe_machine
 from evaluation.cost.memory import PeakMemory
 from evaluation.cost.report import CostReport
 from evaluation.cost.summary import Case, StepCost
-from evaluation.judging.session import Judge
+from evaluation.judge.session import Judge
 from evaluation.report import formats
 from evaluation.report.outputs import find_outputs, short_names
 from evaluation.report.training import SCORE, read_training

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.results import claim, generations_file, read_generations, summarise, write_atomically, write_generations
+from evaluation.results import (
+    claim,
+    evaluated_seeds,
+    generations_file,
+    read_generations,
+    summarise,
+    write_atomically,
+    write_generations,
+)
 from kd.errors import UserError
 from tests.unit.evaluation.generations import generation
 
@@ -71,6 +79,37 @@ def test_broken_line_is_named(tmp_path: Path) -> None:
     path.write_text(path.read_text() + '{"row": 1}\n')
     with pytest.raises(UserError, match=r"seed-10.jsonl:2: "):
         read_generations(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\xff\n", "is no UTF-8 text"), (b"", "seed-10.jsonl:1: "), (b'{"row"', "seed-10.jsonl:1: ")],
+)
+def test_a_broken_file_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "seed-10.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_generations(path)
+
+
+def test_the_last_line_counts_without_a_line_break_too(tmp_path: Path) -> None:
+    path = tmp_path / "seed-10.jsonl"
+    rows = [generation(0), generation(1)]
+    write_generations(path, rows)
+    path.write_text(path.read_text().removesuffix("\n"))
+    assert read_generations(path) == rows
+
+
+def test_only_files_of_seeds_are_seeds(tmp_path: Path) -> None:
+    for name in ("seed-20.jsonl", "seed-3.jsonl", "seed-3 (copy).jsonl", ".seed-4.jsonl.partial"):
+        (tmp_path / name).touch()
+    assert evaluated_seeds(tmp_path) == [3, 20]
+
+
+def test_generations_of_unknown_settings_are_not_claimed(tmp_path: Path) -> None:
+    write_generations(generations_file(tmp_path, 10), [generation(0)])
+    with pytest.raises(UserError, match="settings.json: cannot be read"):
+        claim(tmp_path, settings={"top_k": 0})
 
 
 def test_claim_refuses_other_settings_only_where_generations_are(tmp_path: Path) -> None:

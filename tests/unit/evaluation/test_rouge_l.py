@@ -45,44 +45,47 @@ def test_score_is_the_mean_times_one_hundred() -> None:
     assert scores.exact_match == pytest.approx(50.0)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, path: Path) -> int:
-    monkeypatch.setattr("sys.argv", ["rouge_l", "--generations", str(path)])
-    return main()
-
-
-def test_command_scores_a_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_scores_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "seed-1.jsonl"
     # U+2028 and U+0085 end a line for str.splitlines, but not in JSON lines.
-    rows = [{"response": "red\u2028house\u0085", "references": ["red house"]}, {"response": "x", "references": ["y"]}]
+    rows = [
+        {"response": "red\u2028house\u0085", "references": ["red house"]},
+        {"response": "x", "references": ["y"]},
+        # A text for a list of one, and not for a list of letters.
+        {"response": "tree", "references": "tree"},
+        {"response": "", "references": ["x"]},
+    ]
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    assert run(monkeypatch, path) == 0
-    assert capsys.readouterr().out == "ROUGE-L 50.00   exact match 50.00   2 responses\n"
+    assert main(["--generations", str(path)]) == 0
+    assert capsys.readouterr().out == "ROUGE-L 50.00   exact match 50.00   4 responses\n"
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
         (None, "cannot be read"),
-        ("", "is empty"),
-        ('{"response": "a", "references": ["a"]}\n{"response": "a"}\n', ":2: expected a JSON object"),
-        ('{"response": "a", "references": []}\n', ":1: expected a JSON object"),
-        ("nonsense\n", ":1: expected a JSON object"),
+        (b"", "found none"),
+        (b'{"response": "a", "references": ["a"]}\n{"response": "a"}\n', ":2: expected `response` and `references`"),
+        (b'{"references": ["a"]}\n', ":1: expected `response` and `references`"),
+        (b'{"response": "a", "references": []}\n', ":1: `references` is an empty list"),
+        (b'{"response": 7, "references": ["a"]}\n', ":1: expected `response` to be text, found a number"),
+        (b"nonsense\n", ":1: not valid JSON"),
+        (b'{"response": "\xff", "references": ["a"]}\n', ":1: not valid UTF-8"),
     ],
 )
 def test_unusable_file_is_one_line(
-    content: str | None,
-    expected: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    content: bytes | None, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "seed-1.jsonl"
     if content is not None:
-        path.write_text(content, encoding="utf-8")
-    assert run(monkeypatch, path) == 2
+        path.write_bytes(content)
+    assert main(["--generations", str(path)]) == 2
     message = capsys.readouterr().err
     assert message.startswith(f"error: {path}")
     assert expected in message
     assert message.count("\n") == 1
+
+
+def test_a_mistake_on_the_command_line_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--generation-file", "x"]) == 2
+    assert capsys.readouterr().err == "error: the following arguments are required: --generations; see --help\n"

@@ -8,7 +8,8 @@ import pytest
 
 from evaluation.cost.__main__ import main
 from evaluation.cost.options import DecodingOptions, LossOptions, ScalingOptions, StepOptions, parse_options
-from kd.distributed import end_world, free_port
+from kd.distributed import end_world
+from kd.ports import free_port
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixtur
     [
         (["memory"], "no command memory; there are scaling, decoding, loss"),
         (["--preset", "huge"], "invalid choice: 'huge'"),
-        (["--methods", "sft,ppo"], "'ppo' is no method"),
+        (["--methods", "sft,ppo"], "'ppo' is none of sft, kd, gkd, promptkd"),
         (["--zero", "1"], "'1' is none of 0, 3"),
         (["--steps", "0"], "'0' is not a whole number of at least 1"),
         (["--peer", "verl"], "invalid choice: 'verl'"),

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evaluation.records import read_records
 from kd.config_file import read_config
 from kd.errors import UserError
-from kd.metrics import FILE_NAME, read_metrics
+from kd.metrics import FILE_NAME
 
 EXPORTS = "exports"
 """Directory of a run with its students in from_pretrained form, each in step-<n>."""
@@ -67,11 +68,11 @@ def find_best_step(run_dir: Path) -> int:
     """Step of a run's best validation by ROUGE-L, or by loss without it; its last step if it had none.
 
     Raises:
-        UserError: no metrics there.
+        UserError: no metrics there, or none yet.
     """
-    if not (run_dir / FILE_NAME).is_file():
-        raise UserError(f"{run_dir}: has no {FILE_NAME}; give the run.dir of a training")
-    records = read_metrics(run_dir)
+    records = read_records(run_dir)
+    if not records:
+        raise UserError(f"{run_dir / FILE_NAME}: has no record yet; wait for the run's first validation")
     for key, sign in (("validation/rougeL", 1), ("validation/loss", -1)):
         validated = [record for record in records if key in record]
         if validated:

@@ -1,28 +1,7 @@
-"""Exposure bias of students: excess accumulated error over generation steps and over training (Fig. 3 of the paper).
+"""Samples of teacher and students, what they are apart on them, and the files that say so."""
 
-deepspeed --num_gpus 2 --module evaluation.exposure_bias --teacher DIR --data FILE --out DIR \\
-    --student promptkd=runs/a/best --student sft=runs/b/best --run promptkd=runs/a
-
-Writes exposure_bias.json, and exposure_bias.png and .svg. The file, `"version": 1`, has
-
-    teacher, data, num_requests, dropped_rows, num_ranks, confidence
-    settings    the options that decide the numbers
-    students    {NAME: {model, curve}}: Fig. 3(a); curve has R, E [nats] and ExAccErr [%], each with lists value, low,
-                high for l = 1, 2, … (null where nothing can be said), and the lists num_student_samples and
-                num_teacher_samples, how many samples reach each step
-    progress    {NAME: {generation_steps, best_step, points}}: Fig. 3(b); a point has training_step, model, and R, E
-                and ExAccErr at l = generation_steps, each with value, low, high
-
-R(l) adds up, over the steps t ≤ l, the mean KL(p‖q) at step t over the student's samples that have not ended before t.
-The other reading of Eq. 6, nothing after the end, is Σ_t (R(t) - R(t-1)) · num_student_samples[t] / the first of them.
-p is the teacher without a prompt. Intervals come from resampled requests.
-"""
-
-import argparse
 import json
-import re
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -30,21 +9,12 @@ from typing import Any, TypeAlias
 from rich.console import Console
 from rich.table import Table
 
-from evaluation.command_options import (
-    NAME,
-    AnalysisOptions,
-    CommandParser,
-    Named,
-    add_analysis_options,
-    analysis_options,
-    at_least,
-    make_directory,
-    named,
-    run_on_ranks,
-)
-from evaluation.exposure_bias_curve import ExposureBias, Series, StepSums, exposure_bias
-from evaluation.exposure_bias_picture import draw
-from evaluation.exposure_bias_progress import Course, Snapshot, course_of_run
+from evaluation.command_options import AnalysisOptions, Named, make_directory
+from evaluation.exposure_bias.curve import ExposureBias, Series, StepSums, exposure_bias
+from evaluation.exposure_bias.finished import FinishedStudents
+from evaluation.exposure_bias.picture import draw
+from evaluation.exposure_bias.progress import Course
+from evaluation.identity import describe_weights, digest
 from evaluation.intervals import CONFIDENCE, Estimate, resample
 from evaluation.lineup import Lineup, line_up
 from evaluation.model import EvaluatedModel
@@ -54,7 +24,6 @@ from evaluation.sequences import SampleSet, Work, sample, token_divergences
 from kd.data.batch import TokenSequence
 from kd.data.encoding import Encoded
 from kd.distributed import World
-from kd.errors import UserError
 from kd.losses.divergences import forward_kl
 
 Json: TypeAlias = dict[str, Any]
@@ -84,8 +53,17 @@ class Measurement:
     rows: Encoded
     teacher: EvaluatedModel
     teacher_samples: SampleSet
+    finished: FinishedStudents
 
     def of(self, student: str, *, num_steps: int, what: str) -> ExposureBias:
+        """The curve of a student, measured unless an earlier call with the same settings has finished it."""
+        curve = self.finished.find(student, num_steps=num_steps)
+        if curve is None:
+            curve = self._measure(student, num_steps=num_steps, what=what)
+            self.finished.keep(student, curve, num_steps=num_steps)
+        return curve
+
+    def _measure(self, student: str, *, num_steps: int, what: str) -> ExposureBias:
         """Sample the student, and compare both models on the student's and on the teacher's samples."""
         model = self.work.lineup.load(student, world=self.work.world)
         own = sample(self.work, model, self.rows.examples, max_new_tokens=num_steps, what=what)
@@ -130,9 +108,10 @@ def measure(options: Options, *, world: World) -> None:
     with world.agreed():
         lineup, rows = _prepare(options, num_steps=num_steps, world=world)
     work = Work(lineup=lineup, world=world)
+    finished = FinishedStudents(options.out, settings=_settings(options, rows), world=world)
     teacher = lineup.load(options.teacher, world=world)
     samples = sample(work, teacher, rows.examples, max_new_tokens=num_steps, what="teacher")
-    measurement = Measurement(work=work, rows=rows, teacher=teacher, teacher_samples=samples)
+    measurement = Measurement(work=work, rows=rows, teacher=teacher, teacher_samples=samples, finished=finished)
     curves = {student.name: _curve(measurement, student) for student in options.students}
     progress = {
         course.name: _progress(measurement, course, num_steps=options.progress_steps) for course in options.courses
@@ -140,6 +119,19 @@ def measure(options: Options, *, world: World) -> None:
     with world.agreed():
         if world.is_main:
             _report(options, rows, world=world, curves=curves, progress=progress)
+            finished.remove()
+
+
+def _settings(options: Options, rows: Encoded) -> Json:
+    """What decides a curve beside the student and its number of steps; sizes of batches do not."""
+    analysis = options.analysis
+    return {
+        "teacher": describe_weights(options.teacher),
+        "rows": digest([(example.row_id, example.prompt) for example in rows.examples]),
+        "seeds": analysis.seeds,
+        "resamples": analysis.resamples,
+        "dtype": analysis.dtype,
+    }
 
 
 def _prepare(options: Options, *, num_steps: int, world: World) -> tuple[Lineup, Encoded]:
@@ -208,70 +200,3 @@ def _table(results: Json) -> Table:
             cells = {content["generation_steps"]: str(Estimate(**point["ExAccErr"]))}
             table.add_row(f"{name}, step {point['training_step']}", *(cells.get(step, "") for step in shown))
     return table
-
-
-def parse_options(argv: Sequence[str] | None = None) -> Options:
-    """Read the command line (`sys.argv` if None), and which exports the runs on it have.
-
-    Raises:
-        UserError: an option that is unknown, missing or out of range, or a run without exports.
-    """
-    parser = CommandParser(
-        prog="python -m evaluation.exposure_bias",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--teacher", required=True, metavar="DIR", help="p: from_pretrained directory or hub name")
-    add("--data", required=True, metavar="FILE", help="rows with an instruction; their outputs are not used")
-    add("--out", type=Path, required=True, metavar="DIR", help="gets exposure_bias.json, .png and .svg")
-    add("--student", action="append", default=[], type=named, metavar="NAME=DIR", help="q, for Fig. 3(a); repeat it")
-    add(
-        "--run", action="append", default=[], type=named, metavar="NAME=DIR",
-        help="run.dir of a training with checkpoints.export_every, for Fig. 3(b): its exports nearest to tenths of"
-        " the best step",
-    )  # fmt: skip
-    add(
-        "--checkpoint", action="append", default=[], type=_checkpoint, metavar="NAME:STEP=DIR",
-        help="for Fig. 3(b), a student after STEP optimizer steps; repeat it",
-    )  # fmt: skip
-    add("--progress-steps", type=at_least(1), default=50, metavar="L", help="l of Fig. 3(b) [%(default)s]")
-    add_analysis_options(parser, max_new_tokens=256, seeds="10,20,30,40,50")
-    values = parser.parse_args(argv)
-    courses = [course_of_run(run.name, Path(run.path)) for run in values.run]
-    for name in dict.fromkeys(name for name, _ in values.checkpoint):
-        own = sorted((one for of, one in values.checkpoint if of == name), key=lambda snapshot: snapshot.step)
-        courses.append(Course(name=name, best_step=None, snapshots=tuple(own)))
-    for kind, names in (
-        ("--student", [student.name for student in values.student]),
-        ("--run and --checkpoint", [course.name for course in courses]),
-    ):
-        if len(set(names)) < len(names):
-            raise UserError(f"{kind}: a name is given twice; give each its own")
-    if not values.student and not courses:
-        raise UserError("nothing to measure: give --student, --run or --checkpoint; see --help")
-    return Options(
-        teacher=values.teacher,
-        data=values.data,
-        students=tuple(values.student),
-        courses=tuple(courses),
-        progress_steps=values.progress_steps,
-        out=values.out,
-        analysis=analysis_options(values),
-    )
-
-
-def _checkpoint(text: str) -> tuple[str, Snapshot]:
-    match = re.fullmatch(rf"({NAME}):(\d+)=(.+)", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME:STEP=DIR, such as promptkd:100=runs/a/step-100")
-    return match[1], Snapshot(step=int(match[2]), model=match[3])
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says, and return the exit code."""
-    return run_on_ranks(lambda world: measure(parse_options(argv), world=world))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,12 +16,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from evaluation.benchmark_formats import Original
-from evaluation.benchmark_preparation import check_counts_as_published, prepare, sample, write_rows
-from evaluation.benchmark_specs import SPECS, BenchmarkSpec, TokenRange
-from evaluation.options import at_least
+from evaluation.benchmarks.formats import Original
+from evaluation.benchmarks.preparation import check_counts_as_published, prepare, sample, write_rows
+from evaluation.benchmarks.specs import SPECS, BenchmarkSpec, TokenRange
+from evaluation.command_options import CommandParser, at_least, run_command
 from kd.engines.vocabulary import load_tokenizer
-from kd.errors import EXIT_CODE, UserError
+from kd.errors import UserError
 
 
 def print_specs() -> None:
@@ -87,8 +87,8 @@ def _token_range(text: str) -> TokenRange:
     return TokenRange(lowest=int(match[1]), highest=int(match[2]) if match[2] else None)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="python -m evaluation.benchmarks",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -109,18 +109,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _run(argv: Sequence[str] | None) -> None:
+    arguments = _parser().parse_args(argv)
+    if arguments.command == "list":
+        print_specs()
+    else:
+        run_prepare(arguments)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says, and return the exit code."""
-    arguments = _parser().parse_args(argv)
-    try:
-        if arguments.command == "list":
-            print_specs()
-        else:
-            run_prepare(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_CODE
-    return 0
+    return run_command(lambda: _run(argv))
 
 
 if __name__ == "__main__":

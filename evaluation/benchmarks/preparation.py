@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from evaluation.benchmark_formats import Original, read_row_format
-from evaluation.benchmark_specs import BenchmarkSpec, RowFilter
+from evaluation.benchmarks.formats import Original, read_row_format
+from evaluation.benchmarks.specs import BenchmarkSpec, RowFilter
 from evaluation.results import write_atomically
 from kd.data.instructions import Instruction
 from kd.data.templates import AlpacaTemplate

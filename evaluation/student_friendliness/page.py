@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evaluation.intervals import Estimate
-from evaluation.student_friendliness_summary import Column, RowSet
+from evaluation.student_friendliness.summary import Column, RowSet
 
 
 @dataclass(frozen=True, kw_only=True)

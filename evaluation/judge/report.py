@@ -10,10 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from evaluation.judging.comparisons import Comparison, Order
-from evaluation.judging.estimate import Prices
-from evaluation.judging.scores import FeedbackScore, Judged, feedback_score
-from evaluation.judging.session import Judge, Verdict
+from evaluation.judge.comparisons import Comparison, Order
+from evaluation.judge.estimate import Prices
+from evaluation.judge.scores import FeedbackScore, Judged, feedback_score
+from evaluation.judge.session import Judge, Verdict
 from evaluation.results import write_atomically
 
 RESULTS = "judge.json"

@@ -113,6 +113,8 @@ def read_natural_instructions(original: Original) -> list[Instruction]:
         raise UserError(
             f"{listing}: cannot be read ({error.strerror}); give the directory of natural-instructions as --source"
         ) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{listing}: is no UTF-8 text; expected the name of a task on each line") from None
     instructions = []
     for task in tasks:
         row = _read_object(directory / "tasks" / f"{task}.json")
@@ -160,7 +162,12 @@ def _question_id(row: Row) -> int:
 
 
 def _answer(row: Row) -> str:
-    return row.text("text") if "text" in row.fields else _first_turn(_nested(row, "choices")[0])
+    if "text" in row.fields:
+        return row.text("text")
+    choices = _nested(row, "choices")
+    if not choices:
+        raise UserError(f"{row.source}: `choices` is an empty list; give a complete file of FastChat's evaluation")
+    return _first_turn(choices[0])
 
 
 def _first_turn(row: Row) -> str:

@@ -9,8 +9,8 @@ from typing import TypeVar
 import numpy as np
 
 from evaluation.intervals import Estimate, ratio, resample
-from evaluation.judging.comparisons import Comparison, Order
-from evaluation.judging.session import Verdict
+from evaluation.judge.comparisons import Comparison, Order
+from evaluation.judge.session import Verdict
 
 Judged = Sequence[tuple[Comparison, Verdict]]
 

@@ -23,24 +23,27 @@ unanswered.
 """
 
 import argparse
-import asyncio
-import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress
-
-from evaluation.command_options import CommandParser, amount, at_least, named, positive, seed_list
-from evaluation.judging.comparisons import Evaluation, Order, read_comparisons
-from evaluation.judging.endpoint import Endpoint, Manners, check_base_url, check_openai
-from evaluation.judging.estimate import CostEstimate, Prices, estimate_cost
-from evaluation.judging.replies import ReplyCache
-from evaluation.judging.report import RESULTS, write_report
-from evaluation.judging.session import Judge, Pending, Session, Verdict
-from kd.errors import EXIT_CODE, UserError
+from evaluation.command_options import (
+    CommandParser,
+    amount,
+    at_least,
+    check_different,
+    named,
+    positive,
+    run_command,
+    seed_list,
+)
+from evaluation.judge.comparisons import Evaluation, Order
+from evaluation.judge.endpoint import Manners, check_base_url, check_openai
+from evaluation.judge.estimate import Prices
+from evaluation.judge.judgement import Options, judge
+from evaluation.judge.report import RESULTS
+from evaluation.judge.session import Judge
+from kd.errors import UserError
 
 INTERRUPTED = 130
 _ORDERS: dict[str, tuple[Order, ...]] = {
@@ -48,110 +51,6 @@ _ORDERS: dict[str, tuple[Order, ...]] = {
     "reference-first": ("reference_first",),
     "both": ("model_first", "reference_first"),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What to judge, by whom, and how to treat the server."""
-
-    judge: Judge
-    manners: Manners
-    concurrency: int
-    key_variable: str
-    evaluations: tuple[Evaluation, ...]
-    benchmarks: tuple[str, ...]
-    sources: Mapping[str, str]
-    """By benchmark, where another file than the evaluation's is named."""
-    seeds: tuple[int, ...] | None
-    rows: int | None
-    orders: tuple[Order, ...]
-    prices: Prices | None
-    expected_reply_tokens: int
-    max_cost: float | None
-    dry_run: bool
-    cache: Path
-    out: Path
-
-
-def judge(options: Options) -> int:
-    """Ask what is not answered yet, write the results, and return the number of comparisons without an answer.
-
-    Raises:
-        UserError: unusable input, no key, a cost above the limit, or a server that does not work.
-    """
-    sources = _sources(options)
-    comparisons = [
-        comparison
-        for evaluation in options.evaluations
-        for name, source in sources.items()
-        for comparison in read_comparisons(
-            evaluation,
-            benchmark=name,
-            source=source,
-            seeds=options.seeds,
-            num_rows=options.rows,
-            orders=options.orders,
-        )
-    ]
-    session = Session(options.judge, cache=ReplyCache(options.cache))
-    # Equal prompts, such as those of a greedy model's seeds, are asked once.
-    prompts = list(dict.fromkeys(comparison.prompt for comparison in comparisons))
-    standing = {prompt: session.standing(prompt) for prompt in prompts}
-    open_prompts = [prompt for prompt, state in standing.items() if isinstance(state, Pending)]
-    estimate = estimate_cost(open_prompts, reply_tokens=options.expected_reply_tokens, prices=options.prices)
-    print(f"{len(comparisons)} comparisons, {len(prompts)} different prompts; to ask: {estimate}")
-    if options.dry_run:
-        return 0
-    _check_cost(estimate, options)
-    verdicts = {prompt: state for prompt, state in standing.items() if isinstance(state, Verdict)}
-    verdicts |= asyncio.run(_ask(options, session, open_prompts)) if open_prompts else {}
-    judged = [(comparison, verdicts[comparison.prompt]) for comparison in comparisons]
-    write_report(
-        judged,
-        judge=options.judge,
-        orders=options.orders,
-        sources=sources,
-        prices=options.prices,
-        num_asked=session.num_asked,
-        out=options.out,
-    )
-    return sum(verdict.status == "unanswered" for _, verdict in judged)
-
-
-def _sources(options: Options) -> dict[str, str]:
-    """The file of rows of each benchmark to judge, which all evaluations must have."""
-    found = [(evaluation, evaluation.sources()) for evaluation in options.evaluations]
-    names = options.benchmarks or tuple(found[0][1])
-    for evaluation, sources in found:
-        for name in names:
-            if name not in sources:
-                known = ", ".join(sources) or "none"
-                raise UserError(f"{evaluation.directory}: has no benchmark {name}, it has {known}; give --benchmark")
-    return {name: options.sources.get(name, found[0][1][name]) for name in names}
-
-
-def _check_cost(estimate: CostEstimate, options: Options) -> None:
-    if options.max_cost is not None and estimate.cost is not None and estimate.cost > options.max_cost:
-        raise UserError(
-            f"asking would cost about ${estimate.cost:.2f}, more than --max-cost {options.max_cost:g}; raise it,"
-            " or judge fewer --rows, --seeds or --benchmark"
-        )
-
-
-async def _ask(options: Options, session: Session, prompts: Sequence[str]) -> dict[str, Verdict]:
-    key = os.environ.get(options.key_variable, "")
-    if not key.strip():
-        raise UserError(
-            f"the environment variable {options.key_variable} is not set; put the key there (for a server without"
-            " keys, any word)"
-        )
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("judging", total=len(prompts))
-        async with Endpoint(options.judge.base_url, key=key.strip(), manners=options.manners) as endpoint:
-            return await session.judge_all(
-                prompts, endpoint=endpoint, concurrency=options.concurrency, on_verdict=lambda: progress.advance(task)
-            )
 
 
 def parse_options(argv: Sequence[str] | None = None) -> Options:
@@ -166,9 +65,8 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
         raise UserError("--price-input and --price-output belong together; give both or none")
     if values.max_cost is not None and values.price_input is None:
         raise UserError("--max-cost needs --price-input and --price-output")
-    names = [evaluation.name for evaluation in values.evaluation]
-    if len(set(names)) < len(names):
-        raise UserError("--evaluation: a name is given twice; give each its own")
+    check_different("--evaluation", [evaluation.name for evaluation in values.evaluation])
+    check_different("--data", [rows.name for rows in values.data])
     prices = None if values.price_input is None else Prices(input=values.price_input, output=values.price_output)
     return Options(
         judge=Judge(
@@ -233,15 +131,16 @@ def _parser() -> CommandParser:
     return parser
 
 
+def _run(argv: Sequence[str] | None) -> int:
+    options = parse_options(argv)
+    check_openai()
+    return 1 if judge(options) else 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says, and return the exit code."""
     try:
-        options = parse_options(argv)
-        check_openai()
-        return 1 if judge(options) else 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_CODE
+        return run_command(lambda: _run(argv))
     except KeyboardInterrupt:
         print("interrupted; replies so far are kept, the same command goes on from there", file=sys.stderr)
         return INTERRUPTED

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from evaluation.judging.endpoint import Endpoint, EndpointFailure
-from evaluation.judging.replies import Reply, ReplyCache, Scores, parse_scores
+from evaluation.judge.endpoint import Endpoint, EndpointFailure
+from evaluation.judge.replies import Reply, ReplyCache, Scores, parse_scores
 from kd.errors import UserError
 
 _FEWEST_FAILURES = 5
@@ -94,7 +94,14 @@ class Session:
             on_verdict()
             return verdict
 
-        verdicts = await asyncio.gather(*(judge(prompt) for prompt in prompts))
+        tasks = [asyncio.create_task(judge(prompt)) for prompt in prompts]
+        try:
+            verdicts = await asyncio.gather(*tasks)
+        finally:
+            # Where one of them gave up, the others must end before their connections do.
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         return dict(zip(prompts, verdicts, strict=True))
 
     async def _verdict(self, prompt: str, *, endpoint: Endpoint, patience: int) -> Verdict:

@@ -1,9 +1,9 @@
 """The instruction sets of the paper's Table 1: where they come from, what is kept of them, how many rows that is."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from evaluation.benchmark_formats import (
+from evaluation.benchmarks.formats import (
     Original,
     read_dolly,
     read_fastchat,
@@ -59,49 +59,37 @@ class BenchmarkSpec:
     """Hub repository of MiniLLM, which PromptKD evaluates with, and the file in it; in the project's own format."""
     fields: str
     """What becomes instruction, input and output."""
-    companion: str
-    """What the second file holds, empty where there is none."""
     read: Callable[[Original], list[Instruction]]
-    rows: RowFilter
     num_rows: tuple[int, ...]
     """Published numbers of rows; where there are two, the second is without prompts of more than 256 tokens."""
+    companion: str = ""
+    """What the second file holds, empty where there is none."""
+    rows: RowFilter = RowFilter()
 
 
 # Published files of both hold no longer prompt.
 _LONG_ANSWERS = RowFilter(response_tokens=TokenRange(lowest=11), max_prompt_tokens=256)
 
+_DOLLY_VALIDATION = BenchmarkSpec(
+    column="Dolly (validation)",
+    licence="CC BY-SA 3.0",
+    original="databricks/databricks-dolly-15k, without a split",
+    processed="MiniLLM/dolly-processed, prompt/gpt2/valid.jsonl",
+    fields="instruction, context, response",
+    read=read_dolly,
+    num_rows=(1000,),
+)
+
 SPECS = {
-    "dolly_validation": BenchmarkSpec(
-        column="Dolly (validation)",
-        licence="CC BY-SA 3.0",
-        original="databricks/databricks-dolly-15k, without a split",
-        processed="MiniLLM/dolly-processed, prompt/gpt2/valid.jsonl",
-        fields="instruction, context, response",
-        companion="",
-        read=read_dolly,
-        rows=RowFilter(),
-        num_rows=(1000,),
-    ),
-    "dolly_test": BenchmarkSpec(
-        column="Dolly",
-        licence="CC BY-SA 3.0",
-        original="databricks/databricks-dolly-15k, without a split",
-        processed="MiniLLM/dolly, valid.jsonl",
-        fields="instruction, context, response",
-        companion="",
-        read=read_dolly,
-        rows=RowFilter(),
-        num_rows=(500,),
-    ),
+    "dolly_validation": _DOLLY_VALIDATION,
+    "dolly_test": replace(_DOLLY_VALIDATION, column="Dolly", processed="MiniLLM/dolly, valid.jsonl", num_rows=(500,)),
     "self_inst": BenchmarkSpec(
         column="SelfInst",
         licence="Apache-2.0",
         original="github.com/yizhongw/self-instruct, human_eval/user_oriented_instructions.jsonl",
         processed="MiniLLM/self-inst, valid.jsonl",
         fields="instruction, instances: input, output",
-        companion="",
         read=read_self_instruct,
-        rows=RowFilter(),
         num_rows=(252, 242),
     ),
     "vicuna": BenchmarkSpec(
@@ -112,7 +100,6 @@ SPECS = {
         fields="text or turns; output from the companion",
         companion="ChatGPT's answers, answer_gpt35.jsonl of FastChat's eval/table/answer",
         read=read_fastchat,
-        rows=RowFilter(),
         num_rows=(80,),
     ),
     "s_ni": BenchmarkSpec(
@@ -132,7 +119,6 @@ SPECS = {
         original="github.com/orhonovich/unnatural-instructions, core_data.jsonl",
         processed="MiniLLM/uinst, 11_/valid.jsonl",
         fields="instruction, instances: input, output",
-        companion="",
         read=read_unnatural_instructions,
         rows=_LONG_ANSWERS,
         num_rows=(23916,),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from evaluation.results import generations_file, read_generations
+from evaluation.results import evaluated_seeds, generations_file, read_generations
 from kd.data.instructions import Instruction, read_instructions
 from kd.errors import UserError
 
@@ -73,9 +73,7 @@ class Evaluation:
 
     def seeds(self, benchmark: str) -> list[int]:
         """Seeds with generations, in ascending order."""
-        place = self.directory / "generations" / benchmark
-        names = (path.stem.removeprefix("seed-") for path in place.glob("seed-*.jsonl"))
-        return sorted(int(name) for name in names if name.isdecimal())
+        return evaluated_seeds(self.directory / "generations" / benchmark)
 
 
 def read_comparisons(

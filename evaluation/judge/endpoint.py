@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
-from evaluation.judging.replies import Reply
+from evaluation.judge.replies import Reply
 from kd.errors import UserError
 
 # The longest pause that the client makes when a server asks for one.
@@ -134,8 +134,12 @@ def check_base_url(url: str) -> None:
     Raises:
         UserError: not http(s), or with a password or a query, which may hold a key.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        is_complete = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_complete = False
+    if not is_complete:
         raise UserError("--base-url: expected http://… or https://…, such as https://api.openai.com/v1")
     if parts.username or parts.password or parts.query:
         raise UserError("--base-url: leave out password and query; a key comes from the environment only")

@@ -1,0 +1,26 @@
+"""What is free on the rank that has least: all ranks must choose alike."""
+
+import psutil
+import torch
+
+from kd.distributed import World
+
+
+def scarcest_bytes(world: World, *, hosts: list[list[int]]) -> int:
+    """Free memory for this rank's part, on the rank that has least; all ranks call it together.
+
+    Args:
+        hosts: the ranks of each host, who share its memory where there is no GPU.
+    """
+    if world.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(world.device)
+        # What torch keeps for later is free too.
+        free += torch.cuda.memory_reserved(world.device) - torch.cuda.memory_allocated(world.device)
+    else:
+        free = psutil.virtual_memory().available // next(len(ranks) for ranks in hosts if world.rank in ranks)
+    return -int(world.max_across_ranks(torch.tensor(-free, device=world.device)).item())
+
+
+def gib(num_bytes: int) -> str:
+    """A size for people."""
+    return f"{num_bytes / 2**30:.2f} GiB"
