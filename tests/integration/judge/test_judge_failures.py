@@ -202,6 +202,8 @@ def test_an_interrupted_call_goes_on_where_it_was(
         env=command_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # As in a terminal: tests that run in the background of a shell pass on that SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while len(server.requests) < 6 and time.monotonic() < deadline:
