@@ -245,3 +245,10 @@ def test_a_missing_teacher_is_one_line(
         assert compare.main([*task, "--rates", str(rates), "--out", str(tmp_path)]) == EXIT_CODE
         error = capsys.readouterr().err
         assert error.startswith("error: demo/nobody/model.safetensors does not exist") and error.count("\n") == 1
+
+
+def test_the_shipped_rates_are_of_all_methods_and_candidates() -> None:
+    rates = read_rates(tuning.RATES)
+    assert rates.steps == contestants.STEPS
+    assert set(rates.scores) == set(CONTESTANTS)
+    assert all(set(scores) == set(CANDIDATES) for scores in rates.scores.values())
