@@ -1,8 +1,8 @@
 """Teacher-mixed sampling (MiniLLM, arXiv 2306.08543): each token from α·p + (1-α)·q, both models in step."""
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -72,8 +72,12 @@ class _Pair:
     def group(self) -> RankGroup | None:
         return self.student.group
 
-    def ready(self) -> AbstractContextManager[CausalLM]:
-        return self.student.ready()
+    @contextmanager
+    def ready(self) -> Iterator[CausalLM]:
+        # The teacher too, though it is entered again for each batch: gathering it takes all ranks, and they may have
+        # different numbers of batches.
+        with self.teacher.ready(), self.student.ready() as view:
+            yield view
 
 
 def decode_mixed(

@@ -93,7 +93,7 @@ class PlainDistillation(ABC):
         plan = groundwork.plan(targets)
         num_tokens = plan.mean.num_tokens
         if num_tokens == 0:
-            return StepMetrics(num_tokens=0, num_sequences=groundwork.num_sequences, stopwatch=stopwatch)
+            return groundwork.skip(stopwatch)
         with stopwatch.time("teacher"):
             hidden = plan.hidden(self._teacher.hidden)
         # Before the release: a teacher that is whole need not gather its head again.
@@ -110,13 +110,11 @@ class PlainDistillation(ABC):
             token_sums = dict(zip(self._objective.names, sums, strict=True))
             if self._objective.data_weight:
                 token_sums["cross_entropy"] = self._accumulate_data(window) * num_tokens
-        with stopwatch.time("optimizer"):
-            self._student.step(learning_rate=learning_rate)
-        return StepMetrics(
+        return groundwork.finish(
+            self._student,
+            learning_rate=learning_rate,
             num_tokens=num_tokens,
-            num_sequences=groundwork.num_sequences,
             token_sums=token_sums,
-            values={"learning_rate": learning_rate, "grad_norm": self._student.engine.grad_norm},
             stopwatch=stopwatch,
         )
 

@@ -19,7 +19,7 @@ from kd.engines.vocabulary import SharedVocabulary
 from kd.generation.pseudo_targets import PseudoTargets
 from kd.losses.linear_divergence import LinearDivergence, chunk_rows, linear_divergence
 from kd.losses.terms import Projection, Term
-from kd.measurement import StepMetrics
+from kd.measurement import StepMetrics, Stopwatch
 
 Targets = Callable[[Window], PseudoTargets]
 """The sequences to learn from: sampled for the window, or the rows' own responses."""
@@ -143,6 +143,34 @@ class Groundwork:
 
             sums += student.accumulate(batch, loss, is_last=is_last and ends_window)
         return sums
+
+    def finish(
+        self,
+        student: Student,
+        *,
+        learning_rate: float,
+        num_tokens: int,
+        token_sums: dict[str, Tensor],
+        stopwatch: Stopwatch,
+    ) -> StepMetrics:
+        """Update θ with the window's gradient; returns what the whole step measured.
+
+        Args:
+            token_sums: as in `StepMetrics`.
+        """
+        with stopwatch.time("optimizer"):
+            student.step(learning_rate=learning_rate)
+        return StepMetrics(
+            num_tokens=num_tokens,
+            num_sequences=self.num_sequences,
+            token_sums=token_sums,
+            values={"learning_rate": learning_rate, "grad_norm": student.engine.grad_norm},
+            stopwatch=stopwatch,
+        )
+
+    def skip(self, stopwatch: Stopwatch) -> StepMetrics:
+        """What a step reports that met no response token, on any rank, and changed nothing."""
+        return StepMetrics(num_tokens=0, num_sequences=self.num_sequences, stopwatch=stopwatch)
 
     def learning_rate(self, base: float, *, step: int) -> float:
         """The scheduled learning rate at `step`."""

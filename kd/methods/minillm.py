@@ -70,7 +70,7 @@ class MiniLLM:
         plan = groundwork.plan(PseudoTargets(sequences=[rollout.sequence for rollout in rollouts]))
         num_tokens = plan.mean.num_tokens
         if num_tokens == 0:
-            return StepMetrics(num_tokens=0, num_sequences=groundwork.num_sequences, stopwatch=stopwatch)
+            return groundwork.skip(stopwatch)
         with stopwatch.time("teacher"):
             self._teacher.gather()
         with self._teacher.head() as head:
@@ -78,14 +78,8 @@ class MiniLLM:
             if self._corpus is not None:
                 window = self._corpus.window(window.step)
                 sums |= self._accumulate_corpus(window, head=head, num_tokens=num_tokens, stopwatch=stopwatch)
-        with stopwatch.time("optimizer"):
-            self._student.step(learning_rate=learning_rate)
-        return StepMetrics(
-            num_tokens=num_tokens,
-            num_sequences=groundwork.num_sequences,
-            token_sums=sums,
-            values={"learning_rate": learning_rate, "grad_norm": self._student.engine.grad_norm},
-            stopwatch=stopwatch,
+        return groundwork.finish(
+            self._student, learning_rate=learning_rate, num_tokens=num_tokens, token_sums=sums, stopwatch=stopwatch
         )
 
     def _collect(self, step: int) -> list[Rollout]:

@@ -59,7 +59,7 @@ class PromptKD:
         shown = self._shown_to_prompt(window, targets)
         prompt_plan = plan if shown is targets else groundwork.plan(shown)
         if 0 in (plan.mean.num_tokens, prompt_plan.mean.num_tokens):
-            return StepMetrics(num_tokens=0, num_sequences=groundwork.num_sequences, stopwatch=stopwatch)
+            return groundwork.skip(stopwatch)
         with stopwatch.time("teacher"):
             self._teacher.gather()
         # Of the frozen teacher: one gathering serves both losses.

@@ -23,17 +23,15 @@ class SupervisedFineTuning:
         stopwatch = Stopwatch(groundwork.device)
         plan = groundwork.plan(self._targets(window))
         if plan.mean.num_tokens == 0:
-            return StepMetrics(num_tokens=0, num_sequences=groundwork.num_sequences, stopwatch=stopwatch)
+            return groundwork.skip(stopwatch)
         learning_rate = groundwork.learning_rate(self._learning_rate, step=window.step)
         with stopwatch.time("student"):
             terms = [[LikelihoodTerm(labels=batch.labels)] for batch in plan.batches]
             cross_entropy = groundwork.accumulate(plan, terms, student=self._student)[0]
-        with stopwatch.time("optimizer"):
-            self._student.step(learning_rate=learning_rate)
-        return StepMetrics(
+        return groundwork.finish(
+            self._student,
+            learning_rate=learning_rate,
             num_tokens=plan.mean.num_tokens,
-            num_sequences=groundwork.num_sequences,
             token_sums={"cross_entropy": cross_entropy},
-            values={"learning_rate": learning_rate, "grad_norm": self._student.engine.grad_norm},
             stopwatch=stopwatch,
         )

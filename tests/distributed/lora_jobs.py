@@ -11,7 +11,7 @@ from torch import Tensor
 from kd.config import Config
 from kd.config_file import read_config
 from kd.distributed import World
-from kd.engines.deepspeed_config import teacher_deepspeed_config, zero_stage
+from kd.engines.gathering import choose_gathering
 from kd.engines.lora import adapter_parameters, gather_adapters, plain_parameters
 from kd.engines.student import Student
 from kd.engines.teacher import LoraTeacher, Teacher
@@ -29,9 +29,12 @@ from tests.distributed.promptkd_jobs import Pair, whole_weights, window_of
 
 def prepare(world: World, config: Config) -> tuple[Student, Teacher | None, Groundwork, SharedVocabulary]:
     vocabulary = share_vocabulary(config)
-    shards_teacher = config.model.teacher is not None and zero_stage(teacher_deepspeed_config(config)) == 3
+    student, teacher = Student(config), load_teacher(config, vocabulary=vocabulary)
+    engines = {"student": student.engine} | ({} if teacher is None else {"teacher": teacher.engine})
+    choose_gathering(engines, settings=config.engine, world=world)
+    shards_teacher = teacher is not None and teacher.runs_hooks
     groundwork = Groundwork(config, vocabulary=vocabulary, world=world, shards_teacher=shards_teacher)
-    return Student(config), load_teacher(config, vocabulary=vocabulary), groundwork, vocabulary
+    return student, teacher, groundwork, vocabulary
 
 
 def base_weights(model: Any) -> dict[str, Tensor]:

@@ -75,12 +75,12 @@ def run_reference(pair: Path, windows: list[list[Pair]], **adapters: reference.A
     return {name: value.detach() - start[name] for name, value in models[1].named_parameters()}, losses
 
 
-@pytest.fixture(scope="module")
-def adapted_teacher(pair: Path, ranks: Any) -> Any:
+@pytest.fixture(scope="module", params=["layer", "model"])
+def adapted_teacher(pair: Path, request: pytest.FixtureRequest, ranks: Any) -> Any:
     """Three steps against a teacher with adapters: its ZeRO stage and checkpointing differ between the families."""
     stage, checkpointing = (3, "true") if pair.name.startswith("gpt2") else (0, "false")
     config = write_config(pair, teacher_stage=stage)
-    overrides = [*TEACHER_LORA, f"model.gradient_checkpointing={checkpointing}"]
+    overrides = [*TEACHER_LORA, f"model.gradient_checkpointing={checkpointing}", f"engine.gather={request.param}"]
     windows = make_windows(vocabulary=400)
     trained = ranks(2).run(jobs.train, config_file=config, overrides=overrides, windows=windows)
     plain = ranks(2).run(jobs.plain_states, config_file=config, overrides=overrides, rows=windows[0])
