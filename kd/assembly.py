@@ -229,7 +229,7 @@ def _make_samplers(
         return _Samplers(plain=plain)
     mixed = TeacherMixedSampler(
         weights,
-        TrainedWeights(view=teacher.view, runs_hooks=teacher.runs_hooks, gather=teacher.gather),
+        TrainedWeights.of(teacher),
         teacher_share=config.minillm.teacher_share,
         settings=config.generation,
         vocabulary=vocabulary,

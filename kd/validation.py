@@ -89,6 +89,7 @@ class Validator:
 
     def _rouge_l(self, sampler: Sampler) -> float:
         sequences = sampler.sample(self._examples, seed=self._seed, step=0).sequences
+        self._student.release()
         total = torch.zeros((), dtype=torch.float64, device=self._world.device)
         for example, sequence in zip(self._examples, sequences, strict=True):
             text = str(self._vocabulary.tokenizer.decode(sequence.response_ids, skip_special_tokens=True))

@@ -2,13 +2,14 @@
 
 Left to itself, DeepSpeed gathers each layer for each pass, through a buffer for several parameters and a copy out of
 it, and all ranks wait for each other at every layer. Gathered at once, the parameters move once for all passes of a
-window and without a copy.
+window and without a copy, and an fp32 gradient is reduced once for all of its micro-batches.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import torch
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import nn
 
@@ -31,14 +32,19 @@ class WholeModel:
         self._parameters: list[Any] = [parameter for parameter in module.parameters() if hasattr(parameter, "ds_id")]
 
     @property
-    def num_bytes(self) -> int:
-        """Of the whole model."""
-        return sum(parameter.ds_numel * parameter.ds_tensor.element_size() for parameter in self._parameters)
+    def keeps_gradient(self) -> bool:
+        """Whether the gradient of a window can stay whole in the parameters' own precision, which loses nothing."""
+        return all(parameter.ds_tensor.dtype == torch.float32 for parameter in self._trained)
 
     @property
-    def is_moving(self) -> bool:
-        """Whether DeepSpeed still gathers a part of it in advance."""
-        return any(parameter.ds_status == ZeroParamStatus.INFLIGHT for parameter in self._parameters)
+    def num_bytes(self) -> int:
+        """Of the whole model, and of the gradient that it keeps."""
+        kept = [*self._parameters, *(self._trained if self.keeps_gradient else [])]
+        return sum(int(parameter.ds_numel) * int(parameter.ds_tensor.element_size()) for parameter in kept)
+
+    @property
+    def _trained(self) -> list[Any]:
+        return [parameter for parameter in self._parameters if parameter.requires_grad]
 
     def gather(self) -> None:
         """Make every parameter whole until `shard`; nothing moves that is whole already."""
@@ -93,8 +99,9 @@ class ShardedEngine(Protocol):
 
     is_sharded: bool
     offloads_shards: bool
-    is_gathered_once: bool
     shards: WholeModel
+
+    def gather_once(self) -> None: ...
 
 
 def choose_gathering(engines: Mapping[str, ShardedEngine], *, settings: EngineConfig, world: World) -> list[str]:
@@ -113,8 +120,10 @@ def choose_gathering(engines: Mapping[str, ShardedEngine], *, settings: EngineCo
     sentences = []
     for role, engine in sharded.items():
         fits = engine.shards.num_bytes * _SHARE <= free_bytes and not engine.offloads_shards
-        engine.is_gathered_once = settings.gather == "model" or (settings.gather == "auto" and fits)
-        how = "once for the passes of a window" if engine.is_gathered_once else "layer by layer"
+        how = "layer by layer"
+        if settings.gather == "model" or (settings.gather == "auto" and fits):
+            engine.gather_once()
+            how = "once for the passes of a window"
         reason = f"as engine.gather asks; {gib(engine.shards.num_bytes)}"
         if settings.gather == "auto":
             place = "its shards are offloaded" if engine.offloads_shards else f"{gib(free_bytes)} are free on each rank"

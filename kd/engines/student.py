@@ -108,13 +108,30 @@ class Student:
         """Hidden states that predict the response tokens, without gradient."""
         return self.engine.hidden(sequences)
 
+    @property
+    def runs_hooks(self) -> bool:
+        """Whether a forward pass is a collective operation that all ranks must run together."""
+        return self.engine.runs_hooks
+
+    def gather(self) -> None:
+        """Make the model whole for a window where that is done once; its step ends it."""
+        self.engine.gather()
+
+    def pause(self) -> None:
+        """Free what forward passes have gathered, before another model works in the same window."""
+        self.engine.pause()
+
     def release(self) -> None:
-        """Free whatever forward passes have gathered; to be called before another model works."""
+        """Free whatever has been gathered."""
         self.engine.release()
 
     def head(self) -> AbstractContextManager[Head]:
         """The head of this moment, whole inside the context and without gradient."""
         return whole_head(self.view)
+
+    def window(self) -> AbstractContextManager[None]:
+        """Everything that adds to a window's gradient happens inside, its step after."""
+        return self.engine.window()
 
     def accumulate(self, sequences: SequenceBatch, loss: Loss, *, is_last: bool) -> Float[Tensor, " terms"]:
         """Add a micro-batch's gradient to the window's; returns the loss terms' sums over its tokens."""

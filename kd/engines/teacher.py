@@ -14,7 +14,7 @@ from kd.config import Config
 from kd.data.batch import SequenceBatch
 from kd.data.groups import RowGroups
 from kd.engines.causal_lm import CausalLM, load_causal_lm, read_model_config
-from kd.engines.deepspeed_config import teacher_deepspeed_config
+from kd.engines.deepspeed_config import teacher_deepspeed_config, zero_stage
 from kd.engines.lora import adapter_parameters, adapter_writer, adapters_off, add_adapters
 from kd.engines.optimization import make_optimizer, parameter_groups
 from kd.engines.soft_prompt import SoftPromptOrigin, SoftPrompts, initial_values, save_soft_prompts
@@ -91,7 +91,9 @@ class Teacher:
         optimizer = None
         if trained:
             optimizer = make_optimizer(trained, settings=config.optimizer, learning_rate=config.prompt.learning_rate)
-        self.engine = TrainableEngine(module, optimizer=optimizer, settings=teacher_deepspeed_config(config))
+        settings = teacher_deepspeed_config(config)
+        self.zero_stage = zero_stage(settings)
+        self.engine = TrainableEngine(module, optimizer=optimizer, settings=settings)
 
     def hidden(self, sequences: SequenceBatch, condition: Condition = "plain") -> Float[Tensor, "N H"]:
         """Hidden states that predict the response tokens, without gradient."""
@@ -100,14 +102,18 @@ class Teacher:
     @property
     def runs_hooks(self) -> bool:
         """Whether a forward pass is a collective operation that all ranks must run together."""
-        return bool(self.engine.is_sharded and not self.engine.is_gathered_once)
+        return self.engine.runs_hooks
 
     def gather(self) -> None:
-        """Make the model whole for the passes to come where that is done once; `release` ends it."""
+        """Make the model whole for a window where that is done once; `release` ends it."""
         self.engine.gather()
 
+    def pause(self) -> None:
+        """Free what forward passes have gathered, before another model works in the same window."""
+        self.engine.pause()
+
     def release(self) -> None:
-        """Free whatever forward passes have gathered; to be called before another model works."""
+        """Free whatever has been gathered."""
         self.engine.release()
 
     def head(self) -> AbstractContextManager[Head]:
@@ -117,6 +123,10 @@ class Teacher:
 
 class AdaptedTeacher(Teacher, ABC):
     """p(.|P, x) and p(.|x), loaded once; only P, or what stands in its place, is trained."""
+
+    def window(self) -> AbstractContextManager[None]:
+        """Everything that adds to a window's gradient happens inside, its step after."""
+        return self.engine.window()
 
     def accumulate(self, sequences: SequenceBatch, loss: AdaptedLoss, *, is_last: bool) -> Float[Tensor, " terms"]:
         """Add a micro-batch's gradient; returns the loss terms' sums over its tokens."""

@@ -50,13 +50,24 @@ class TrainableEngine:
         self.is_gathered_once = False
         """Whether a sharded model is gathered once for the passes of a window, until it is released."""
 
+    @property
+    def runs_hooks(self) -> bool:
+        """Whether a forward pass is a collective operation that all ranks must run together."""
+        return self.is_sharded and not self.is_gathered_once
+
+    def gather_once(self) -> None:
+        """Gather the sharded model once for a window from now on, instead of layer by layer in DeepSpeed's hooks."""
+        self.is_gathered_once = True
+        optimizer = self.deepspeed.optimizer
+        # Without an optimizer the engine has what gathers in its place.
+        getattr(optimizer, "parameter_offload", optimizer).destroy()
+        # After an update DeepSpeed gathers small parameters again, the frozen ones too.
+        optimizer.persistent_parameters = [p for p in optimizer.persistent_parameters if p.requires_grad]
+
     def gather(self) -> None:
         """Make a model whole that is gathered once for a window; nothing to do for others."""
-        if not self.is_gathered_once:
-            return
-        if self.shards.is_moving:
-            self.release()
-        self.shards.gather()
+        if self.is_gathered_once:
+            self.shards.gather()
 
     def hidden(self, *inputs: object) -> Tensor:
         """Hidden states [N, H] that predict the response tokens, without gradient."""
@@ -64,6 +75,11 @@ class TrainableEngine:
         with self._measuring():
             hidden: Tensor = self.deepspeed(*inputs)
         return hidden
+
+    def pause(self) -> None:
+        """Release what passes have gathered, but for a model that is whole for the rest of the window."""
+        if not self.is_gathered_once:
+            self.release()
 
     def release(self) -> None:
         """Leave nothing but shards on the device.
@@ -94,6 +110,24 @@ class TrainableEngine:
                 yield
         finally:
             self.deepspeed.module.train()
+
+    @contextmanager
+    def window(self) -> Iterator[None]:
+        """Accumulate a window's gradient inside.
+
+        A model that is whole for the window keeps its gradient whole too, and the ranks reduce it once, at the end,
+        instead of after each micro-batch.
+        """
+        if not (self.is_gathered_once and self.shards.keeps_gradient):
+            yield
+            return
+        with self.deepspeed.coalesce_grad_reduction():
+            try:
+                yield
+            except BaseException:
+                # DeepSpeed reduces what there is even now, and would wait for ranks that do something else.
+                self.deepspeed.module.zero_grad()
+                raise
 
     def accumulate(self, *inputs: object, is_last: bool) -> Tensor:
         """Forward and backward of one micro-batch; `is_last` ends the window. Returns the terms' sums [terms]."""

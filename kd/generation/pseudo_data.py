@@ -13,7 +13,6 @@ from kd.data.batch import TokenIds, cut_prompt_batches
 from kd.data.encoding import Example
 from kd.distributed import RankGroup, World
 from kd.engines.causal_lm import CausalLM
-from kd.engines.deepspeed_config import teacher_deepspeed_config, zero_stage
 from kd.engines.teacher import Teacher
 from kd.engines.vocabulary import SharedVocabulary
 from kd.errors import UserError
@@ -180,12 +179,6 @@ def _answer(row: Example, ids: TokenIds, *, number: int, vocabulary: SharedVocab
 
 
 @dataclass(frozen=True, kw_only=True)
-class _FrozenModel:
-    view: CausalLM
-    zero_stage: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class _HeldWeights:
     """Weights that never change: made ready once, for all that is sampled."""
 
@@ -202,8 +195,7 @@ def _teacher_sampler(
     config: Config, *, vocabulary: SharedVocabulary, world: World, say: Callable[[str], None]
 ) -> Iterator[Sampler]:
     teacher = Teacher(config)
-    model = _FrozenModel(view=teacher.view, zero_stage=zero_stage(teacher_deepspeed_config(config)))
-    weights, sentence = choose_weights(model, settings=config.generation, world=world, role="teacher")
+    weights, sentence = choose_weights(teacher, settings=config.generation, world=world, role="teacher")
     say(sentence)
     with weights.ready() as view:
         held = _HeldWeights(view=view, runs_hooks=weights.runs_hooks, group=weights.group)

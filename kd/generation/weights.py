@@ -50,30 +50,39 @@ def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedWeights:
-    """The trained module itself: whole under ZeRO-0, 1, 2; gathered layer by layer by ZeRO-3's hooks."""
+    """The trained module itself: whole under ZeRO-0, 1, 2; gathered at once, or by ZeRO-3's hooks layer by layer."""
 
     view: CausalLM
     runs_hooks: bool
-    gather: Callable[[], None] | None = None
-    """Makes a sharded model whole that its hooks need not gather; who asks for it must release the model too."""
+    gather: Callable[[], None]
+    """Makes a sharded model whole that no hooks gather; who asks for it must release the model too."""
     group: None = None
+
+    @classmethod
+    def of(cls, model: "Sampled") -> "TrainedWeights":
+        """Those of a model as it is."""
+        return cls(view=model.view, runs_hooks=model.runs_hooks, gather=model.gather)
 
     @contextmanager
     def ready(self) -> Iterator[CausalLM]:
-        if self.gather is not None:
-            self.gather()
+        self.gather()
         with evaluation_mode(self.view.model):
             yield self.view
 
 
 class Sampled(Protocol):
-    """A model that is sampled from: the student, or the teacher where its responses are written down."""
+    """A model that is sampled from: the student, or the teacher."""
 
     @property
     def view(self) -> CausalLM: ...
 
     @property
     def zero_stage(self) -> int: ...
+
+    @property
+    def runs_hooks(self) -> bool: ...
+
+    def gather(self) -> None: ...
 
 
 def choose_weights(
@@ -86,14 +95,14 @@ def choose_weights(
             the model divides nor a whole copy of it fits.
     """
     if sampled.zero_stage < 3:
-        return TrainedWeights(view=sampled.view, runs_hooks=False), (
+        return TrainedWeights.of(sampled), (
             f"sampling with the {role}'s own weights, whole on each rank under ZeRO-{sampled.zero_stage}"
         )
     hosts = world.hosts()
     free_bytes = scarcest_bytes(world, hosts=hosts)
     choice = choose_layout(blank_copy(sampled.view.model), settings=settings, free_bytes=free_bytes, hosts=hosts)
     if choice.layout == "zero3":
-        return TrainedWeights(view=sampled.view, runs_hooks=True), f"sampling from ZeRO-3 shards ({choice.reason})"
+        return TrainedWeights.of(sampled), f"sampling from ZeRO-3 shards ({choice.reason})"
     group = None
     if choice.layout == "tensor_parallel":
         group = world.join_group(_cut(hosts, size=choice.num_ranks))

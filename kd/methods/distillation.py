@@ -88,6 +88,7 @@ class PlainDistillation(ABC):
         groundwork = self._groundwork
         stopwatch = Stopwatch(groundwork.device)
         learning_rate = groundwork.learning_rate(self._learning_rate, step=window.step)
+        groundwork.gather(self._student, self._teacher, stopwatch=stopwatch)
         with stopwatch.time("generation"):
             targets = self._targets(window)
         plan = groundwork.plan(targets)
@@ -99,17 +100,16 @@ class PlainDistillation(ABC):
         # Before the release: a teacher that is whole need not gather its head again.
         with self._teacher.head() as head:
             self._teacher.release()
-            with stopwatch.time("student"):
+            with stopwatch.time("student"), self._student.window():
                 sums = groundwork.accumulate(
                     plan,
                     self._objective.terms(plan, hidden, head=head),
                     student=self._student,
                     ends_window=not self._objective.data_weight,
                 )
-        with stopwatch.time("student"):
-            token_sums = dict(zip(self._objective.names, sums, strict=True))
-            if self._objective.data_weight:
-                token_sums["cross_entropy"] = self._accumulate_data(window) * num_tokens
+                token_sums = dict(zip(self._objective.names, sums, strict=True))
+                if self._objective.data_weight:
+                    token_sums["cross_entropy"] = self._accumulate_data(window) * num_tokens
         return groundwork.finish(
             self._student,
             learning_rate=learning_rate,

@@ -15,6 +15,7 @@ from kd.distributed import World
 from kd.engines.optimization import learning_rate_factor
 from kd.engines.reduction import TokenMean
 from kd.engines.student import Student
+from kd.engines.teacher import Teacher
 from kd.engines.vocabulary import SharedVocabulary
 from kd.generation.pseudo_targets import PseudoTargets
 from kd.losses.linear_divergence import LinearDivergence, chunk_rows, linear_divergence
@@ -100,6 +101,16 @@ class Groundwork:
         self._chunk_size = chunk_rows(vocabulary.size, byte_budget=config.engine.loss_chunk_mib * 2**20)
         # Long passes pad more; they pay only where each pass gathers a whole model.
         self._pass_tokens = config.engine.pass_tokens if shards_teacher else None
+
+    def gather(self, student: Student, teacher: Teacher, *, stopwatch: Stopwatch) -> None:
+        """Make those models whole that are gathered once for a window.
+
+        First thing in a step: after the update before it the ranks are level, and none waits for another.
+        """
+        with stopwatch.time("student"):
+            student.gather()
+        with stopwatch.time("teacher"):
+            teacher.gather()
 
     def plan(self, targets: PseudoTargets) -> WindowPlan:
         """Cut sequences of similar length into micro-batches and count the window's response tokens."""

@@ -1,7 +1,7 @@
 """MiniLLM (arXiv 2306.08543): the reverse KL over whole responses, by policy gradient on teacher-mixed samples."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,15 @@ from kd.methods.minillm_rollouts import Rollout, RolloutStore, ScoredRollout, sc
 
 MakeTerms = Callable[[SequenceBatch, Projection], Sequence[Term]]
 """From a micro-batch and the teacher's projection of its response positions to the terms of its loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """A part of the loss: sequences, and what it measures on each of their response tokens."""
+
+    plan: WindowPlan
+    terms: MakeTerms
+    names: tuple[str, ...]
 
 
 class MiniLLM:
@@ -63,6 +72,7 @@ class MiniLLM:
         groundwork = self._groundwork
         stopwatch = Stopwatch(groundwork.device)
         learning_rate = groundwork.learning_rate(self._learning_rate, step=window.step)
+        groundwork.gather(self._student, self._teacher, stopwatch=stopwatch)
         if self._store.lacks(window.step):
             with stopwatch.time("generation"):
                 self._store.keep(self._collect(window.step), step=window.step)
@@ -71,13 +81,14 @@ class MiniLLM:
         num_tokens = plan.mean.num_tokens
         if num_tokens == 0:
             return groundwork.skip(stopwatch)
-        with stopwatch.time("teacher"):
-            self._teacher.gather()
-        with self._teacher.head() as head:
-            sums = self._accumulate_rollouts(plan, rollouts, head=head, stopwatch=stopwatch)
-            if self._corpus is not None:
-                window = self._corpus.window(window.step)
-                sums |= self._accumulate_corpus(window, head=head, num_tokens=num_tokens, stopwatch=stopwatch)
+        parts = [self._rollouts_part(plan, rollouts)]
+        if self._corpus is not None:
+            parts.append(self._corpus_part(self._corpus.window(window.step)))
+        sums = self._accumulate(parts, num_tokens=num_tokens, stopwatch=stopwatch)
+        sums |= {
+            "reward": self._column([row.rewards for row in rollouts]).sum(),
+            "importance_weight": self._column([row.importance_weights for row in rollouts]).sum(),
+        }
         return groundwork.finish(
             self._student, learning_rate=learning_rate, num_tokens=num_tokens, token_sums=sums, stopwatch=stopwatch
         )
@@ -101,7 +112,6 @@ class MiniLLM:
         """The sampled sequences of this rank, with the log-probabilities of their tokens under both models."""
         plan = self._groundwork.plan(targets)
         sequences = {sequence.row_id: sequence for sequence in targets.sequences}
-        self._teacher.gather()
         with self._teacher.head() as head:
 
             def teacher_log_probs(batch: SequenceBatch) -> Tensor:
@@ -111,9 +121,9 @@ class MiniLLM:
 
             teacher = plan.hidden(teacher_log_probs)
             # Of the sampling too, which may have run the sharded teacher.
-            self._teacher.release()
+            self._teacher.pause()
         student = plan.hidden(self._student_log_probs)
-        self._student.release()
+        self._student.pause()
         return [
             # Clones: a part of a tensor is sent with all of its memory.
             Rollout(
@@ -134,10 +144,8 @@ class MiniLLM:
         world = self._groundwork.world
         return rollouts[world.rank :: world.size]
 
-    def _accumulate_rollouts(
-        self, plan: WindowPlan, rollouts: Sequence[ScoredRollout], *, head: Head, stopwatch: Stopwatch
-    ) -> dict[str, Tensor]:
-        """Gradient of the policy gradient's and the single step's terms; returns their sums over this rank's tokens."""
+    def _rollouts_part(self, plan: WindowPlan, rollouts: Sequence[ScoredRollout]) -> _Part:
+        """The policy gradient and the single step's term."""
         by_row = {rollout.sequence.row_id: rollout for rollout in rollouts}
 
         def terms(batch: SequenceBatch, teacher: Projection) -> Sequence[Term]:
@@ -151,21 +159,10 @@ class MiniLLM:
             )
             return long_part, DivergenceTerm(divergence=reverse_kl, target=teacher)
 
-        policy_gradient, student_kd = self._accumulate(
-            plan, terms, head=head, ends_window=self._corpus is None, stopwatch=stopwatch
-        )
-        return {
-            "policy_gradient": policy_gradient,
-            "student_kd": student_kd,
-            "reward": self._column([row.rewards for row in rollouts]).sum(),
-            "importance_weight": self._column([row.importance_weights for row in rollouts]).sum(),
-        }
+        return _Part(plan=plan, terms=terms, names=("policy_gradient", "student_kd"))
 
-    def _accumulate_corpus(
-        self, window: Window, *, head: Head, num_tokens: int, stopwatch: Stopwatch
-    ) -> dict[str, Tensor]:
-        """Gradient of the corpus loss; returns its terms' sums, scaled so that `num_tokens` divides them into means."""
-        plan = self._groundwork.plan(own_responses(window))
+    def _corpus_part(self, window: Window) -> _Part:
+        """The corpus loss."""
         weight, ratio = self._settings.corpus_weight, self._settings.corpus_kd_ratio
 
         def terms(batch: SequenceBatch, teacher: Projection) -> Sequence[Term]:
@@ -174,22 +171,32 @@ class MiniLLM:
                 DivergenceTerm(divergence=forward_kl, target=teacher, weight=weight * ratio),
             )
 
-        sums = self._accumulate(plan, terms, head=head, ends_window=True, stopwatch=stopwatch)
-        cross_entropy, divergence = sums * (num_tokens / plan.mean.num_tokens)
-        return {"corpus_cross_entropy": cross_entropy, "corpus_kd": divergence}
+        plan = self._groundwork.plan(own_responses(window))
+        return _Part(plan=plan, terms=terms, names=("corpus_cross_entropy", "corpus_kd"))
 
-    def _accumulate(
-        self, plan: WindowPlan, terms: MakeTerms, *, head: Head, ends_window: bool, stopwatch: Stopwatch
-    ) -> Tensor:
-        """Gradient of the token mean of some terms; returns their sums [terms] over this rank's tokens."""
+    def _accumulate(self, parts: Sequence[_Part], *, num_tokens: int, stopwatch: Stopwatch) -> dict[str, Tensor]:
+        """Gradient of the parts' token means; returns their terms' sums, which `num_tokens` divides into means."""
         with stopwatch.time("teacher"):
-            hidden = plan.hidden(self._teacher.hidden)
+            hidden = [part.plan.hidden(self._teacher.hidden) for part in parts]
+        # Before the release: a teacher that is whole need not gather its head again.
+        with self._teacher.head() as head:
             self._teacher.release()
-        with stopwatch.time("student"):
-            of_batches = [
-                terms(batch, head.project(states)) for batch, states in zip(plan.batches, hidden, strict=True)
-            ]
-            return self._groundwork.accumulate(plan, of_batches, student=self._student, ends_window=ends_window)
+            with stopwatch.time("student"), self._student.window():
+                return {
+                    name: total * (num_tokens / part.plan.mean.num_tokens)
+                    for part, states in zip(parts, hidden, strict=True)
+                    for name, total in zip(
+                        part.names,
+                        self._accumulate_part(part, states, head=head, ends_window=part is parts[-1]),
+                        strict=True,
+                    )
+                }
+
+    def _accumulate_part(self, part: _Part, hidden: Sequence[Tensor], *, head: Head, ends_window: bool) -> Tensor:
+        terms = [
+            part.terms(batch, head.project(states)) for batch, states in zip(part.plan.batches, hidden, strict=True)
+        ]
+        return self._groundwork.accumulate(part.plan, terms, student=self._student, ends_window=ends_window)
 
     def _column(self, rows: Sequence[Tensor]) -> Tensor:
         """Values of consecutive rows, one after the other [N], as the loss reads them."""

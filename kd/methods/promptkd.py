@@ -53,6 +53,7 @@ class PromptKD:
         prompt_rate = groundwork.learning_rate(self._settings.learning_rate, step=window.step)
         student_rate = groundwork.learning_rate(self._learning_rate, step=window.step)
 
+        groundwork.gather(self._student, self._teacher, stopwatch=stopwatch)
         with stopwatch.time("generation"):
             targets = self._targets(window)
         plan = groundwork.plan(targets)
@@ -60,8 +61,6 @@ class PromptKD:
         prompt_plan = plan if shown is targets else groundwork.plan(shown)
         if 0 in (plan.mean.num_tokens, prompt_plan.mean.num_tokens):
             return groundwork.skip(stopwatch)
-        with stopwatch.time("teacher"):
-            self._teacher.gather()
         # Of the frozen teacher: one gathering serves both losses.
         with self._teacher.head() as head:
             prompt_sums = self._accumulate_prompt(prompt_plan, shown, head=head, weight=weight, stopwatch=stopwatch)
@@ -117,7 +116,7 @@ class PromptKD:
         if regularizes:
             with stopwatch.time("teacher"):
                 plain_hidden = plan.hidden(partial(self._teacher.hidden, condition="plain"))
-        with stopwatch.time("prompt"), self._student.head() as student_head:
+        with stopwatch.time("prompt"), self._student.head() as student_head, self._teacher.window():
             guides = self._guides(plan, targets)
             for (batch, is_last), guide, plain in zip(plan, guides, plain_hidden, strict=True):
                 terms = [DivergenceTerm(divergence=kd_divergence, target=student_head.project(guide))]
@@ -135,7 +134,7 @@ class PromptKD:
         """The student's hidden states [n, H] for each micro-batch, without gradient."""
         if targets.hidden is None:
             hidden = plan.hidden(self._student.hidden)
-            self._student.release()
+            self._student.pause()
             return hidden
         # q_θ has not moved since it sampled: what predicted each token then is what guides now.
         kept = targets.hidden
@@ -149,7 +148,7 @@ class PromptKD:
         with stopwatch.time("teacher"):
             hidden = plan.hidden(partial(self._teacher.hidden, condition="adapted"))
             self._teacher.release()
-        with stopwatch.time("student"):
+        with stopwatch.time("student"), self._student.window():
             objective = Objective(divergence=self._divergence(self._settings.student_divergence))
             terms = objective.terms(plan, hidden, head=head)
             return self._groundwork.accumulate(plan, terms, student=self._student)[0]

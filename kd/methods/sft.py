@@ -25,7 +25,7 @@ class SupervisedFineTuning:
         if plan.mean.num_tokens == 0:
             return groundwork.skip(stopwatch)
         learning_rate = groundwork.learning_rate(self._learning_rate, step=window.step)
-        with stopwatch.time("student"):
+        with stopwatch.time("student"), self._student.window():
             terms = [[LikelihoodTerm(labels=batch.labels)] for batch in plan.batches]
             cross_entropy = groundwork.accumulate(plan, terms, student=self._student)[0]
         return groundwork.finish(

@@ -45,7 +45,7 @@ def mixed_sampler(
     choose_gathering({"teacher": teacher.engine}, settings=config.engine, world=world)
     return TeacherMixedSampler(
         weights,
-        TrainedWeights(view=teacher.view, runs_hooks=teacher.runs_hooks, gather=teacher.gather),
+        TrainedWeights.of(teacher),
         teacher_share=config.minillm.teacher_share,
         settings=config.generation,
         vocabulary=vocabulary,

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from kd.distributed import World
 from kd.engines.gathering import choose_gathering
 from kd.engines.student import Student
 from kd.engines.teacher import PromptedTeacher
-from kd.engines.trainable import gathered
+from kd.engines.trainable import TrainableEngine, gathered
 from kd.engines.vocabulary import share_vocabulary
 from kd.measurement import Stopwatch
 from kd.methods.method import Groundwork, own_responses
@@ -75,19 +76,45 @@ def is_released(model: torch.nn.Module) -> bool:
     )
 
 
-def train(world: World, *, config_file: Path, overrides: list[str], windows: list[list[Pair]]) -> dict[str, Any]:
-    """Run one step per window; returns weights before and after, and the logged means."""
+def reduced_by_a_failing_step(method: PromptKD, engine: TrainableEngine, window: Window) -> int:
+    """Bytes of gradient that a step still reduces when the last micro-batch of an engine's window fails."""
+    accumulate = engine.accumulate
+
+    def failing(*inputs: object, is_last: bool) -> Tensor:
+        if is_last:
+            raise MemoryError("no memory for the last micro-batch")
+        return accumulate(*inputs, is_last=is_last)
+
+    with pytest.MonkeyPatch.context() as patch, CollectiveBytes() as counted:
+        patch.setattr(engine, "accumulate", failing)
+        with pytest.raises(MemoryError):
+            method.step(window)
+    return counted.num_bytes["reduced"]
+
+
+def train(
+    world: World, *, config_file: Path, overrides: list[str], windows: list[list[Pair]], fails_first: bool = False
+) -> dict[str, Any]:
+    """Run one step per window; returns weights before and after, and the logged means.
+
+    Args:
+        fails_first: try the first step once before, and fail in the prompt's part of it.
+    """
     config = read_config(config_file, overrides=overrides)
     method, student, teacher = build(world, config)
     before = {"student": whole_weights(student.model), "teacher": whole_weights(teacher.view.model)}
     prompt_before = teacher.values()[0]
     means: dict[str, list[float]] = {}
     norms: list[float] = []
-    gathered_bytes = 0
+    num_bytes: dict[str, int] = {}
+    reduced_in_vain = 0
+    if fails_first:
+        window = window_of(windows[0], step=1, world=world)
+        reduced_in_vain = reduced_by_a_failing_step(method, teacher.engine, window)
     for step, rows in enumerate(windows, start=1):
         with CollectiveBytes() as counted:
             metrics = method.step(window_of(rows, step=step, world=world))
-        gathered_bytes = counted.num_bytes["gathered"]
+        num_bytes = counted.num_bytes
         for name, value in metrics.token_sums.items():
             means.setdefault(name, []).append(world.sum_across_ranks(value.clone()).item() / metrics.num_tokens)
         norms.append(float(metrics.values.get("grad_norm", float("nan"))))
@@ -99,7 +126,8 @@ def train(world: World, *, config_file: Path, overrides: list[str], windows: lis
         "means": means,
         "norms": norms,
         "released": {"student": is_released(student.model), "teacher": is_released(teacher.view.model)},
-        "gathered_bytes": gathered_bytes,
+        "num_bytes": num_bytes,
+        "reduced_in_vain": reduced_in_vain,
     }
 
 

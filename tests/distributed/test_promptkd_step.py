@@ -190,9 +190,21 @@ def test_what_is_gathered_at_a_time_does_not_matter(llama_pair: Path, llama_refe
         )
         assert_same_updates(results[0], updates, prompt_update)
         assert results[0]["released"] == {"student": True, "teacher": True}
-        num_bytes[gather] = results[0]["gathered_bytes"]
+        num_bytes[gather] = results[0]["num_bytes"]
     # Two micro-batches with two and more passes each, against one gathering for all of them.
-    assert num_bytes["model"] < 0.6 * num_bytes["layer"]
+    assert num_bytes["model"]["gathered"] < 0.6 * num_bytes["layer"]["gathered"]
+    # Two micro-batches of the prompt and two of the student, against one gradient of each.
+    assert num_bytes["model"]["reduced"] <= 0.51 * num_bytes["layer"]["reduced"]
+
+
+def test_a_window_that_fails_leaves_no_gradient(llama_pair: Path, llama_reference: Any, ranks: Any) -> None:
+    windows, updates, prompt_update = llama_reference
+    config = write_config(llama_pair)
+    overrides = ["engine.gather=model"]
+    results = ranks(2).run(jobs.train, config_file=config, overrides=overrides, windows=windows, fails_first=True)
+    # A rank that failed alone would wait for the others here.
+    assert results[0]["reduced_in_vain"] == 0
+    assert_same_updates(results[0], updates, prompt_update)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
