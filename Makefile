@@ -16,7 +16,7 @@ help:
 	@echo "make compare-quick   the same with one training seed"
 	@echo "make test      all tests"
 	@echo "make check     what CI runs before the tests: ruff, ruff format, mypy --strict"
-	@echo "make bench     what a step costs here: each method with random models on two ranks, its floor, and TRL's step"
+	@echo "make bench     what a step costs here: SFT, GKD, PromptKD with random models on two ranks, the floor, TRL's step"
 	@echo "make clean     remove the environment, caches and what the demo wrote"
 
 install: $(STAMP)

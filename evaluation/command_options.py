@@ -112,6 +112,14 @@ def named(text: str) -> Named:
     return Named(name=match[1], path=match[2])
 
 
+def file_path(text: str) -> Path:
+    """Read the path of a file to write."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a directory; give the path of a file")
+    return path
+
+
 def check_different(option: str, names: Sequence[str]) -> None:
     """Check that an option that may be repeated has a name of its own each time.
 

@@ -17,8 +17,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from evaluation.command_options import CommandParser, run_command
+from evaluation.command_options import CommandParser, file_path, run_command
+from evaluation.intervals import defined
 from evaluation.results import evaluated_seeds, generations_file, read_generations, write_results
+from evaluation.short_names import short_names
 from kd.errors import UserError
 
 Metric = Literal["rougeL", "exact_match"]
@@ -48,7 +50,7 @@ class PairedDifference:
     As the interval, it is too certain of itself where there are only a few dozen rows.
     """
     z: float
-    """`mean` in standard errors; infinite where all rows differ by the same amount, 0 where none differs."""
+    """`mean` in standard errors; infinite (null in a file) where all rows differ by one amount, 0 if none differs."""
     num_rows: int
     num_seeds: int
 
@@ -190,7 +192,7 @@ def _compare(argv: Sequence[str] | None) -> None:
     add("--b", type=Path, required=True, nargs="+", metavar="DIR", help="those of the models it is compared with")
     add("--benchmark", nargs="+", metavar="NAME", help="names that evaluate.py was given [all that are shared]")
     add("--metric", choices=list(METRICS), default="rougeL", help="[%(default)s]")
-    add("--out", type=Path, metavar="FILE", help="also write the numbers as JSON")
+    add("--out", type=file_path, metavar="FILE", help="also write the numbers as JSON")
     arguments = parser.parse_args(argv)
     names = arguments.benchmark or shared_benchmarks([arguments.a, *arguments.b])
     differences = [
@@ -199,10 +201,15 @@ def _compare(argv: Sequence[str] | None) -> None:
         for b in arguments.b
     ]
     if arguments.out is not None:
-        content = [{"a": str(a), "b": str(b), "benchmark": name, **asdict(d)} for a, b, name, d in differences]
+        content = [
+            {"a": str(a), "b": str(b), "benchmark": name, **asdict(d), "z": defined(d.z)}
+            for a, b, name, d in differences
+        ]
         write_results(arguments.out, {"comparisons": content})
+    directories = [arguments.a, *arguments.b]
+    shown = dict(zip(directories, short_names(directories), strict=True))
     for a, b, name, difference in differences:
-        print(f"{a.name} - {b.name} on {name}: {difference}")
+        print(f"{shown[a]} - {shown[b]} on {name}: {difference}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,31 +3,36 @@
 python -m evaluation.divergence --teacher DIR --student DIR [--soft-prompt FILE] --data FILE --rows 64
 
 The sequences are the rows' references, or with --responses a file of prompts and responses (such as the
-generations of evaluate.py). Nothing is sampled, so two students can be compared on the same positions.
+generations of evaluate.py). Nothing is sampled, so two students can be compared on the same positions. An empty
+response that ended is its end token alone; one that did not end has no token, and is left out.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from evaluation.command_options import CommandParser, at_least
+from evaluation.command_options import CommandParser, at_least, file_path
+from evaluation.intervals import defined
+from evaluation.limits import row_limits
 from evaluation.model import EvaluatedModel, check_positions, load_model
 from evaluation.ranks import run_on_ranks
 from evaluation.results import write_results
 from kd.config import DataConfig
 from kd.data.batch import SequenceBatch, TokenSequence, cut_micro_batches
-from kd.data.encoding import Encoded, encode, read_responses
-from kd.data.instructions import read_instructions
+from kd.data.encoding import Encoded, encode
+from kd.data.instructions import Instruction, read_instructions
+from kd.data.rows import Row, read_json_lines
 from kd.data.templates import load_template
 from kd.distributed import World
 from kd.engines.causal_lm import read_model_config
 from kd.engines.soft_prompt import SoftPrompt, load_soft_prompt
 from kd.engines.vocabulary import check_same_entries, load_tokenizer, vocabulary_size
+from kd.errors import UserError
 from kd.losses.divergences import forward_kl, reverse_kl
 from kd.losses.likelihood import LikelihoodTerm
 from kd.losses.linear_divergence import chunk_rows, linear_divergence
@@ -90,16 +95,70 @@ def _projection(model: EvaluatedModel, batch: SequenceBatch) -> Projection:
 
 
 def _read(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> Encoded:
-    limits = DataConfig(
+    limits = row_limits(
         template=arguments.template,
         max_prompt_tokens=arguments.max_prompt_tokens,
         max_sequence_tokens=arguments.max_sequence_tokens,
     )
     if arguments.responses is not None:
-        return read_responses(arguments.responses, tokenizer=tokenizer, data=limits)
+        return _read_responses(arguments.responses, tokenizer=tokenizer, limits=limits)
     template = load_template(limits.template, tokenizer=tokenizer)
     rows = read_instructions(arguments.data)
     return encode(rows, tokenizer=tokenizer, template=template, data=limits, responses="required")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Formatted:
+    """The template of prompts that one has already formatted."""
+
+    def render(self, instruction: Instruction) -> str:
+        return instruction.instruction
+
+
+def _read_responses(path: str, *, tokenizer: PreTrainedTokenizerBase, limits: DataConfig) -> Encoded:
+    """As `kd.data.encoding.read_responses`, but nobody trains on these: a response may be empty."""
+    rows = read_json_lines(Path(path))
+    ended = {row.source: row.truth("ended", default=True) for row in rows}
+    whole = encode(
+        [
+            Instruction(instruction=row.text("prompt"), input="", references=(_response(row),), source=row.source)
+            for row in rows
+        ],
+        tokenizer=tokenizer,
+        template=_Formatted(),
+        # Cut below, without the end tokens of those that did not end.
+        data=replace(limits, max_sequence_tokens=sys.maxsize),
+        responses="required",
+    )
+    examples, cut = [], []
+    for example in whole.examples:
+        ids = example.with_response().response_ids
+        ids = ids if ended[example.source] else ids[:-1]
+        room = limits.max_sequence_tokens - len(example.prompt_ids)
+        if len(ids) > room:
+            cut.append(example.source)
+        examples.append(replace(example, response_ids=ids[:room]))
+    report = replace(whole.report, max_sequence_tokens=limits.max_sequence_tokens, cut_responses=tuple(cut))
+    return Encoded(examples=tuple(examples), report=report)
+
+
+def _response(row: Row) -> str:
+    # `text` refuses blank text, and says what else is wrong.
+    is_text = isinstance(row.fields.get("response"), str)
+    return row.text_or_empty("response") if is_text else row.text("response")
+
+
+def _sequences(encoded: Encoded) -> list[TokenSequence]:
+    """The rows that have a response token.
+
+    Raises:
+        UserError: none has.
+    """
+    every = (example.with_response() for example in encoded.examples)
+    sequences = [sequence for sequence in every if len(sequence.response_ids)]
+    if not sequences:
+        raise UserError(f"{encoded.report.name}: no row has a response token to measure on; give other rows")
+    return sequences
 
 
 def measure(arguments: argparse.Namespace, *, world: World) -> Distance:
@@ -114,7 +173,8 @@ def measure(arguments: argparse.Namespace, *, world: World) -> Distance:
         check_same_entries(tokenizer, load_tokenizer(arguments.teacher, trust_remote_code=trust))
         encoded = _read(arguments, tokenizer)
         soft_prompt = None if arguments.soft_prompt is None else load_soft_prompt(arguments.soft_prompt)[0]
-        sequences = [example.with_response() for example in encoded.examples[: arguments.rows]]
+        filled = _sequences(encoded)
+        sequences = filled[: arguments.rows]
         longest = max(sequence.num_tokens for sequence in sequences)
 
         def load(name: str, prompt: SoftPrompt | None) -> EvaluatedModel:
@@ -134,6 +194,9 @@ def measure(arguments: argparse.Namespace, *, world: World) -> Distance:
     if world.is_main:
         for line in encoded.report.lines():
             print(line, file=sys.stderr)
+        if num_empty := len(encoded.examples) - len(filled):
+            everyone = len(encoded.examples)
+            print(f"{encoded.report.name}: left out {num_empty} of {everyone} rows: no response token", file=sys.stderr)
     return measure_distance(teacher, student, sequences, micro_batch=arguments.micro_batch, world=world)
 
 
@@ -141,7 +204,11 @@ def _report(arguments: argparse.Namespace, *, world: World) -> None:
     distance = measure(arguments, world=world)
     with world.agreed():
         if world.is_main and arguments.out is not None:
-            write_results(arguments.out, asdict(distance))
+            values = asdict(distance)
+            write_results(
+                arguments.out,
+                {name: defined(value) if isinstance(value, float) else value for name, value in values.items()},
+            )
     if world.is_main:
         print(
             f"KL(q||p) {distance.reverse_kl:.4f}   KL(p||q) {distance.forward_kl:.4f}   student's cross entropy"
@@ -167,14 +234,14 @@ def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--soft-prompt", metavar="FILE", help="put this soft prompt in front of the teacher's input")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", metavar="FILE", help="rows whose references are the sequences")
-    source.add_argument("--responses", metavar="FILE", help="JSON lines prompt, response")
+    source.add_argument("--responses", metavar="FILE", help="JSON lines prompt, response, ended")
     add("--rows", type=at_least(1), default=64, metavar="N", help="the first so many rows [%(default)s]")
     add("--template", default="alpaca", help="as data.template [%(default)s]")
     add("--max-prompt-tokens", type=at_least(1), default=256, metavar="N", help="[%(default)s]")
     add("--max-sequence-tokens", type=at_least(2), default=512, metavar="N", help="[%(default)s]")
     add("--micro-batch", type=at_least(1), default=8, metavar="N", help="sequences in one forward pass [%(default)s]")
     add("--trust-remote-code", action="store_true", help="allow code that comes with a checkpoint")
-    add("--out", type=Path, metavar="FILE", help="also write the numbers as JSON")
+    add("--out", type=file_path, metavar="FILE", help="also write the numbers as JSON")
     # DeepSpeed's launcher passes it; ranks are read from the environment.
     add("--local_rank", type=int, help=argparse.SUPPRESS)
     return parser.parse_args(argv)

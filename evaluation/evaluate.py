@@ -34,6 +34,7 @@ from evaluation.results import (
     summarise,
     write_results,
 )
+from evaluation.terminal import results_console
 from kd.data.encoding import Encoded
 from kd.distributed import World
 from kd.engines.causal_lm import read_model_config
@@ -209,7 +210,7 @@ def _report(options: Options, prepared: _Preparation, *, world: World) -> None:
             "benchmarks": benchmarks,
         },
     )
-    Console().print(table)
+    results_console().print(table)
 
 
 def _cells(summary: Summary, *, num_seeds: int) -> list[str]:

@@ -8,8 +8,8 @@ from typing import Literal
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from evaluation.command_options import AnalysisOptions
+from evaluation.limits import row_limits
 from evaluation.model import EvaluatedModel, check_positions, choose_dtype, load_model
-from kd.config import DataConfig
 from kd.data.encoding import Encoded, encode
 from kd.data.instructions import read_instructions
 from kd.data.templates import load_template
@@ -42,10 +42,10 @@ class Lineup:
         """Turn the first rows of a file into token ids; rows with longer prompts are left out.
 
         Raises:
-            UserError: the file or a row cannot be used, or no prompt is short enough.
+            UserError: the file or a row cannot be used, no prompt is short enough, or the limits contradict each other.
         """
         options = self.options
-        limits = DataConfig(
+        limits = row_limits(
             template=options.template,
             max_prompt_tokens=options.max_prompt_tokens,
             max_sequence_tokens=max_sequence_tokens,

@@ -184,8 +184,9 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
 
     Raises:
         UserError: the file cannot be written.
+        ValueError: a number that JSON does not have; see `evaluation.intervals.defined`.
     """
-    write_atomically(path, json.dumps(results, indent=2) + "\n")
+    write_atomically(path, json.dumps(results, indent=2, allow_nan=False) + "\n")
 
 
 def write_atomically(path: Path, text: str) -> None:

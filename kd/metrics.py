@@ -124,17 +124,20 @@ class MetricLog:
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """All records of a run."""
-    return [json.loads(line) for line in (run_dir / FILE_NAME).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in _complete_lines(run_dir / FILE_NAME)]
+
+
+def _complete_lines(path: Path) -> list[str]:
+    """All lines but half of one at the end, which a killed writer leaves, or one that is writing."""
+    text = path.read_text(encoding="utf-8")
+    return text[: text.rfind("\n") + 1].splitlines()
 
 
 def _forget_steps_after(path: Path, last_step: int) -> None:
     """Remove records that a resumed run will write again."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    # A killed writer may have left half a line at the end.
-    complete = [line for line in lines if line.endswith("}")]
-    kept = [line for line in complete if json.loads(line)["step"] <= last_step]
+    kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= last_step]
     temporary = path.with_suffix(".partial")
     temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     os.replace(temporary, path)

@@ -28,6 +28,7 @@ _FREE_SECTIONS = ("run", "checkpoints", "cluster")
 _FREE_FIELDS = (
     "model.gradient_checkpointing",
     "schedule.micro_batch",
+    "engine.gather",
     "engine.loss_chunk_mib",
     "engine.pass_tokens",
     "generation.max_batch_tokens",

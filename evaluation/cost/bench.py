@@ -39,33 +39,40 @@ def run_bench(options: StepOptions) -> None:
             check_trl(num_ranks=world.size)
         if world.is_main:
             make_out(out)
-    report = measure(options, out=out, world=world)
-    forget_peak(world)
-    # The other ranks leave, with their memory and cores, before the peer starts.
-    end_world()
-    if not world.is_main:
-        return
-    # Written now, whatever becomes of the peer.
-    write_numbers(report, out=out)
-    if options.peer is not None:
-        peer = measure_trl(
-            report.preset,
-            inputs=out / "models",
-            out=out,
-            num_steps=options.steps,
-            num_ranks=world.size,
-            num_threads=report.machine["threads_per_rank"],
-        )
-        report = replace(report, peer=peer)
-        write_numbers(report, out=out)
-    draw_steps(report, out=out)
-    # Random weights: the preset makes the same again.
-    shutil.rmtree(out / "models")
-    print_report(report, out=out)
+    try:
+        report = measure(options, out=out, world=world)
+        forget_peak(world)
+        # The other ranks leave, with their memory and cores, before the peer starts.
+        end_world()
+        if world.is_main:
+            _finish(report, options, out=out)
+    finally:
+        if world.is_main:
+            # Random weights: the preset makes the same again.
+            shutil.rmtree(out / "models", ignore_errors=True)
+
+
+def _finish(report: CostReport, options: StepOptions, *, out: Path) -> None:
+    """Measure the peer, and show what there is, also where the peer fails."""
+    try:
+        if options.peer is not None:
+            peer = measure_trl(
+                report.preset,
+                inputs=out / "models",
+                out=out,
+                num_steps=options.steps,
+                num_ranks=report.machine["num_ranks"],
+                num_threads=report.machine["threads_per_rank"],
+            )
+            report = replace(report, peer=peer)
+            write_numbers(report, out=out)
+    finally:
+        draw_steps(report, out=out)
+        print_report(report, out=out)
 
 
 def measure(options: StepOptions, *, out: Path, world: World) -> CostReport:
-    """All cases, one after the other; all ranks together."""
+    """All cases, one after the other; all ranks together. What is measured is written after each of them."""
     preset = PRESETS[options.preset]
     if world.is_main:
         write_inputs(out / "models", preset, seed=0, device=world.device)
@@ -80,26 +87,25 @@ def measure(options: StepOptions, *, out: Path, world: World) -> CostReport:
         # Nothing is gathered of models that are not sharded.
         for gather in (options.gather if stage == 3 else ("auto",))
     ]
-    return CostReport(
-        preset_name=options.preset,
-        preset=preset,
-        machine=describe_machine(num_ranks=world.size),
-        rates=rates,
-        costs=[
-            in_fresh_ranks(
-                measure_case,
-                world=world,
-                case=case,
-                preset=preset,
-                inputs=out / "models",
-                runs=out / "runs",
-                num_steps=options.steps,
-                rates=rates,
-            )
-            for case in cases
-        ],
-        peer=None,
-    )
+    machine = describe_machine(num_ranks=world.size)
+    report = CostReport(preset_name=options.preset, preset=preset, machine=machine, rates=rates, costs=[], peer=None)
+    for case in cases:
+        cost = in_fresh_ranks(
+            measure_case,
+            world=world,
+            case=case,
+            preset=preset,
+            inputs=out / "models",
+            runs=out / "runs",
+            num_steps=options.steps,
+            rates=rates,
+        )
+        report = replace(report, costs=[*report.costs, cost])
+        with world.agreed():
+            if world.is_main:
+                # A later case may run out of memory.
+                write_numbers(report, out=out)
+    return report
 
 
 def rates_of(preset: Preset, *, world: World) -> Rates:

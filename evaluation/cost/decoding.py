@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -29,6 +28,7 @@ from evaluation.cost.options import DecodingOptions
 from evaluation.cost.outputs import make_out, print_files, write_json
 from evaluation.cost.presets import PRESETS, Preset
 from evaluation.cost.rates import synchronize
+from evaluation.terminal import results_console
 from kd.config import GenerationConfig
 from kd.distributed import World, end_world, start_deepspeed, start_world
 from kd.engines.causal_lm import DTYPES, CausalLM
@@ -73,13 +73,16 @@ def run_decoding(options: DecodingOptions) -> None:
             make_out(out)
     start_deepspeed()
     preset = PRESETS[options.preset]
+    try:
+        if world.is_main:
+            write_inputs(out / "models", preset, seed=0, device=world.device)
+        world.barrier()
+        speeds = measure_speeds(preset, options, out=out, world=world)
+    finally:
+        if world.is_main:
+            shutil.rmtree(out / "models", ignore_errors=True)
     if world.is_main:
-        write_inputs(out / "models", preset, seed=0, device=world.device)
-    world.barrier()
-    speeds = measure_speeds(preset, options, out=out, world=world)
-    if world.is_main:
-        shutil.rmtree(out / "models")
-        _report(speeds, options, out=out, world=world)
+        _print_speeds(speeds, options, out=out, world=world)
     end_world()
 
 
@@ -100,15 +103,18 @@ def dolly_like_task(preset: Preset, *, num_prompts: int, seed: int, device: torc
 
 
 def measure_speeds(preset: Preset, options: DecodingOptions, *, out: Path, world: World) -> list[Speed]:
-    """Every way in turn; all ranks at once, each with prompts of its own."""
+    """Every way in turn; all ranks at once, each with prompts of its own. What is measured is written after each."""
     task = dolly_like_task(preset, num_prompts=options.prompts, seed=world.rank, device=world.device)
     loaded: Any = AutoModelForCausalLM.from_pretrained(out / "models" / "student", dtype=DTYPES[preset.dtype])
     model: PreTrainedModel = loaded.to(world.device).eval()
     view = CausalLM.of(model)
-    speeds = []
+    speeds: list[Speed] = []
 
     def measure(name: str, run: Callable[[], Responses]) -> None:
         speeds.append(_measure(name, run, task=task, repeats=options.repeats, world=world))
+        with world.agreed():
+            if world.is_main:
+                _write_speeds(speeds, options, out=out, world=world)
 
     measure(OURS, lambda: our_loop(view, task))
     measure("transformers.generate", lambda: transformers_generate(model, task))
@@ -151,7 +157,17 @@ def _measure(name: str, run: Callable[[], Responses], *, task: Task, repeats: in
     return Speed(name=name, all_seconds=seconds[1:], num_tokens=int(total.item()))
 
 
-def _report(speeds: list[Speed], options: DecodingOptions, *, out: Path, world: World) -> None:
+def _write_speeds(speeds: list[Speed], options: DecodingOptions, *, out: Path, world: World) -> None:
+    values = {
+        "preset": options.preset,
+        "prompts_per_rank": options.prompts,
+        "machine": describe_machine(num_ranks=world.size),
+        "ways": [asdict(speed) | {"tokens_per_second": speed.tokens_per_second} for speed in speeds],
+    }
+    write_json(out / "decoding.json", values)
+
+
+def _print_speeds(speeds: list[Speed], options: DecodingOptions, *, out: Path, world: World) -> None:
     table = Table(
         title=f"{options.prompts} prompts for each of {counted(world.size, 'rank')}, responses as long as Dolly's"
     )
@@ -161,13 +177,6 @@ def _report(speeds: list[Speed], options: DecodingOptions, *, out: Path, world: 
     for speed in speeds:
         rate = speed.tokens_per_second
         table.add_row(speed.name, f"{statistics.median(speed.all_seconds):.2f}", f"{rate:.0f}", f"{rate / ours:.2f}")
-    values = {
-        "preset": options.preset,
-        "prompts_per_rank": options.prompts,
-        "machine": describe_machine(num_ranks=world.size),
-        "ways": [asdict(speed) | {"tokens_per_second": speed.tokens_per_second} for speed in speeds],
-    }
-    write_json(out / "decoding.json", values)
-    console = Console(highlight=False)
+    console = results_console()
     console.print(table)
     print_files(out, console=console)

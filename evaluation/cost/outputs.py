@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from evaluation.results import write_atomically
 from kd.errors import UserError
 
 
@@ -21,8 +22,12 @@ def make_out(out: Path) -> None:
 
 
 def write_json(path: Path, values: object) -> None:
-    """Write what a measurement found, readable."""
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    """Write what a measurement found, readable; a file that was there is replaced as a whole.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    write_atomically(path, json.dumps(values, indent=2) + "\n")
 
 
 def print_files(out: Path, *, console: Console) -> None:

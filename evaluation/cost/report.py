@@ -1,12 +1,10 @@
 """The table on the terminal, and cost.json."""
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from evaluation.cost.machine import counted
@@ -15,8 +13,11 @@ from evaluation.cost.peer_trl import PeerCost
 from evaluation.cost.presets import Preset
 from evaluation.cost.rates import Rates
 from evaluation.cost.summary import COLUMNS, StepCost
+from evaluation.terminal import results_console
 
 GIB = 2**30
+LEAST_GATHERING_SECONDS = 1e-3
+"""Less is noise: nothing is divided by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,17 +32,28 @@ class CostReport:
     peer: PeerCost | None
 
     def sharding(self) -> list[dict[str, Any]]:
-        """What sharding adds to the step of each method that was measured both ways."""
+        """What sharding adds to the step of each method that was measured both ways, and what gathering alone would.
+
+        `extra_gathering_seconds`: bytes that the sharded step gathers beyond the unsharded one, at the measured rate.
+        """
+        rate = self.rates.gather_bytes
         unsharded = {cost.case.method: cost for cost in self.costs if cost.case.zero_stage == 0}
         found = []
         for cost in self.costs:
             whole = unsharded.get(cost.case.method)
             if cost.case.zero_stage and whole is not None:
                 extra = cost.step_seconds - whole.step_seconds
-                more = cost.moving_seconds - whole.moving_seconds
-                ratio = extra / more if more > 0 else None
+                num_bytes = cost.num_bytes["gathered"] - whole.num_bytes["gathered"]
+                # A single rank gathers nothing.
+                gathering = 0.0 if rate is None else num_bytes / rate
+                ratio = extra / gathering if gathering >= LEAST_GATHERING_SECONDS else None
                 found.append(
-                    {"case": cost.case.name, "extra_seconds": extra, "extra_moving_seconds": more, "ratio": ratio}
+                    {
+                        "case": cost.case.name,
+                        "extra_seconds": extra,
+                        "extra_gathering_seconds": gathering,
+                        "ratio": ratio,
+                    }
                 )
         return found
 
@@ -62,8 +74,7 @@ def write_numbers(report: CostReport, *, out: Path) -> None:
 
 def print_report(report: CostReport, *, out: Path) -> None:
     """Show the table and where the files are."""
-    # A log has no width: there the columns must not break into letters.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = results_console()
     console.print(_title(report), soft_wrap=True)
     console.print(_table(report))
     rates = report.rates
@@ -76,8 +87,8 @@ def print_report(report: CostReport, *, out: Path) -> None:
     for entry in report.sharding():
         ratio = "" if entry["ratio"] is None else f": {entry['ratio']:.3g} ×"
         console.print(
-            f"{entry['case']}: {entry['extra_seconds']:.2f} s more than unsharded; moving its bytes takes"
-            f" {entry['extra_moving_seconds']:.2f} s at the measured rate{ratio}",
+            f"{entry['case']}: {entry['extra_seconds']:.2f} s more than unsharded; gathering its bytes takes"
+            f" {entry['extra_gathering_seconds']:.2f} s at the measured rate{ratio}",
             soft_wrap=True,
         )
     print_files(out, console=console)

@@ -6,11 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rich.console import Console
 from rich.table import Table
 
 from evaluation.command_options import AnalysisOptions, Named, make_directory
-from evaluation.exposure_bias.curve import ExposureBias, Series, StepSums, exposure_bias
+from evaluation.exposure_bias.curve import MIN_REQUESTS, ExposureBias, Series, StepSums, exposure_bias
 from evaluation.exposure_bias.finished import FinishedStudents
 from evaluation.exposure_bias.picture import draw
 from evaluation.exposure_bias.progress import Course
@@ -21,9 +20,11 @@ from evaluation.model import EvaluatedModel
 from evaluation.pictures import check_matplotlib
 from evaluation.results import write_atomically
 from evaluation.sequences import SampleSet, Work, sample, token_divergences
+from evaluation.terminal import results_console
 from kd.data.batch import TokenSequence
 from kd.data.encoding import Encoded
 from kd.distributed import World
+from kd.errors import UserError
 from kd.losses.divergences import forward_kl
 
 Json: TypeAlias = dict[str, Any]
@@ -140,6 +141,11 @@ def _prepare(options: Options, *, num_steps: int, world: World) -> tuple[Lineup,
     students = [student.path for student in options.students]
     lineup = line_up(options.teacher, [*students, *snapshots], options=options.analysis)
     rows = lineup.read(options.data, responses="optional")
+    if len(rows.examples) < MIN_REQUESTS:
+        raise UserError(
+            f"{options.data}: {len(rows.examples)} rows have a prompt that is short enough, a curve needs"
+            f" {MIN_REQUESTS} or more; give more rows, or raise --rows or --max-prompt-tokens"
+        )
     lineup.check_lengths(max(len(example.prompt_ids) for example in rows.examples) + num_steps)
     if world.is_main:
         make_directory(options.out)
@@ -182,7 +188,7 @@ def _report(options: Options, rows: Encoded, *, world: World, curves: Json, prog
     text = json.dumps(results, indent=1, allow_nan=False)
     write_atomically(options.out / RESULTS, text + "\n")
     draw(json.loads(text), stem=options.out / "exposure_bias")
-    Console().print(_table(json.loads(text)))
+    results_console().print(_table(json.loads(text)))
 
 
 def _table(results: Json) -> Table:

@@ -18,8 +18,8 @@ verdicts/MODEL/BENCHMARK.jsonl, a line for each comparison, and judge.json, `"ve
                 and num_asked, those that this call paid for
 
 A reply counts if its first line is two numbers from 1 to 10. Others are asked for again, and counted as rejected after
---attempts; a comparison is unanswered if the server failed. Neither is in any score. The exit code is 1 if some are
-unanswered.
+--attempts; a comparison is unanswered if the server failed or refused it, such as a prompt that is too long for the
+judge. Neither is in any score. The exit code is 1 if some are unanswered.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -14,6 +15,10 @@ from kd.errors import UserError
 # The longest pause that the client makes when a server asks for one.
 _LONGEST_PAUSE_SECONDS = 120.0
 _SHOWN_CHARACTERS = 300
+# Shorter keys are words for servers that want none, and may well be a part of what they reply.
+_SHORTEST_SECRET = 8
+# Malformed, too long, not to be processed: the same request would be refused by a server that works.
+_REFUSALS = frozenset({400, 413, 422})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,11 @@ class Manners:
 class EndpointFailure(Exception):
     """A request that stayed without a usable answer; the message says why, without the key."""
 
+    def __init__(self, reason: str, *, is_refusal: bool = False) -> None:
+        """A refusal is about this request, such as a prompt that is too long; else the server failed."""
+        super().__init__(reason)
+        self.is_refusal = is_refusal
+
 
 class Endpoint:
     """The server at `base_url`; use it as an async context manager."""
@@ -45,6 +55,7 @@ class Endpoint:
         import openai
 
         self._key = key
+        self._has_secret = len(key) >= _SHORTEST_SECRET
         self._base_url = base_url
         self._manners = manners
         self._next_start = 0.0
@@ -88,7 +99,8 @@ class Endpoint:
                 f"{self._base_url}: {self._clean(error)}; check --base-url, --judge and the key, then run again"
             ) from None
         except (openai.OpenAIError, ValueError, TimeoutError) as error:
-            raise EndpointFailure(self._clean(error)) from None
+            is_refusal = isinstance(error, openai.APIStatusError) and error.status_code in _REFUSALS
+            raise EndpointFailure(self._clean(error), is_refusal=is_refusal) from None
         return self._read(completion)
 
     def _read(self, completion: object) -> Reply:
@@ -101,15 +113,17 @@ class Endpoint:
         usage = getattr(completion, "usage", None)
         counts = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
         input_tokens, output_tokens = (count if isinstance(count, int) else None for count in counts)
-        # The key is taken out of replies too: a server that echoes it would bring it into the cache.
-        return Reply(text=self._without_key(content or ""), input_tokens=input_tokens, output_tokens=output_tokens)
+        text = content or ""
+        # A secret is taken out of replies too: a server that echoes it would bring it into the cache.
+        if self._has_secret:
+            text = text.replace(self._key, "[key]")
+        return Reply(text=text, input_tokens=input_tokens, output_tokens=output_tokens)
 
     def _clean(self, error: Exception) -> str:
-        text = " ".join(self._without_key(str(error)).split()) or "timed out"
+        # Of a short key, not each letter that it shares with the message.
+        key = re.escape(self._key) if self._has_secret else rf"(?<!\w){re.escape(self._key)}(?!\w)"
+        text = " ".join(re.sub(key, "[key]", str(error)).split()) or "timed out"
         return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]} …"
-
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "[key]")
 
     async def _wait_for_turn(self, request: object) -> None:
         now = asyncio.get_running_loop().time()

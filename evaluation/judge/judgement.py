@@ -95,6 +95,9 @@ def _sources(options: Options) -> dict[str, str]:
             if name not in sources:
                 known = ", ".join(sources) or "none"
                 raise UserError(f"{evaluation.directory}: has no benchmark {name}, it has {known}; give --benchmark")
+    for name in options.sources:
+        if name not in names:
+            raise UserError(f"--data {name}=…: judged are {', '.join(names) or 'no benchmarks'}; give the name of one")
     return {name: options.sources.get(name, found[0][1][name]) for name in names}
 
 

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from evaluation.judge.comparisons import Comparison, Order
@@ -15,6 +14,7 @@ from evaluation.judge.estimate import Prices
 from evaluation.judge.scores import FeedbackScore, Judged, feedback_score
 from evaluation.judge.session import Judge, Verdict
 from evaluation.results import write_atomically
+from evaluation.terminal import results_console
 
 RESULTS = "judge.json"
 
@@ -54,7 +54,7 @@ def write_report(
         "usage": _usage(judged, prices) | {"num_asked": num_asked},
     }
     write_atomically(out / RESULTS, json.dumps(results, indent=1, allow_nan=False) + "\n")
-    Console().print(_table(scores, sources))
+    results_console().print(_table(scores, sources))
     for status in ("rejected", "unanswered"):
         lost = [verdict for _, verdict in judged if verdict.status == status]
         if lost:

@@ -40,9 +40,10 @@ class Verdict:
     """How it ended for one prompt."""
 
     status: Literal["judged", "rejected", "unanswered"]
-    """With scores; without, after all attempts; without a usable answer of the server."""
+    """With scores; without, after all attempts; without a usable answer of the server to one of them."""
     scores: Scores | None = None
     replies: tuple[Reply, ...] = ()
+    """All that came, which were paid for whether they have scores or not."""
     reason: str = ""
 
 
@@ -50,7 +51,12 @@ class Verdict:
 class Pending:
     """A prompt that needs one more reply."""
 
-    attempt: int
+    replies: tuple[Reply, ...]
+    """Those it has, none of them with scores."""
+
+    @property
+    def attempt(self) -> int:
+        return len(self.replies)
 
 
 class Session:
@@ -69,7 +75,7 @@ class Session:
         for attempt in range(self._judge.attempts):
             reply = self._cache.find(self._judge.request(prompt, attempt=attempt))
             if reply is None:
-                return Pending(attempt=attempt)
+                return Pending(replies=tuple(replies))
             replies.append(reply)
             scores = parse_scores(reply.text)
             if scores is not None:
@@ -83,7 +89,7 @@ class Session:
         """Verdicts on different `prompts`, asked `concurrency` at a time; every reply is on disk as soon as it is here.
 
         Raises:
-            UserError: the server refuses everything, or fails again and again.
+            UserError: the server refuses the key or the model, or fails again and again.
         """
         slots = asyncio.Semaphore(concurrency)
         patience = max(_FEWEST_FAILURES, 2 * concurrency)
@@ -109,14 +115,19 @@ class Session:
             try:
                 reply = await endpoint.ask(prompt, parameters=self._judge.parameters)
             except EndpointFailure as failure:
-                self._failures_in_a_row += 1
-                if self._failures_in_a_row >= patience:
-                    raise UserError(
-                        f"{self._judge.base_url}: {patience} requests in a row failed, the last with: {failure};"
-                        " replies so far are kept, the same command goes on from there"
-                    ) from None
-                return Verdict(status="unanswered", reason=str(failure))
+                if not failure.is_refusal:
+                    self._count(failure, patience=patience)
+                return Verdict(status="unanswered", replies=standing.replies, reason=str(failure))
             self._failures_in_a_row = 0
             self.num_asked += 1
             self._cache.keep(self._judge.request(prompt, attempt=standing.attempt), reply)
         return standing
+
+    def _count(self, failure: EndpointFailure, *, patience: int) -> None:
+        """Give up after `patience` failures of the server without a reply between them."""
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row >= patience:
+            raise UserError(
+                f"{self._judge.base_url}: {patience} requests in a row failed, the last with: {failure};"
+                " replies so far are kept, the same command goes on from there"
+            ) from None

@@ -1,7 +1,7 @@
 """Figure 4 and Tables 9, 11 and 12: what changes with one decision about the prompt."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -11,10 +11,12 @@ from evaluation.report.pictures import Axes, Looks, Picture, draw, label
 from evaluation.report.tables import Cell, RowGroup, Table, text
 from evaluation.report.variants import Comparison, Student, comparisons
 from kd.config import Config
-from kd.config_methods import PromptConfig
+from kd.config_methods import PromptConfig, TeacherLoraConfig
 from kd.engines.soft_prompt import FILE_NAME, FOLDER_NAME
 
 _PROMPT = "prompt tuning"
+# A teacher with adapters has neither these tokens nor L_reg.
+_OF_TOKENS = frozenset({"length", "init", "init_text", "regularization", "regularization_divergence"})
 _ADAPTERS = "teacher_adapter"
 """Directory of a student with the adapters of its teacher."""
 
@@ -107,33 +109,57 @@ def _table9(findings: Findings) -> Iterator[Table]:
     )
 
 
-def _adaptation(config: Config) -> str:
-    lora = config.teacher_lora
-    if lora.is_on:
-        return f"LoRA ({lora.rank}/{lora.alpha:g}{''.join(f', {name}' for name in lora.targets or ())})"
-    # Its learning rate is a matter of search, not of what is compared.
-    usual = asdict(PromptConfig(learning_rate=config.prompt.learning_rate))
-    changed = [f"{name}={value}" for name, value in asdict(config.prompt).items() if value != usual[name]]
-    return f"{_PROMPT} ({', '.join(changed)})" if changed else _PROMPT
+@dataclass(frozen=True, kw_only=True)
+class _Adaptation:
+    """All that decides how the teacher is adapted; fields without effect have their defaults."""
+
+    prompt: PromptConfig
+    lora: TeacherLoraConfig
+
+    @property
+    def unusual(self) -> set[str]:
+        """Fields of `prompt` that are not the defaults, but for the learning rate, which is searched."""
+        usual = asdict(PromptConfig())
+        return {name for name, value in asdict(self.prompt).items() if value != usual[name]} - {"learning_rate"}
+
+    def label(self, shown: Set[str]) -> str:
+        """With the fields `shown` of `prompt`."""
+        lora, values = self.lora, asdict(self.prompt)
+        size = [f"{lora.rank}/{lora.alpha:g}", *(lora.targets or ())] if lora.is_on else []
+        details = size + [f"{name}={_plain(value)}" for name, value in values.items() if name in shown]
+        kind = "LoRA" if lora.is_on else _PROMPT
+        return f"{kind} ({', '.join(details)})" if details else kind
 
 
-def _adaptation_rows(comparison: Comparison[str]) -> list[tuple[Cell, ...]]:
+def _adaptation(config: Config) -> _Adaptation:
+    if not config.teacher_lora.is_on:
+        return _Adaptation(prompt=config.prompt, lora=TeacherLoraConfig())
+    without_effect = {name: getattr(PromptConfig(), name) for name in _OF_TOKENS}
+    return _Adaptation(prompt=replace(config.prompt, **without_effect), lora=config.teacher_lora)
+
+
+def _adaptation_rows(comparison: Comparison[_Adaptation]) -> list[tuple[Cell, ...]]:
+    usual = [one.setting for one in comparison.variants if not one.setting.lora.is_on and not one.setting.unusual]
+    # Other prompts than the paper's are a matter of Figure 4 and Tables 11 and 12.
+    variants = [one for one in comparison.variants if one.setting.lora.is_on or not usual or one.setting in usual]
     rows = []
-    settings = [variant.setting for variant in comparison.variants]
-    for variant in comparison.variants:
-        # Other prompts than the paper's are a matter of Figure 4 and Tables 11 and 12.
-        if _PROMPT in settings and variant.setting.startswith(f"{_PROMPT} "):
-            continue
+    for variant in variants:
+        alike = [one.setting.prompt for one in variants if one.setting.lora.is_on == variant.setting.lora.is_on]
+        varied = {name for name in asdict(alike[0]) if len({getattr(prompt, name) for prompt in alike}) > 1}
         hours = [student.run.seconds / 3600 for student in variant.students if student.run.seconds is not None]
         rows.append(
             (
-                text(variant.setting),
+                text(variant.setting.label(varied | variant.setting.unusual)),
                 variant.cell,
                 Cell(value=_trained_values(variant.students[0]), digits=0),
                 Cell(value=fmean(hours) if hours else None, digits=2 if hours and fmean(hours) >= 1 else 4),
             )
         )
     return _best_of(rows)
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _trained_values(student: Student) -> int | None:

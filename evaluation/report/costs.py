@@ -53,18 +53,19 @@ def _cost_title(output: Output[CostResults]) -> str:
 
 
 def _cost_rows(results: CostResults) -> Iterator[tuple[Cell, ...]]:
-    stages = {entry.case.zero_stage for entry in results.costs}
+    shardings = {entry.case.sharding for entry in results.costs}
     for entry in results.costs:
+        sharding = entry.case.sharding
         seconds = {
             METHODS.get(other.case.method, other.case.method): other.step_seconds
             for other in results.costs
-            if other.case.zero_stage == entry.case.zero_stage
+            if other.case.sharding == sharding
         }
         method = METHODS.get(entry.case.method, entry.case.method)
         reserved = entry.peak.reserved
         yield (
             text(method),
-            text(f"ZeRO-{entry.case.zero_stage}" if len(stages) > 1 else ""),
+            text(sharding if len(shardings) > 1 or entry.case.gather != "auto" else ""),
             Cell(value=entry.peak.allocated / _GB, digits=2),
             Cell(value=None if reserved is None else reserved / _GB, digits=2),
             Cell(value=entry.step_seconds, digits=3),

@@ -117,6 +117,13 @@ class JudgeResults:
 class CostCase:
     method: str
     zero_stage: int
+    gather: str = "auto"
+    """As `engine.gather`; files of before there was a choice do not say it."""
+
+    @property
+    def sharding(self) -> str:
+        """The stage, and how models are gathered where that was prescribed."""
+        return f"ZeRO-{self.zero_stage}{'' if self.gather == 'auto' else f' by {self.gather}'}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,7 +67,7 @@ def missing_parts(findings: Findings, *, keys: Set[str]) -> Iterator[Missing]:
 def _evaluation(run: TrainingRun | None, place: str) -> list[str]:
     return [
         *("deepspeed", "evaluation/evaluate.py", "--model", f"{place}/final", "--benchmark", f"NAME={_data(run)}"),
-        *(*_limits(run), "--out", f"{place}/evaluation"),
+        *(*_limits(run), *_overlong(run), "--out", f"{place}/evaluation"),
     ]
 
 
@@ -104,13 +104,21 @@ def _data(run: TrainingRun | None) -> str:
 
 
 def _limits(run: TrainingRun | None) -> list[str]:
-    """Options for lengths that differ from the commands' defaults, which are those of the configuration."""
+    """Options for template and lengths that differ from the commands' defaults, which are the configuration's."""
     if run is None:
         return []
     config: Config = run.config
     options = []
+    if config.data.template != DataConfig().template:
+        options += ["--template", config.data.template]
     if config.data.max_prompt_tokens != DataConfig().max_prompt_tokens:
         options += ["--max-prompt-tokens", str(config.data.max_prompt_tokens)]
     if config.generation.max_new_tokens != GenerationConfig().max_new_tokens:
         options += ["--max-new-tokens", str(config.generation.max_new_tokens)]
     return options
+
+
+def _overlong(run: TrainingRun | None) -> list[str]:
+    """What becomes of longer prompts, where it is not the default; evaluate.py alone has a choice."""
+    differs = run is not None and run.config.data.overlong != DataConfig().overlong
+    return ["--overlong", run.config.data.overlong] if run is not None and differs else []

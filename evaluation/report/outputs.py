@@ -1,6 +1,5 @@
 """Finds outputs of the toolkit's commands in directories, and tells them apart by their files."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from evaluation.report.formats import (
     read_json,
 )
 from evaluation.report.training import CONFIG_FILE, TrainingRun, read_training
+from evaluation.short_names import short_names
 from kd.errors import UserError
 from kd.metrics import FILE_NAME
 
@@ -107,23 +107,10 @@ def _walk(directory: Path) -> Iterator[tuple[str, Path]]:
         raise UserError(f"{directory}: cannot be read ({error.strerror}); give another --runs") from None
     kinds = [kind for kind, names in _SIGNS.items() if all(name in entries for name in names)]
     yield from ((kind, directory) for kind in kinds)
-    if kinds and kinds != ["training"]:
+    if kinds and "training" not in kinds:
         return
     for name in sorted(entries):
         entry = entries[name]
         skipped = name.startswith(".") or entry.is_symlink() or (kinds and name in _WITHOUT_OUTPUTS)
         if entry.is_dir() and not skipped:
             yield from _walk(entry)
-
-
-def short_names(directories: Sequence[Path]) -> list[str]:
-    """The last parts of each path, as many as it takes to tell it from the others."""
-    parts = [Path(os.path.abspath(directory)).parts for directory in directories]
-    names = []
-    for own in parts:
-        others = [other for other in parts if other != own]
-        length = 1
-        while length < len(own) and any(other[-length:] == own[-length:] for other in others):
-            length += 1
-        names.append("/".join(own[-length:]))
-    return names

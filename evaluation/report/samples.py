@@ -21,8 +21,8 @@ def samples_section(findings: Findings) -> Section:
         key="samples",
         title="Responses",
         text=(
-            "Rows spread evenly over each benchmark, whatever was answered; the responses of one seed, with the ROUGE-L"
-            " of each.",
+            "Rows spread evenly over those of each benchmark that all models were asked, whatever was answered; the"
+            " responses of one seed, with the ROUGE-L of each.",
         ),
         samples=tuple(sample for name in findings.benchmarks for sample in _of_benchmark(findings, name)),
     )
@@ -31,14 +31,15 @@ def samples_section(findings: Findings) -> Section:
 def _of_benchmark(findings: Findings, benchmark: str) -> Iterator[Sample]:
     models = [model for model in findings.models if benchmark in model.benchmarks]
     found = {model.name: _first_seed(model.scored[benchmark]) for model in models}
-    # Models with other tokenizers may have dropped other rows.
-    shared = sorted(set.intersection(*(set(rows) for rows in found.values())))
+    templates = [model.benchmarks[benchmark].decoding.template for model in models]
+    # Models with other tokenizers may have dropped other rows, and a row of another file is another question.
+    answered = sorted(set.intersection(*(set(rows) for rows in found.values())))
+    shared = [row for row in answered if _is_one_question([rows[row] for rows in found.values()], templates=templates)]
     for row in spread(shared, findings.num_samples):
         first = found[models[0].name][row]
-        template = models[0].benchmarks[benchmark].decoding.template
         yield Sample(
             title=f"{benchmark}, row {row}",
-            prompt=request_of(first.prompt, template=template),
+            prompt=request_of(first.prompt, template=templates[0]),
             references=first.references,
             answers=tuple(
                 Answer(speaker=name, text=rows[row].response, score=rows[row].rougeL) for name, rows in found.items()
@@ -50,6 +51,15 @@ def _first_seed(scored: Scored) -> dict[int, Generation]:
     seed = next(iter(scored.result.rougeL.per_seed))
     generations = read_generations(generations_file(scored.directory / "generations" / scored.name, seed))
     return {generation.row: generation for generation in generations}
+
+
+def _is_one_question(answers: Sequence[Generation], *, templates: Sequence[str]) -> bool:
+    """Whether references are equal, and prompts wherever a template, one for each answer, makes them alike."""
+    # A template chat is the tokenizer's own: what it makes of one question differs between models.
+    asked = {
+        (template, answer.prompt) for template, answer in zip(templates, answers, strict=True) if template != "chat"
+    }
+    return len({answer.references for answer in answers}) == 1 and len(asked) == len({name for name, _ in asked})
 
 
 def spread(rows: Sequence[int], number: int) -> list[int]:

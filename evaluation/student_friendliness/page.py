@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.table import Table
 
 from evaluation.intervals import Estimate
 from evaluation.student_friendliness.summary import Column, RowSet
+from evaluation.terminal import results_console
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def print_table(sets: Mapping[str, RowSet]) -> None:
     table = Table("rows", "teacher", *HEADINGS, title="The teacher with and without the prompt")
     for cells in table_rows(sets, shown=lambda estimate: "–" if estimate.value is None else f"{estimate.value:.4g}"):
         table.add_row(*cells)
-    Console().print(table)
+    results_console().print(table)
 
 
 def page(sets: Mapping[str, RowSet], examples: Sequence[ShownExample], *, subtitle: str) -> str:

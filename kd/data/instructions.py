@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from kd.data.rows import read_rows
+from kd.data.rows import Row, read_rows
+from kd.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +26,23 @@ def read_instructions(source: str) -> list[Instruction]:
         source: a .jsonl, .json or .parquet file, or a hub name `org/name[:split]` (split train if none).
 
     Raises:
-        UserError: unreadable source, broken row, empty instruction, empty output; names file and line.
+        UserError: unreadable source, broken row, empty instruction, empty output, or keys that other data sets use for
+            `input` and `output`; names file and line.
     """
-    return [
-        Instruction(
-            instruction=row.text("instruction"),
-            input=row.text_or_empty("input"),
-            references=row.texts("output"),
-            source=row.source,
-        )
-        for row in read_rows(source)
-    ]
+    return [_read_instruction(row) for row in read_rows(source)]
+
+
+_OTHER_NAMES = {"context": "input", "response": "output"}
+"""How databricks-dolly-15k calls them."""
+
+
+def _read_instruction(row: Row) -> Instruction:
+    for other, name in _OTHER_NAMES.items():
+        if row.fields.get(other) and name not in row.fields:
+            raise UserError(f"{row.source}: has `{other}` and no `{name}`; rename it to `{name}`, or remove it")
+    return Instruction(
+        instruction=row.text("instruction"),
+        input=row.text_or_empty("input"),
+        references=row.texts("output"),
+        source=row.source,
+    )

@@ -122,12 +122,14 @@ class TrainableEngine:
             yield
             return
         with self.deepspeed.coalesce_grad_reduction():
+            is_complete = False
             try:
                 yield
-            except BaseException:
-                # DeepSpeed reduces what there is even now, and would wait for ranks that do something else.
-                self.deepspeed.module.zero_grad()
-                raise
+                is_complete = True
+            finally:
+                if not is_complete:
+                    # DeepSpeed reduces what there is even now, and would wait for ranks that do something else.
+                    self.deepspeed.module.zero_grad()
 
     def accumulate(self, *inputs: object, is_last: bool) -> Tensor:
         """Forward and backward of one micro-batch; `is_last` ends the window. Returns the terms' sums [terms]."""

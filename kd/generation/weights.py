@@ -102,7 +102,8 @@ def choose_weights(
     free_bytes = scarcest_bytes(world, hosts=hosts)
     choice = choose_layout(blank_copy(sampled.view.model), settings=settings, free_bytes=free_bytes, hosts=hosts)
     if choice.layout == "zero3":
-        return TrainedWeights.of(sampled), f"sampling from ZeRO-3 shards ({choice.reason})"
+        where = "ZeRO-3 shards" if sampled.runs_hooks else f"the {role}'s own weights, gathered for the window"
+        return TrainedWeights.of(sampled), f"sampling from {where} ({choice.reason})"
     group = None
     if choice.layout == "tensor_parallel":
         group = world.join_group(_cut(hosts, size=choice.num_ranks))

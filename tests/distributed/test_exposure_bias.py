@@ -142,6 +142,16 @@ def test_a_student_of_another_tokenizer_is_refused(inputs: Path, tmp_path: Path,
     assert not (tmp_path / "out").exists()
 
 
+def test_too_few_rows_are_refused_before_anything_is_sampled(
+    inputs: Path, tmp_path: Path, ranks: Callable[[int], Ranks]
+) -> None:
+    argv = arguments(inputs, tmp_path / "out", f"--student=other={inputs / 'student'}", "--rows=9")
+    messages = ranks(2).run(refusal, argv=argv)
+    assert messages[0] == messages[1]
+    assert "9 rows have a prompt that is short enough, a curve needs 10 or more" in messages[0]
+    assert not (tmp_path / "out").exists()
+
+
 def refusal(world: World, *, argv: list[str]) -> str:
     from kd.errors import UserError
 

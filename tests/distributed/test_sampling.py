@@ -35,8 +35,11 @@ def whole(student: Path, ranks: Any) -> Any:
 
 
 def layout_overrides(layout: str) -> list[str]:
+    if layout == "in place":
+        return ["generation.layout=zero3", "engine.gather=model"]
     num_ranks = 2 if layout == "tensor_parallel" else 1
-    return [f"generation.layout={layout}", f"generation.tensor_parallel_size={num_ranks}"]
+    settings = [f"generation.layout={layout}", f"generation.tensor_parallel_size={num_ranks}"]
+    return [*settings, "engine.gather=layer"] if layout == "zero3" else settings
 
 
 def merged(results: list[Any]) -> Any:
@@ -52,6 +55,7 @@ def merged(results: list[Any]) -> Any:
         (3, "gathered", 60),
         (3, "zero3", 16384),
         (3, "zero3", 60),
+        (3, "in place", 60),
         (3, "tensor_parallel", 16384),
         (3, "tensor_parallel", 60),
     ],
@@ -66,7 +70,7 @@ def test_layouts_ranks_and_batches_agree(
 
 
 def test_ranks_may_have_unequal_numbers_of_batches(student: Path, whole: Any, ranks: Any) -> None:
-    overrides = ["generation.layout=zero3", "generation.max_batch_tokens=1"]
+    overrides = [*layout_overrides("zero3"), "generation.max_batch_tokens=1"]
     results = ranks(2).run(
         jobs.sample, config_file=write_config(student), overrides=overrides, prompts=PROMPTS[:5], steps=[1]
     )
@@ -88,6 +92,7 @@ def test_steps_draw_different_responses_from_the_shared_vocabulary(whole: Any) -
         ("tensor_parallel", "false"),
         # Without copies there is nothing to keep.
         ("zero3", "true"),
+        ("in place", "true"),
     ],
     ids="-".join,
 )

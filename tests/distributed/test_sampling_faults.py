@@ -16,7 +16,8 @@ from tests.tiny_models import save_tiny_model
 
 LAYOUTS = {
     "gathered": ["generation.layout=gathered"],
-    "zero3": ["generation.layout=zero3"],
+    "zero3": ["generation.layout=zero3", "engine.gather=layer"],
+    "in place": ["generation.layout=zero3", "engine.gather=model"],
     "tensor_parallel": ["generation.layout=tensor_parallel", "generation.tensor_parallel_size=2"],
 }
 GREEDY = ["generation.top_k=1"]

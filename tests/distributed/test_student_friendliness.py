@@ -179,6 +179,12 @@ def test_rows_without_outputs_are_refused_on_every_rank(
     assert all("prompts.jsonl:1: expected `output`" in message for message in messages)
 
 
+def test_limits_without_room_for_outputs_are_refused(run: Path, tmp_path: Path, ranks: Callable[[int], Ranks]) -> None:
+    argv = arguments(run, tmp_path / "out", "--max-sequence-tokens", "40")
+    [message] = ranks(1).run(refusal, argv=argv)
+    assert "--max-prompt-tokens is 40, which leaves no room for a response in --max-sequence-tokens 40" in message
+
+
 def refusal(world: World, *, argv: list[str]) -> str:
     try:
         measure(parse_options(argv), world=world)

@@ -1,14 +1,23 @@
 """What the ranks do in the tests of evaluation.cost."""
 
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
-from evaluation.cost.decoding import measure_speeds
+from evaluation.cost.__main__ import main
+from evaluation.cost.decoding import measure_speeds, run_decoding
 from evaluation.cost.inputs import write_inputs
 from evaluation.cost.options import DecodingOptions
 from evaluation.cost.presets import PRESETS
 from evaluation.cost.scaling_ranks import held_bytes
 from kd.distributed import World
 from kd.engines.teacher import Teacher
+from kd.errors import UserError
+from kd.ports import free_port
 
 
 def write_models(world: World, directory: Path) -> None:
@@ -33,3 +42,42 @@ def hold_teacher(world: World, *, directory: Path) -> tuple[int, int]:
     )
     model = Teacher(config).view.model
     return held_bytes(model), sum(parameter.ds_numel * parameter.element_size() for parameter in model.parameters())
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """A process of its own as the only rank of a run."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        os.environ.pop(name, None)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    yield
+
+
+def measure_without_teacher(out: Path) -> int:
+    """Exit code of a command whose second case cannot load its teacher."""
+
+    def write(directory: Path, *arguments: Any, **options: Any) -> None:
+        write_inputs(directory, *arguments, **options)
+        shutil.rmtree(directory / "teacher")
+
+    argv = ["--preset", "tiny", "--methods", "sft,gkd", "--zero", "0", "--steps", "1", "--out", str(out)]
+    with _alone(), patch("evaluation.cost.bench.write_inputs", write):
+        return main(argv)
+
+
+def measure_with_failing_peer(out: Path) -> int:
+    """Exit code of a command whose peer fails after the only case."""
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise UserError("the peer failed")
+
+    argv = ["--preset", "tiny", "--methods", "sft", "--zero", "0", "--steps", "1", "--peer", "trl", "--out", str(out)]
+    with _alone(), patch("evaluation.cost.bench.check_trl"), patch("evaluation.cost.bench.measure_trl", fail):
+        return main(argv)
+
+
+def decode_until_failure(out: Path) -> None:
+    """Decode until the second way fails."""
+    options = DecodingOptions(out=out, preset="tiny", prompts=2, repeats=1)
+    with _alone(), patch("evaluation.cost.decoding.transformers_generate", side_effect=MemoryError):
+        run_decoding(options)

@@ -90,6 +90,12 @@ def test_a_resumed_run_writes_its_steps_once(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}, {"step": 3}]
 
 
+def test_half_a_line_at_the_end_is_not_read(tmp_path: Path) -> None:
+    """Of a run that is writing, or was killed."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "val')
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2]
+
+
 def test_a_tracker_that_is_not_installed_is_refused(tmp_path: Path) -> None:
     if importlib.util.find_spec("wandb") is not None:
         pytest.skip("wandb is installed here")

@@ -12,6 +12,8 @@ from kd.config import Config
 from kd.config_file import read_config
 from kd.engines.causal_lm import CausalLM
 
+DOLLY_ROWS = 11_435
+"""For training, in the split of MiniLLM and PromptKD."""
 EXPERIMENTS = Path(__file__).parents[2] / "launch" / "experiments"
 # Files beside the folders are extended by others and no runs of their own.
 SHARED = sorted(EXPERIMENTS.glob("*.yaml"))
@@ -173,6 +175,7 @@ def test_presets_have_the_published_hyper_parameters(name: str, preset: str) -> 
         assert (minillm.rollouts, minillm.inner_epochs, minillm.rollouts % schedule.global_batch) == (256, 4, 0)
         return
     assert (rates[0], schedule.global_batch, schedule.epochs) == (pair.learning_rate, pair.global_batch, pair.epochs)
+    assert config.validation.every == DOLLY_ROWS // schedule.global_batch, "once in an epoch"
     if config.method == "gkd":
         assert (config.gkd.student_fraction, config.gkd.divergence, config.gkd.sft_weight) == (1.0, "reverse_kl", 0.0)
     else:

@@ -128,6 +128,7 @@ def test_mistakes_are_one_line_and_exit_code_two(tmp_path: Path, capsys: pytest.
     cases = [
         (["--benchmark", "vicuna"], f"{out}: has no benchmark vicuna, it has dolly"),
         (["--data", f"dolly={other}"], f"row 0 is not that of {other}"),
+        (["--data", f"doly={other}"], "--data doly=…: judged are dolly; give the name of one"),
         (["--seeds", "30"], "seed-30.jsonl: cannot be read"),
         (["--evaluation", f"b={tmp_path / 'empty'}"], "results.json: cannot be read"),
         (["--evaluation", f"kd={out}"], "--evaluation: the name kd is given twice"),
@@ -145,6 +146,18 @@ def test_mistakes_are_one_line_and_exit_code_two(tmp_path: Path, capsys: pytest.
         assert message.startswith("error: ") and message.count("\n") == 1
         assert expected in message
         assert "secret" not in message
+
+
+def test_names_stand_whole_in_the_table_of_a_log(
+    tmp_path: Path, served: Callable[[Script], JudgeServer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = write_evaluation(tmp_path, name="kd", num_rows=1, seeds=(10,))
+    names = [f"student-of-{letter * 100}" for letter in "ab"]
+    server = served(always(Answer(text="5 5")))
+    extra = [word for name in names for word in ("--evaluation", f"{name}={out}")]
+    assert main(arguments(tmp_path, server.url, *extra)) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in names)
 
 
 def test_a_broken_file_of_the_cache_is_named(

@@ -141,6 +141,56 @@ def test_a_server_that_keeps_failing_is_given_up(
     assert len(server.requests) < 20
 
 
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_prompts_that_the_server_refuses_do_not_end_the_session(
+    tmp_path: Path, served: Callable[[Script], JudgeServer], capsys: pytest.CaptureFixture[str], status: int
+) -> None:
+    """Twenty in a row, more than a server may fail."""
+    write_evaluation(tmp_path, name="kd", num_rows=22, seeds=(10,))
+    body = json.dumps({"error": {"message": "too many tokens"}})
+
+    def script(request: Request) -> Answer:
+        is_short = "Ask 0." in request.prompt or "Ask 21." in request.prompt
+        return Answer(text="8 10") if is_short else Answer(status=status, body=body)
+
+    server = served(script)
+    assert main(arguments(tmp_path, server.url, "--concurrency", "2")) == 1
+    score = score_of(tmp_path)
+    assert (score["score"], score["num_judged"], score["num_unanswered"]) == (80.0, 2, 20)
+    assert len(server.requests) == 22
+    assert all("too many tokens" in line["reason"] for line in verdicts(tmp_path)[1:21])
+    assert "20 of 22 comparisons are unanswered, such as: Error code: " in capsys.readouterr().err
+
+
+def test_refused_prompts_do_not_hide_that_the_server_fails(
+    tmp_path: Path, served: Callable[[Script], JudgeServer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_evaluation(tmp_path, name="kd", num_rows=30, seeds=(10,))
+
+    def script(request: Request) -> Answer:
+        return Answer(status=400 if len(server.requests) % 2 else 500, body="no", headers=SOON)
+
+    server = served(script)
+    assert main(arguments(tmp_path, server.url, "--retries", "0", "--concurrency", "1")) == 2
+    assert "5 requests in a row failed, the last with: " in capsys.readouterr().err
+    assert len(server.requests) == 10
+
+
+def test_replies_before_a_failure_are_counted_and_written(
+    tmp_path: Path, served: Callable[[Script], JudgeServer]
+) -> None:
+    write_evaluation(tmp_path, name="kd", num_rows=1, seeds=(10,))
+    trouble = Answer(status=500, body="down", headers=SOON)
+    server = served(lambda request: trouble if request.num_before else Answer(text="8/10"))
+    prices = ["--price-input", "10", "--price-output", "30"]
+    assert main(arguments(tmp_path, server.url, "--retries", "0", *prices)) == 1
+    (verdict,) = verdicts(tmp_path)
+    assert (verdict["status"], verdict["replies"]) == ("unanswered", ["8/10"])
+    usage = read(tmp_path)["usage"]
+    assert (usage["num_asked"], usage["num_replies"], usage["input_tokens"], usage["output_tokens"]) == (1, 1, 100, 20)
+    assert usage["cost"] == pytest.approx(100 * 10e-6 + 20 * 30e-6)
+
+
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_refused_key_or_model_ends_it_at_once_and_the_key_stays_hidden(
     tmp_path: Path, served: Callable[[Script], JudgeServer], capsys: pytest.CaptureFixture[str], status: int
@@ -183,6 +233,27 @@ def test_the_key_is_in_no_output_and_no_file(tmp_path: Path, served: Callable[[S
     kept = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
     assert sum("Bearer [key]" in text for text in kept) >= 2
     assert not [text for text in [*kept, done.stdout, done.stderr] if KEY in text]
+
+
+def test_a_word_in_place_of_a_key_is_left_in_replies_and_taken_out_of_messages(
+    tmp_path: Path,
+    served: Callable[[Script], JudgeServer],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Servers without keys are given any; "1" is also a part of scores and of error codes."""
+    monkeypatch.setenv("OPENAI_API_KEY", "1")
+    write_evaluation(tmp_path, name="kd", num_rows=1, seeds=(10,))
+    server = served(always(Answer(text="10 8\n1st is better")))
+    assert main(arguments(tmp_path, server.url)) == 0
+    assert verdicts(tmp_path)[0]["replies"] == ["10 8\n1st is better"]
+    assert score_of(tmp_path)["score"] == 125.0
+    server.script = lambda request: Answer(
+        status=401, body=json.dumps({"error": {"message": f"no: {request.authorization}"}})
+    )
+    assert main(arguments(tmp_path, server.url, "--temperature", "0")) == 2
+    message = capsys.readouterr().err
+    assert "Error code: 401" in message and "no: Bearer [key]" in message
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)], ids=["int", "kill"])

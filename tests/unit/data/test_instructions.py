@@ -168,3 +168,13 @@ def assert_refused(source: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         read_instructions(source)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("other", "name"), [("context", "input"), ("response", "output")])
+def test_the_names_of_another_data_set_are_not_read_over(tmp_path: Path, other: str, name: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"instruction": "Add.", other: "1 2"}) + "\n")
+    with pytest.raises(UserError, match=f"rows.jsonl:1: has `{other}` and no `{name}`; rename it to `{name}`"):
+        read_instructions(str(path))
+    path.write_text(json.dumps({"instruction": "Add.", other: "", name: "1 2"}) + "\n")
+    assert len(read_instructions(str(path))) == 1

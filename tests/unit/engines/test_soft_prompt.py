@@ -1,5 +1,6 @@
 """What a soft prompt starts from, and how it is stored."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +48,14 @@ def test_padding_repeats_the_padding_token(tokenizer: PreTrainedTokenizerBase) -
     assert (
         initial_token_ids(PromptConfig(init="padding", length=3), tokenizer=tokenizer) == [tokenizer.pad_token_id] * 3
     )
+
+
+def test_without_a_padding_token_padding_is_the_end_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """As in GPT-2."""
+    without = copy.deepcopy(tokenizer)
+    without.pad_token = None
+    ids = initial_token_ids(PromptConfig(init="padding", length=2), tokenizer=without)
+    assert ids == [without.eos_token_id] * 2
 
 
 def test_text_values_are_rows_of_the_embedding(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -151,6 +151,35 @@ def test_references_of_the_rows_must_agree(tmp_path: Path, capsys: pytest.Captur
     assert "answer different rows" in capsys.readouterr().err
 
 
+def test_directories_of_the_same_name_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b, c = (tmp_path / run / "evaluation" for run in ("A", "B", "C"))
+    for directory in (a, b, c):
+        write_scores(directory, benchmark="test", by_seed={1: [1.0, 2.0]})
+    assert main(["--a", str(a), "--b", str(b), str(c)]) == 0
+    pairs = [line.partition(" on ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert pairs == ["A/evaluation - B/evaluation", "A/evaluation - C/evaluation"]
+
+
+@pytest.mark.parametrize("name", [".", "{directory}"])
+def test_a_directory_is_refused_as_the_file_to_write(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Before the directories are read: there are none.
+    assert main(["--a", "x", "--b", "y", "--out", name.format(directory=tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert "is a directory; give the path of a file" in message
+    assert message.count("\n") == 1
+
+
+def test_an_infinite_z_is_null_in_the_file(tmp_path: Path) -> None:
+    write_scores(tmp_path / "a", benchmark="test", by_seed={1: [3.0, 4.0]})
+    write_scores(tmp_path / "b", benchmark="test", by_seed={1: [1.0, 2.0]})
+    out = tmp_path / "comparisons.json"
+    assert main(["--a", str(tmp_path / "a"), "--b", str(tmp_path / "b"), "--out", str(out)]) == 0
+    [found] = json.loads(out.read_text(), parse_constant=pytest.fail)["comparisons"]
+    assert (found["mean"], found["z"]) == (2.0, None)
+
+
 def test_a_stray_file_is_no_seed(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_scores(tmp_path / name, benchmark="test", by_seed={1: [1.0, 2.0]})

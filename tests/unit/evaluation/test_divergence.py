@@ -1,7 +1,9 @@
 """The distance of a student from its teacher, against a plain calculation."""
 
 import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,13 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evaluation.divergence import Distance, main, measure, parse_options
+from evaluation.results import write_generations
 from kd.distributed import World
 from kd.engines.soft_prompt import FILE_NAME, SoftPromptOrigin, save_soft_prompt
 from tests.run_on_ranks import Ranks
 from tests.tiny_models import save_tiny_model
 from tests.tiny_tokenizers import NUM_ENTRIES
+from tests.unit.evaluation.generations import generation
 
 ROWS = [("Name a fruit.", "apple"), ("Count to two.", "one, two"), ("Which is odd?", "the spoon, of course")]
 PROMPT = torch.randn(3, 32, generator=torch.Generator().manual_seed(4))
@@ -112,6 +116,11 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--out", "/dev/null/distance.json"], "/dev/null/distance.json: cannot be written"),
         (["--teacher", "wide", "--soft-prompt", FILE_NAME], "its vectors have 32 numbers, the embeddings of"),
         (["--data", "long.jsonl"], "has 128 positions"),
+        (["--out", "."], "--out: '.' is a directory; give the path of a file; see --help"),
+        (
+            ["--max-prompt-tokens", "100", "--max-sequence-tokens", "100"],
+            "--max-prompt-tokens is 100, which leaves no room for a response in --max-sequence-tokens 100;",
+        ),
     ],
 )
 def test_mistakes_are_one_line(
@@ -125,6 +134,62 @@ def test_mistakes_are_one_line(
     assert "Traceback" not in shown
     [line] = [line for line in shown.splitlines() if line.startswith("error:")]
     assert message in line
+
+
+def write_responses(path: Path, responses: list[tuple[str, bool]]) -> Path:
+    """Generations of evaluate.py: text, and whether it ended."""
+    rows = [replace(generation(row, response=text), ended=ended) for row, (text, ended) in enumerate(responses)]
+    write_generations(path, rows)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("responses", "num_sequences", "num_tokens"),
+    [
+        # An end token each.
+        ([("", True), ("", True)], 2, 2),
+        ([(" ", True), ("", False)], 1, 2),
+        # Two tokens; one that met the limit of its generation has no end token.
+        ([("apple", True)], 1, 3),
+        ([("apple", False)], 1, 2),
+    ],
+)
+def test_generations_of_an_evaluation_may_be_empty(
+    inputs: Path,
+    ranks: Callable[[int], Ranks],
+    tmp_path: Path,
+    responses: list[tuple[str, bool]],
+    num_sequences: int,
+    num_tokens: int,
+) -> None:
+    path = write_responses(tmp_path / "seed-10.jsonl", responses)
+    (found,) = ranks(1).run(measure_on_ranks, argv=arguments(inputs, "--responses", str(path)))
+    assert (found.num_sequences, found.num_tokens) == (num_sequences, num_tokens)
+    assert math.isfinite(found.reverse_kl)
+
+
+def test_responses_are_cut_at_the_limit(inputs: Path, ranks: Callable[[int], Ranks], tmp_path: Path) -> None:
+    path = write_responses(tmp_path / "seed-10.jsonl", [("one, two, three, four", True)])
+    # Of 12 and the end token; the prompt has 6.
+    limits = ["--max-prompt-tokens", "6", "--max-sequence-tokens", "10"]
+    (found,) = ranks(1).run(measure_on_ranks, argv=arguments(inputs, "--responses", str(path), *limits))
+    assert found.num_tokens == 4
+
+
+@pytest.mark.usefixtures("alone")
+def test_responses_without_any_token_are_refused(
+    inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write_responses(tmp_path / "seed-10.jsonl", [("", False)])
+    assert main(arguments(inputs, "--responses", str(path))) == 2
+    assert f"error: {path}: no row has a response token to measure on" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("alone")
+def test_responses_without_tokens_are_counted(inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = write_responses(tmp_path / "seed-10.jsonl", [("", False), ("apple", True)])
+    assert main(arguments(inputs, "--responses", str(path))) == 0
+    assert f"{path}: left out 1 of 2 rows: no response token" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("alone")

@@ -103,6 +103,34 @@ def test_table_9_compares_prompt_and_adapters(tmp_path: Path) -> None:
     assert [cell.value for cell in table.groups[1].rows[1]] == ["LoRA (4/32)", 21.84, 1229000, 9.97]
 
 
+def adaptations(directory: Path) -> dict[str, tuple[float, float | None]]:
+    """The report's rows of Table 9: scores and standard errors."""
+    table = table_of(directory, "table9")
+    assert table is not None
+    return {str(row[0].value): (row[1].value, row[1].standard_error) for row in table.groups[0].rows}
+
+
+def test_table_9_averages_over_nothing_but_seeds(tmp_path: Path) -> None:
+    lora = {"teacher_lora": {"rank": 4}}
+    plain = {"regularization": "none"}
+    write_student(tmp_path / "prompt", score=20)
+    # Without adapters their alpha decides nothing, and with them the length of the prompt.
+    write_student(tmp_path / "prompt-seed", score=22, run={"seed": 7}, teacher_lora={"alpha": 8.0})
+    write_student(tmp_path / "lora", score=10, prompt=plain, **lora)
+    write_student(tmp_path / "lora-seed", score=12, prompt=plain | {"length": 3}, run={"seed": 7}, **lora)
+    assert adaptations(tmp_path) == {
+        "prompt tuning": (21.0, pytest.approx(1.0)), "LoRA (4/32)": (11.0, pytest.approx(1.0))
+    }  # fmt: skip
+    write_student(tmp_path / "search", score=30, prompt={"learning_rate": 1e-3})
+    write_student(tmp_path / "forward", score=40, prompt=plain | {"kd_divergence": "forward_kl"}, **lora)
+    assert adaptations(tmp_path) == {
+        "prompt tuning (learning_rate=5e-06)": (21.0, pytest.approx(1.0)),
+        "prompt tuning (learning_rate=0.001)": (30.0, None),
+        "LoRA (4/32, kd_divergence=reverse_kl)": (11.0, pytest.approx(1.0)),
+        "LoRA (4/32, kd_divergence=forward_kl)": (40.0, None),
+    }
+
+
 def test_table_12_has_pairs_of_divergences(tmp_path: Path) -> None:
     write_student(tmp_path / "a", score=20)
     write_student(tmp_path / "b", score=22, prompt={"regularization_divergence": "forward_kl"})

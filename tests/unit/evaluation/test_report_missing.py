@@ -41,6 +41,22 @@ def test_commands_for_measurements_can_be_typed(run: Path) -> None:
     assert "training curves" not in commands
 
 
+def test_commands_for_measurements_treat_rows_as_the_training_did(tmp_path: Path) -> None:
+    data = {"train": "t.jsonl", "template": "my own.jinja", "overlong": "truncate"}
+    commands = missing(write_training(tmp_path / "a", data=data), keys=set())
+    evaluation = options.parse_options(commands["Table 1 and Figure 1"][2:])
+    assert (evaluation.template, evaluation.overlong) == ("my own.jinja", "truncate")
+    curves = exposure_bias.parse_options(commands["Figure 3(a)"][3:])
+    assert curves.analysis.template == "my own.jinja"
+    words = commands["Figure 3(b)"]
+    assert words[words.index("--template") + 1] == "my own.jinja"
+
+
+def test_commands_do_not_repeat_defaults(run: Path) -> None:
+    words = missing(run, keys=set())["Table 1 and Figure 1"]
+    assert not {"--template", "--overlong"} & set(words)
+
+
 @pytest.mark.parametrize("what", ["Figure 4", "Table 9", "Table 11", "Table 12"])
 def test_commands_for_trainings_change_one_decision(run: Path, what: str) -> None:
     words = missing(run, keys=set())[what]

@@ -12,7 +12,7 @@ from evaluation.cost.report import CostReport
 from evaluation.cost.summary import Case, StepCost
 from evaluation.judge.session import Judge
 from evaluation.report import formats
-from evaluation.report.outputs import find_outputs, short_names
+from evaluation.report.outputs import find_outputs
 from evaluation.report.training import SCORE, read_training
 from kd.errors import UserError
 from tests.unit.evaluation.report_inputs import (
@@ -47,6 +47,14 @@ def test_nothing_is_looked_for_below_a_measurement_or_among_weights(tmp_path: Pa
     write_training(write_cost(tmp_path / "cost") / "runs" / "promptkd-zero3")
     write_training(write_training(tmp_path / "a") / "checkpoints" / "step-1")
     assert [run.directory.name for run in find_outputs([tmp_path]).trainings] == ["a"]
+
+
+def test_below_a_training_that_is_also_a_measurement_its_evaluations_are_found(tmp_path: Path) -> None:
+    run = write_training(tmp_path / "a")
+    write_evaluation(run / "evaluation", model="m", scores={"x": [[1.0, 2.0]]})
+    (write_cost(tmp_path / "cost") / "cost.json").rename(run / "cost.json")
+    found = find_outputs([run])
+    assert [len(kind) for kind in (found.trainings, found.costs, found.evaluations)] == [1, 1, 1]
 
 
 def test_a_directory_named_twice_counts_once_and_the_order_is_the_callers(tmp_path: Path) -> None:
@@ -131,8 +139,3 @@ def test_what_is_read_of_costs_and_judgements_is_written() -> None:
     ):
         assert {entry.name for entry in fields(read)} <= {entry.name for entry in fields(written)}
     assert {entry.name for entry in fields(formats.CostMachine)} <= set(describe_machine(num_ranks=1))
-
-
-def test_names_are_as_short_as_they_can_be() -> None:
-    places = [Path("/x/opt/promptkd"), Path("/x/gpt2/promptkd"), Path("/x/gpt2/sft"), Path("/y/gpt2/promptkd")]
-    assert short_names(places) == ["opt/promptkd", "x/gpt2/promptkd", "sft", "y/gpt2/promptkd"]

@@ -1,6 +1,7 @@
 """What the sections of the report say about what was measured."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from evaluation.report.sections import read_findings
 from evaluation.report.settings import settings_section
 from evaluation.report.tables import Cell
 from evaluation.report.trainings import thin, trainings_section
+from evaluation.responses import Generation
+from evaluation.results import generations_file, read_generations, write_generations
 from tests.unit.evaluation.report_inputs import (
     write_cost,
     write_evaluation,
@@ -138,6 +141,26 @@ def test_table_3_has_trainings_steps_and_the_paper(scored: Path) -> None:
     assert values(paper[3]) == ["GKD", "", 41.99, 56.13, None, 25.37, 25.37 / 26.97]
 
 
+def test_steps_are_compared_with_those_of_the_same_sharding(tmp_path: Path) -> None:
+    cases = [
+        ({"method": method, "zero_stage": stage, "gather": gather}, seconds)
+        for stage, gather, of_gkd, of_promptkd in (
+            (3, "layer", 6.0, 8.0),
+            (3, "model", 3.0, 6.0),
+            (0, "auto", 1.0, 4.0),
+        )
+        for method, seconds in (("gkd", of_gkd), ("promptkd", of_promptkd))
+    ]
+    (table,) = costs_section(findings_of(write_cost(tmp_path / "several", cases=cases))).tables
+    assert [(row[0].value, row[1].value, row[-1].value) for row in table.groups[0].rows] == [
+        ("GKD", "ZeRO-3 by layer", 0.75), ("PromptKD", "ZeRO-3 by layer", 1.0),
+        ("GKD", "ZeRO-3 by model", 0.5), ("PromptKD", "ZeRO-3 by model", 1.0),
+        ("GKD", "ZeRO-0", 0.25), ("PromptKD", "ZeRO-0", 1.0),
+    ]  # fmt: skip
+    (only,) = costs_section(findings_of(write_cost(tmp_path / "one", cases=cases[:2]))).tables
+    assert [row[1].value for row in only.groups[0].rows] == ["ZeRO-3 by layer"] * 2
+
+
 def test_table_4_marks_what_the_prompt_improves(tmp_path: Path) -> None:
     section = friendliness_section(findings_of(write_friendliness(tmp_path / "a")))
     without, prompted = section.tables[0].groups[0].rows
@@ -181,6 +204,34 @@ def test_samples_are_spread_over_the_rows_of_all_models(tmp_path: Path) -> None:
     assert [(answer.speaker, answer.text, answer.score) for answer in samples[1].answers] == [
         ("a", "a response", 2.0), ("b", "another", 0.0)
     ]  # fmt: skip
+
+
+def rewrite_rows(evaluation: Path, change: Callable[[Generation], Generation]) -> None:
+    path = generations_file(evaluation / "generations" / "mine", 10)
+    write_generations(path, [change(row) for row in read_generations(path)])
+
+
+@pytest.mark.parametrize(
+    ("field", "template", "expected"),
+    [
+        ("references", "alpaca", [0, 2]),
+        ("prompt", "alpaca", [0, 2]),
+        # Prompts of other templates differ in any case, and a tokenizer's own may.
+        ("prompt", "mine.jinja", [0, 1, 2]),
+        ("prompt", "chat", [0, 1, 2]),
+    ],
+)
+def test_samples_are_of_rows_that_all_models_were_asked(
+    tmp_path: Path, field: str, template: str, expected: list[int]
+) -> None:
+    """The second model's file has another row 1."""
+    other = {"references": ("of another file",), "prompt": "another question"}[field]
+    first_template = "chat" if template == "chat" else "alpaca"
+    write_evaluation(tmp_path / "a", model="a", scores={"mine": [[1.0] * 3]}, template=first_template)
+    write_evaluation(tmp_path / "b", model="b", scores={"mine": [[1.0] * 3]}, template=template)
+    rewrite_rows(tmp_path / "b", lambda row: replace(row, **{field: other}) if row.row == 1 else row)
+    samples = samples_section(findings_of(tmp_path)).samples
+    assert [sample.title for sample in samples] == [f"mine, row {row}" for row in expected]
 
 
 @pytest.mark.parametrize(("number", "expected"), [(0, []), (1, [5]), (2, [5, 9]), (3, [5, 7, 9]), (7, [5, 6, 7, 8, 9])])
