@@ -142,7 +142,6 @@ class CostEntry:
     step_seconds: float
     seconds: dict[str, float]
     """By parts of the step."""
-    floor: dict[str, float]
     tokens_per_second: float
     peak: PeakBytes
 

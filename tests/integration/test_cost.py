@@ -13,6 +13,7 @@ from evaluation.cost.inputs import write_inputs
 from evaluation.cost.launching import run_ranks
 from evaluation.cost.peer_trl import measure_trl
 from evaluation.cost.presets import PRESETS
+from evaluation.report.formats import CostResults, read_json
 from kd.errors import UserError
 from tests.integration import cost_jobs as jobs
 from tests.integration.tiny_run import launch
@@ -31,6 +32,8 @@ def test_a_step_is_measured_in_parts_beside_its_floor(tmp_path: Path) -> None:
     assert {path.name for path in out.iterdir()} == {"cost.json", "cost.png", "cost.svg", "runs"}
     found = json.loads((out / "cost.json").read_text(encoding="utf-8"))
     assert found["machine"]["num_ranks"] == 2
+    # What evaluation.report reads of it.
+    assert read_json(out / "cost.json", CostResults).costs[0].case.method == "promptkd"
     [cost] = found["costs"]
     assert cost["case"] == {"method": "promptkd", "zero_stage": 3, "gather": "auto"}
     assert len(cost["all_step_seconds"]) == 2

@@ -195,7 +195,7 @@ def write_cost(
                 "case": {"method": "gkd", "zero_stage": 3} | case,
                 "step_seconds": seconds,
                 "seconds": {"student": seconds},
-                "floor": {"step": 0.5},
+                "floor": {"parts": {"student": 0.5}, "step": 0.5, "step_by_shape": 0.6},
                 "tokens_per_second": 100.0,
                 "peak": {"allocated": 3 * 10**9, "reserved": 4 * 10**9},
             }
