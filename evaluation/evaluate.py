@@ -26,10 +26,12 @@ from evaluation.model import check_positions, choose_dtype, load_model
 from evaluation.options import Options, parse_options
 from evaluation.ranks import run_on_ranks
 from evaluation.results import (
+    RESULTS_FILE,
     Settings,
     Summary,
     claim,
     generations_file,
+    kept_benchmarks,
     read_generations,
     summarise,
     write_results,
@@ -86,6 +88,8 @@ def evaluate(options: Options, *, world: World) -> None:
     with world.agreed():
         prepared = _prepare(options)
         if world.is_main:
+            # Refused before hours of work, and read again when it is written.
+            _kept(options, prepared)
             missing = _claim(options, prepared)
     # Only the main rank need see the files.
     missing = world.gather_objects(missing)[0]
@@ -132,19 +136,31 @@ def _claim(options: Options, prepared: _Preparation) -> list[tuple[int, ...]]:
     return missing
 
 
+def _kept(options: Options, prepared: _Preparation) -> dict[str, Any]:
+    """Results of other benchmarks that earlier calls left in the same directory."""
+    named = [benchmark.name for benchmark in options.benchmarks]
+    return kept_benchmarks(options.out, named=named, weights=_weights(options, prepared), seeds=options.seeds)
+
+
 def _directory(options: Options, benchmark: Named) -> Path:
     return options.out / "generations" / benchmark.name
 
 
 def _settings(options: Options, prepared: _Preparation, *, rows: Encoded) -> Settings:
     """What decides the responses; batch size and number of ranks do not."""
+    return {
+        **_weights(options, prepared),
+        "rows": digest([(example.row_id, example.prompt, example.references) for example in rows.examples]),
+    } | {name: getattr(options, name) for name in _DECODING_OPTIONS}
+
+
+def _weights(options: Options, prepared: _Preparation) -> Settings:
     prompt = prepared.soft_prompt
     return {
         **describe_weights(options.model),
         "soft_prompt": None if prompt is None else digest(prompt.values.tolist()),
         "dtype": prepared.dtype,
-        "rows": digest([(example.row_id, example.prompt, example.references) for example in rows.examples]),
-    } | {name: getattr(options, name) for name in _DECODING_OPTIONS}
+    }
 
 
 def _fill(options: Options, prepared: _Preparation, *, missing: Sequence[tuple[int, ...]], world: World) -> None:
@@ -183,7 +199,7 @@ def _fill(options: Options, prepared: _Preparation, *, missing: Sequence[tuple[i
 
 def _report(options: Options, prepared: _Preparation, *, world: World) -> None:
     """Write results.json from the files of all seeds, and print the scores."""
-    benchmarks: dict[str, Any] = {}
+    benchmarks = _kept(options, prepared)
     table = Table("benchmark", "ROUGE-L", "exact match", "samples", "cut %", "empty %", "tokens", title=options.model)
     for benchmark, rows in zip(options.benchmarks, prepared.encoded, strict=True):
         directory = _directory(options, benchmark)
@@ -199,7 +215,7 @@ def _report(options: Options, prepared: _Preparation, *, world: World) -> None:
         table.add_row(benchmark.name, *_cells(summary, num_seeds=len(options.seeds)))
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     write_results(
-        options.out / "results.json",
+        options.out / RESULTS_FILE,
         {
             "model": options.model,
             "soft_prompt": None if options.soft_prompt is None else str(options.soft_prompt),

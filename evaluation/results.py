@@ -3,7 +3,7 @@
 import json
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from evaluation.responses import Generation
 from kd.errors import UserError
 
+RESULTS_FILE = "results.json"
 SETTINGS_FILE = "settings.json"
 
 Settings = Mapping[str, str | int | float | bool | None]
@@ -132,6 +133,38 @@ def claim(directory: Path, *, settings: Settings) -> None:
         f"{directory}: was made with {differing}={found.get(differing)}, this call has"
         f" {differing}={settings[differing]}; use another --out or delete {directory}"
     )
+
+
+def kept_benchmarks(
+    out: Path, *, named: Collection[str], weights: Mapping[str, Any], seeds: Sequence[int]
+) -> dict[str, Any]:
+    """What results.json says of benchmarks that this call does not name.
+
+    Args:
+        out: directory of results.json and generations.
+        weights: those settings of a benchmark that are about the model, as this call has them.
+
+    Raises:
+        UserError: they are of another model or other seeds, or cannot be read.
+    """
+    path = out / RESULTS_FILE
+    if not path.exists():
+        return {}
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        others = {name: entry for name, entry in earlier["benchmarks"].items() if name not in named}
+        fits = earlier["seeds"] == list(seeds)
+        for name in others:
+            found = json.loads((out / "generations" / name / SETTINGS_FILE).read_text(encoding="utf-8"))
+            fits = fits and all(found[key] == value for key, value in weights.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path}: is not what this command writes; use another --out or delete {out}") from None
+    if others and not fits:
+        raise UserError(
+            f"{path}: has {', '.join(others)} of another model or other seeds, which would be lost; name these"
+            " benchmarks too, or use another --out"
+        )
+    return others
 
 
 def write_generations(path: Path, generations: Sequence[Generation]) -> None:

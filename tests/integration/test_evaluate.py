@@ -221,6 +221,24 @@ def test_other_settings_in_the_same_directory_are_refused(
 
 
 @pytest.mark.usefixtures("alone")
+def test_results_of_other_benchmarks_stay(
+    model: Path, benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(arguments(model, benchmark, out)) == 0
+    first = read_results(out)["benchmarks"]["test"]
+    other = ["--model", str(model), "--benchmark", f"other={benchmark}", "--out", str(out), "--max-new-tokens", "8"]
+    assert main([*other, "--seeds", "10,20"]) == 0
+    assert read_results(out)["benchmarks"].keys() == {"test", "other"}
+    assert read_results(out)["benchmarks"]["test"] == first
+    before = contents(out)
+    for extra in (["--seeds", "10"], ["--seeds", "10,20", "--dtype", "bf16"]):
+        assert main([*other, *extra]) == 2
+        assert "has test of another model or other seeds, which would be lost" in capsys.readouterr().err
+    assert contents(out) == before
+
+
+@pytest.mark.usefixtures("alone")
 def test_retrained_model_is_not_scored_with_old_responses(
     benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
