@@ -2,7 +2,7 @@
 
 Every training seed has a student with random weights of its own. SFT, KD and SeqKD start from it; GKD, MiniLLM,
 DistiLLM and PromptKD from what this comparison's SFT made of it. With `tune`: the learning rate of each method instead,
-three candidates each. Every step is a command of the toolkit, printed before it runs. Finished steps are not repeated,
+four candidates each. Every step is a command of the toolkit, printed before it runs. Finished steps are not repeated,
 a killed training goes on from its checkpoint. docs/comparison.md has the protocol.
 """
 

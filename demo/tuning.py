@@ -11,7 +11,7 @@ from evaluation.results import write_atomically
 from kd.config_fields import MethodName
 from kd.errors import UserError
 
-CANDIDATES = (1e-3, 3e-3, 1e-2)
+CANDIDATES = (3e-4, 1e-3, 3e-3, 1e-2)
 SEED = 11
 """No training seed of the comparison."""
 RATES = Path(__file__).with_name("comparison_rates.yaml")

@@ -122,7 +122,7 @@ def test_a_finished_run_of_other_settings_is_no_result(tmp_path: Path) -> None:
 
 
 def test_tuning_chooses_by_the_last_validation_and_keeps_what_it_has_measured(tmp_path: Path) -> None:
-    scores = {"sft": (40.0, 60.0, 50.0), "gkd": (70.0, 65.0, 70.0)}
+    scores = {"sft": (30.0, 40.0, 60.0, 50.0), "gkd": (60.0, 70.0, 65.0, 70.0)}
     asked: list[Training] = []
 
     def finish(training: Training, place: str) -> None:
