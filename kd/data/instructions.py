@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from kd.data.rows import Row, read_rows
 from kd.errors import UserError
 
+_OTHER_NAMES = {"context": "input", "response": "output"}
+"""What databricks-dolly-15k calls the keys."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Instruction:
@@ -30,10 +33,6 @@ def read_instructions(source: str) -> list[Instruction]:
             `input` and `output`; names file and line.
     """
     return [_read_instruction(row) for row in read_rows(source)]
-
-
-_OTHER_NAMES = {"context": "input", "response": "output"}
-"""How databricks-dolly-15k calls them."""
 
 
 def _read_instruction(row: Row) -> Instruction:

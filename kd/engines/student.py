@@ -1,7 +1,6 @@
 """The student's engine: q_θ under ZeRO-0, 1, 2 or 3."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import deepspeed
@@ -15,9 +14,9 @@ from kd.engines.causal_lm import CausalLM, dropout_settings, load_causal_lm, rea
 from kd.engines.deepspeed_config import student_deepspeed_config, zero_stage
 from kd.engines.lora import adapter_writer, add_adapters
 from kd.engines.optimization import make_optimizer, parameter_groups
-from kd.engines.trainable import TrainableEngine, enable_checkpointing, whole_head
+from kd.engines.trainable import TrainableEngine, TrainedModel, enable_checkpointing
 from kd.losses.linear_divergence import LinearDivergence
-from kd.losses.terms import Head, Projection
+from kd.losses.terms import Projection
 
 STUDENT_ADAPTER = "adapter"
 """Where a student's directory has its adapters, for peft to load."""
@@ -62,7 +61,7 @@ class _StudentModule(nn.Module):
         return result
 
 
-class Student:
+class Student(TrainedModel):
     """q_θ: sampled from, guiding the prompt, and trained."""
 
     def __init__(self, config: Config) -> None:
@@ -108,31 +107,6 @@ class Student:
         """Hidden states that predict the response tokens, without gradient."""
         return self.engine.hidden(sequences)
 
-    @property
-    def runs_hooks(self) -> bool:
-        """Whether a forward pass is a collective operation that all ranks must run together."""
-        return self.engine.runs_hooks
-
-    def gather(self) -> None:
-        """Make the model whole for a window where that is done once; its step ends it."""
-        self.engine.gather()
-
-    def pause(self) -> None:
-        """Free what forward passes have gathered, before another model works in the same window."""
-        self.engine.pause()
-
-    def release(self) -> None:
-        """Free whatever has been gathered."""
-        self.engine.release()
-
-    def head(self) -> AbstractContextManager[Head]:
-        """The head of this moment, whole inside the context and without gradient."""
-        return whole_head(self.view)
-
-    def window(self) -> AbstractContextManager[None]:
-        """Everything that adds to a window's gradient happens inside, its step after."""
-        return self.engine.window()
-
     def accumulate(self, sequences: SequenceBatch, loss: Loss, *, is_last: bool) -> Float[Tensor, " terms"]:
         """Add a micro-batch's gradient to the window's; returns the loss terms' sums over its tokens."""
         return self.engine.accumulate(sequences, loss, is_last=is_last)
@@ -140,7 +114,3 @@ class Student:
     def measure(self, sequences: SequenceBatch, loss: Loss) -> Float[Tensor, " terms"]:
         """The loss terms' sums over a micro-batch's tokens, without gradient."""
         return self.engine.measure(sequences, loss)
-
-    def step(self, *, learning_rate: float) -> None:
-        """One optimizer step of θ with the window's gradient."""
-        self.engine.step(learning_rate=learning_rate)

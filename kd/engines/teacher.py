@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
 
@@ -18,9 +17,8 @@ from kd.engines.deepspeed_config import teacher_deepspeed_config, zero_stage
 from kd.engines.lora import adapter_parameters, adapter_writer, adapters_off, add_adapters
 from kd.engines.optimization import make_optimizer, parameter_groups
 from kd.engines.soft_prompt import SoftPromptOrigin, SoftPrompts, initial_values, save_soft_prompts
-from kd.engines.trainable import TrainableEngine, enable_checkpointing, gathered, whole_head
+from kd.engines.trainable import EngineModel, TrainableEngine, TrainedModel, enable_checkpointing, gathered
 from kd.losses.linear_divergence import LinearDivergence
-from kd.losses.terms import Head
 
 Condition = Literal["adapted", "plain"]
 """p(.|P, x) or p(.|x): the same sharded weights with and without the soft prompt, or what stands in its place."""
@@ -75,7 +73,7 @@ class _LoraModule(_TeacherModule):
         return super().plain(sequences)
 
 
-class Teacher:
+class Teacher(EngineModel):
     """p(.|x): loaded once, never trained."""
 
     def __init__(self, config: Config) -> None:
@@ -99,42 +97,13 @@ class Teacher:
         """Hidden states that predict the response tokens, without gradient."""
         return self.engine.hidden(sequences, condition)
 
-    @property
-    def runs_hooks(self) -> bool:
-        """Whether a forward pass is a collective operation that all ranks must run together."""
-        return self.engine.runs_hooks
 
-    def gather(self) -> None:
-        """Make the model whole for a window where that is done once; `release` ends it."""
-        self.engine.gather()
-
-    def pause(self) -> None:
-        """Free what forward passes have gathered, before another model works in the same window."""
-        self.engine.pause()
-
-    def release(self) -> None:
-        """Free whatever has been gathered."""
-        self.engine.release()
-
-    def head(self) -> AbstractContextManager[Head]:
-        """The frozen head, whole inside the context."""
-        return whole_head(self.view)
-
-
-class AdaptedTeacher(Teacher, ABC):
+class AdaptedTeacher(Teacher, TrainedModel, ABC):
     """p(.|P, x) and p(.|x), loaded once; only P, or what stands in its place, is trained."""
-
-    def window(self) -> AbstractContextManager[None]:
-        """Everything that adds to a window's gradient happens inside, its step after."""
-        return self.engine.window()
 
     def accumulate(self, sequences: SequenceBatch, loss: AdaptedLoss, *, is_last: bool) -> Float[Tensor, " terms"]:
         """Add a micro-batch's gradient; returns the loss terms' sums over its tokens."""
         return self.engine.accumulate(sequences, "adapted", loss, is_last=is_last)
-
-    def step(self, *, learning_rate: float) -> None:
-        """One optimizer step with the window's gradient."""
-        self.engine.step(learning_rate=learning_rate)
 
     @abstractmethod
     def writer(self) -> Callable[[Path], None]:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import deepspeed
@@ -176,6 +176,47 @@ class TrainableEngine:
             raise UserError(
                 f"{directory}: is no complete DeepSpeed checkpoint; remove its step to go on from an older one"
             )
+
+
+class EngineModel:
+    """A model in an engine, one of several on the same devices: when it is whole, and when it makes room."""
+
+    view: CausalLM
+    engine: TrainableEngine
+    zero_stage: int
+
+    @property
+    def runs_hooks(self) -> bool:
+        """Whether a forward pass is a collective operation that all ranks must run together."""
+        return self.engine.runs_hooks
+
+    def gather(self) -> None:
+        """Make the model whole for a window where that is done once; its step or `release` ends it."""
+        self.engine.gather()
+
+    def pause(self) -> None:
+        """Free what forward passes have gathered, before another model works in the same window."""
+        self.engine.pause()
+
+    def release(self) -> None:
+        """Free whatever has been gathered."""
+        self.engine.release()
+
+    def head(self) -> AbstractContextManager[Head]:
+        """The head of this moment, whole inside the context and without gradient."""
+        return whole_head(self.view)
+
+
+class TrainedModel(EngineModel):
+    """One of which at least a part is trained."""
+
+    def window(self) -> AbstractContextManager[None]:
+        """Everything that adds to a window's gradient happens inside, its step after."""
+        return self.engine.window()
+
+    def step(self, *, learning_rate: float) -> None:
+        """One optimizer step with the window's gradient."""
+        self.engine.step(learning_rate=learning_rate)
 
 
 CHECKPOINT_TAG = "state"
