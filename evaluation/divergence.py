@@ -10,8 +10,7 @@ response that ended is its end token alone; one that did not end has no token, a
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -22,11 +21,9 @@ from evaluation.limits import row_limits
 from evaluation.model import EvaluatedModel, check_positions, load_model
 from evaluation.ranks import run_on_ranks
 from evaluation.results import write_results
-from kd.config import DataConfig
 from kd.data.batch import SequenceBatch, TokenSequence, cut_micro_batches
-from kd.data.encoding import Encoded, encode
-from kd.data.instructions import Instruction, read_instructions
-from kd.data.rows import Row, read_json_lines
+from kd.data.encoding import Encoded, encode, read_responses
+from kd.data.instructions import read_instructions
 from kd.data.templates import load_template
 from kd.distributed import World
 from kd.engines.causal_lm import read_model_config
@@ -101,51 +98,10 @@ def _read(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> 
         max_sequence_tokens=arguments.max_sequence_tokens,
     )
     if arguments.responses is not None:
-        return _read_responses(arguments.responses, tokenizer=tokenizer, limits=limits)
+        return read_responses(arguments.responses, tokenizer=tokenizer, data=limits, blank="allowed")
     template = load_template(limits.template, tokenizer=tokenizer)
     rows = read_instructions(arguments.data)
     return encode(rows, tokenizer=tokenizer, template=template, data=limits, responses="required")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Formatted:
-    """The template of prompts that one has already formatted."""
-
-    def render(self, instruction: Instruction) -> str:
-        return instruction.instruction
-
-
-def _read_responses(path: str, *, tokenizer: PreTrainedTokenizerBase, limits: DataConfig) -> Encoded:
-    """As `kd.data.encoding.read_responses`, but nobody trains on these: a response may be empty."""
-    rows = read_json_lines(Path(path))
-    ended = {row.source: row.truth("ended", default=True) for row in rows}
-    whole = encode(
-        [
-            Instruction(instruction=row.text("prompt"), input="", references=(_response(row),), source=row.source)
-            for row in rows
-        ],
-        tokenizer=tokenizer,
-        template=_Formatted(),
-        # Cut below, without the end tokens of those that did not end.
-        data=replace(limits, max_sequence_tokens=sys.maxsize),
-        responses="required",
-    )
-    examples, cut = [], []
-    for example in whole.examples:
-        ids = example.with_response().response_ids
-        ids = ids if ended[example.source] else ids[:-1]
-        room = limits.max_sequence_tokens - len(example.prompt_ids)
-        if len(ids) > room:
-            cut.append(example.source)
-        examples.append(replace(example, response_ids=ids[:room]))
-    report = replace(whole.report, max_sequence_tokens=limits.max_sequence_tokens, cut_responses=tuple(cut))
-    return Encoded(examples=tuple(examples), report=report)
-
-
-def _response(row: Row) -> str:
-    # `text` refuses blank text, and says what else is wrong.
-    is_text = isinstance(row.fields.get("response"), str)
-    return row.text_or_empty("response") if is_text else row.text("response")
 
 
 def _sequences(encoded: Encoded) -> list[TokenSequence]:

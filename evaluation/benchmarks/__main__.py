@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from evaluation.benchmarks.formats import Original
 from evaluation.benchmarks.preparation import check_counts_as_published, prepare, sample, write_rows
 from evaluation.benchmarks.specs import SPECS, BenchmarkSpec, TokenRange
 from evaluation.command_options import CommandParser, at_least, run_command
+from evaluation.terminal import results_console
 from kd.engines.vocabulary import load_tokenizer
 from kd.errors import UserError
 
@@ -36,7 +36,7 @@ def print_specs() -> None:
         table.add_row("keeps", str(spec.rows))
         table.add_row("rows", _counts(spec))
         table.add_row("licence", spec.licence)
-        Console().print(table)
+        results_console().print(table)
 
 
 def run_prepare(arguments: argparse.Namespace) -> None:

@@ -11,7 +11,6 @@ from typing import Literal, get_args
 
 import psutil
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
@@ -20,6 +19,7 @@ from evaluation.cost.machine import describe_machine
 from evaluation.cost.memory import forget_resident_peak, resident_peak
 from evaluation.cost.options import LossOptions
 from evaluation.cost.outputs import make_out, print_files, write_json
+from evaluation.terminal import results_console
 from kd.config import EngineConfig
 from kd.distributed import find_place
 from kd.errors import UserError
@@ -169,6 +169,6 @@ def _report(costs: dict[Kind, list[LossCost]], options: LossOptions) -> None:
         "chunked_over_plain": ratios,
     }
     write_json(options.out / "loss.json", values)
-    console = Console(highlight=False)
+    console = results_console()
     console.print(table)
     print_files(options.out, console=console)

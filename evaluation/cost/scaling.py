@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from evaluation.cost.axes import AXES, Axis
@@ -19,6 +18,7 @@ from evaluation.cost.options import ScalingOptions
 from evaluation.cost.outputs import make_out, print_files, write_json
 from evaluation.cost.pictures import COLOURS, Line, Panel, draw_panels
 from evaluation.pictures import check_matplotlib
+from evaluation.terminal import results_console
 from kd.distributed import find_place
 from kd.errors import UserError
 from kd.measurement import PHASES
@@ -47,7 +47,7 @@ def run_scaling(options: ScalingOptions) -> None:
     check_matplotlib()
     out = options.out
     make_out(out)
-    console = Console(highlight=False)
+    console = results_console()
     memory = {}
     for num_ranks in options.memory_ranks:
         console.print(f"teacher of cpu-small on {counted(num_ranks, 'rank')} …")

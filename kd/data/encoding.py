@@ -109,19 +109,28 @@ def encode(
     return _encode_rows(rows, tokenizer=tokenizer, data=data)
 
 
-def read_responses(path: str, *, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> Encoded:
-    """Read fixed pseudo-targets: JSON lines with `prompt` (formatted text) and `response`.
+def read_responses(
+    path: str,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataConfig,
+    blank: Literal["refused", "allowed"] = "refused",
+) -> Encoded:
+    """Read fixed responses: JSON lines with `prompt` (formatted text) and `response`.
 
     EOS is appended, but for lines with `ended` false: responses that ran into a limit.
 
+    Args:
+        blank: what becomes of responses without text; they are no pseudo-targets, but models write them.
+
     Raises:
-        UserError: unreadable file, broken line, empty prompt or response, and as `encode`.
+        UserError: unreadable file, broken line, empty prompt, a response that is refused, and as `encode`.
     """
     rows = [
         _TextRow(
             source=row.source,
             prompt=row.text("prompt"),
-            references=(row.text("response"),),
+            references=(row.text("response", blank=blank),),
             ended=row.truth("ended", default=True),
         )
         for row in read_json_lines(Path(path))

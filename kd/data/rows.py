@@ -20,18 +20,18 @@ class Row:
     source: str
     fields: Mapping[str, object]
 
-    def text(self, name: str) -> str:
+    def text(self, name: str, *, blank: Literal["refused", "allowed"] = "refused") -> str:
         """The text of a field that every row must have.
 
         Raises:
-            UserError: the field is missing, not text, blank, or not valid Unicode.
+            UserError: the field is missing, not text, blank where that is refused, or not valid Unicode.
         """
         if name not in self.fields:
             keys = ", ".join(sorted(self.fields)) or "none"
             raise UserError(
                 f"{self.source}: expected the key `{name}`, found the keys {keys}; add it or remove the row"
             )
-        return self._check(self.fields[name], name=name)
+        return self._check(self.fields[name], name=name, blank=blank)
 
     def text_or_empty(self, name: str) -> str:
         """The text of a field that may be missing, null or empty.
