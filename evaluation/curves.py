@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluation.command_options import CommandParser, run_command
+from evaluation.command_options import CommandParser, file_path, run_command
 from evaluation.pictures import load_pyplot, write_picture
 from evaluation.records import Record, read_records
 from kd.errors import UserError
@@ -45,7 +45,9 @@ def _draw_run(argv: Sequence[str] | None) -> None:
         prog="python -m evaluation.curves", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run.dir of a training")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="picture to write: .png, .pdf, .svg")
+    parser.add_argument(
+        "--out", type=file_path, required=True, metavar="FILE", help="picture to write: .png, .pdf, .svg"
+    )
     parser.add_argument(
         "--metrics", metavar="A,B,…", help=f"names in metrics.jsonl [those of {', '.join(DEFAULT_METRICS)} that it has]"
     )

@@ -18,7 +18,7 @@ from rich.table import Table
 from evaluation.benchmarks.formats import Original
 from evaluation.benchmarks.preparation import check_counts_as_published, prepare, sample, write_rows
 from evaluation.benchmarks.specs import SPECS, BenchmarkSpec, TokenRange
-from evaluation.command_options import CommandParser, at_least, run_command
+from evaluation.command_options import CommandParser, at_least, file_path, run_command
 from evaluation.terminal import results_console
 from kd.engines.vocabulary import load_tokenizer
 from kd.errors import UserError
@@ -99,7 +99,7 @@ def _parser() -> CommandParser:
     add("--name", choices=list(SPECS), required=True, help="benchmark, see list")
     add("--source", required=True, metavar="PATH", help="the authors' file or directory, or rows of the project's form")
     add("--companion", type=Path, metavar="FILE", help="vicuna: the reference answers; s_ni: another list of tasks")
-    add("--out", type=Path, required=True, metavar="FILE", help="new .jsonl file of rows")
+    add("--out", type=file_path, required=True, metavar="FILE", help="new .jsonl file of rows")
     add("--tokenizer", metavar="DIR", help="GPT-2's tokenizer, where rows are chosen by their length")
     add("--response-tokens", type=_token_range, metavar="A-B", help="another length of the first reference: 0-5, 6-10")
     add("--max-prompt-tokens", type=at_least(1), metavar="N", help="drop rows with a longer prompt (template alpaca)")

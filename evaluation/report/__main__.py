@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.command_options import CommandParser, at_least, run_command
+from evaluation.command_options import CommandParser, at_least, file_path, run_command
 from evaluation.pictures import check_matplotlib
 from kd.errors import UserError
 
@@ -62,7 +62,7 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
     )
     add = parser.add_argument
     add("--runs", type=Path, nargs="+", required=True, metavar="DIR", help="outputs, or directories that have some")
-    add("--out", type=Path, required=True, metavar="FILE", help="page to write, such as report.html")
+    add("--out", type=file_path, required=True, metavar="FILE", help="page to write, such as report.html")
     add("--title", default="Distillation report", metavar="TEXT", help="[%(default)s]")
     add("--samples", type=at_least(0), default=5, metavar="N", help="rows of each benchmark to show [%(default)s]")
     add(

@@ -302,3 +302,8 @@ def test_the_filter_drops_all_short_real_rows(tmp_path: Path, capsys: pytest.Cap
     source = DATA / "uinst" / "uinst_short_responses_1050.jsonl"
     assert prepare("un_ni", source, tmp_path / "out.jsonl", "--tokenizer", GPT2, "--allow-mismatch") == 2
     assert "1050 rows read; 1050 dropped with a first reference of another length" in capsys.readouterr().err
+
+
+def test_a_directory_in_the_place_of_the_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", "--name", "vicuna", "--source", "question.jsonl", "--out", str(tmp_path)]) == 2
+    assert f"{str(tmp_path)!r} is a directory; give the path of a file" in capsys.readouterr().err

@@ -44,6 +44,7 @@ def test_without_a_choice_the_usual_metrics_of_the_run_are_drawn(run: Path) -> N
         (["--out", "a.nonsense"], "a.nonsense: cannot be written (Format 'nonsense' is not supported"),
         (["--out", "/dev/null/a.png"], "/dev/null/a.png: cannot be written"),
         (["--title", "x"], "unrecognized arguments"),
+        (["--out", "."], "'.' is a directory; give the path of a file"),
     ],
 )
 def test_mistakes_are_one_line(
