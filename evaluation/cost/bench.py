@@ -21,6 +21,7 @@ from evaluation.cost.step_picture import draw_steps
 from evaluation.cost.steps import measure_steps, num_steps_of_run
 from evaluation.cost.summary import Case, StepCost, summarise
 from evaluation.pictures import check_matplotlib
+from kd.cpu import ProductsName, choose_products
 from kd.distributed import World, end_world, start_deepspeed, start_world
 from kd.engines.causal_lm import DTYPES
 
@@ -40,6 +41,7 @@ def run_bench(options: StepOptions) -> None:
         if world.is_main:
             make_out(out)
     try:
+        choose_products(options.products)
         report = measure(options, out=out, world=world)
         forget_peak(world)
         # The other ranks leave, with their memory and cores, before the peer starts.
@@ -87,7 +89,7 @@ def measure(options: StepOptions, *, out: Path, world: World) -> CostReport:
         # Nothing is gathered of models that are not sharded.
         for gather in (options.gather if stage == 3 else ("auto",))
     ]
-    machine = describe_machine(num_ranks=world.size)
+    machine = describe_machine(num_ranks=world.size) | {"products": options.products}
     report = CostReport(preset_name=options.preset, preset=preset, machine=machine, rates=rates, costs=[], peer=None)
     for case in cases:
         cost = in_fresh_ranks(
@@ -98,6 +100,7 @@ def measure(options: StepOptions, *, out: Path, world: World) -> CostReport:
             inputs=out / "models",
             runs=out / "runs",
             num_steps=options.steps,
+            products=options.products,
             rates=rates,
         )
         report = replace(report, costs=[*report.costs, cost])
@@ -116,9 +119,18 @@ def rates_of(preset: Preset, *, world: World) -> Rates:
 
 
 def measure_case(
-    *, case: Case, preset: Preset, inputs: Path, runs: Path, num_steps: int, rates: Rates, world: World
+    *,
+    case: Case,
+    preset: Preset,
+    inputs: Path,
+    runs: Path,
+    num_steps: int,
+    rates: Rates,
+    world: World,
+    products: ProductsName = "onednn",
 ) -> StepCost:
-    """Steps of one method with one ZeRO stage."""
+    """Steps of one method with one ZeRO stage, in a process of their own."""
+    choose_products(products)
     # Bars for loading would break into the run's own lines.
     transformers.utils.logging.disable_progress_bar()
     config = preset.config(

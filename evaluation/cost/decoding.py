@@ -31,7 +31,7 @@ from evaluation.cost.rates import synchronize
 from evaluation.terminal import results_console
 from kd.config import GenerationConfig
 from kd.distributed import World, end_world, start_deepspeed, start_world
-from kd.engines.causal_lm import DTYPES, CausalLM
+from kd.engines.causal_lm import DTYPES, CausalLM, speed_up
 from kd.engines.student import Student
 from kd.generation.weights import DecodingWeights, choose_weights
 
@@ -105,9 +105,10 @@ def dolly_like_task(preset: Preset, *, num_prompts: int, seed: int, device: torc
 def measure_speeds(preset: Preset, options: DecodingOptions, *, out: Path, world: World) -> list[Speed]:
     """Every way in turn; all ranks at once, each with prompts of its own. What is measured is written after each."""
     task = dolly_like_task(preset, num_prompts=options.prompts, seed=world.rank, device=world.device)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(out / "models" / "student", dtype=DTYPES[preset.dtype])
-    model: PreTrainedModel = loaded.to(world.device).eval()
-    view = CausalLM.of(model)
+    model, own = (_load_student(preset, out=out, world=world) for _ in range(2))
+    # As training's own copies; the others get the model as everyone loads it.
+    speed_up(own)
+    view = CausalLM.of(own)
     speeds: list[Speed] = []
 
     def measure(name: str, run: Callable[[], Responses]) -> None:
@@ -130,6 +131,12 @@ def measure_speeds(preset: Preset, options: DecodingOptions, *, out: Path, world
 
         measure(GATHERED, refresh_and_decode)
     return speeds
+
+
+def _load_student(preset: Preset, *, out: Path, world: World) -> PreTrainedModel:
+    loaded: Any = AutoModelForCausalLM.from_pretrained(out / "models" / "student", dtype=DTYPES[preset.dtype])
+    model: PreTrainedModel = loaded.to(world.device).eval()
+    return model
 
 
 def _gathered_weights(preset: Preset, *, out: Path, world: World) -> DecodingWeights:

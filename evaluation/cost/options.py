@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args
 from evaluation.command_options import CommandParser, at_least
 from evaluation.cost.presets import METHODS, PRESETS
 from kd.config_fields import GatherName, MethodName
+from kd.cpu import ProductsName
 from kd.errors import UserError
 
 
@@ -23,6 +24,7 @@ class StepOptions:
     zero: tuple[int, ...]
     gather: tuple[GatherName, ...]
     steps: int
+    products: ProductsName
     peer: str | None
 
 
@@ -67,7 +69,7 @@ What a training step costs here, by its parts, with random models and no need fo
 
   deepspeed --num_gpus 2 --module evaluation.cost --peer trl
 
-Each method trains a few steps through the same code as a real run, after a first one that warms up. Beside its
+Each method trains a few steps through the same code as a real run, after three that warm up. Beside its
 seconds stands the arithmetic floor: counted operations and bytes over what this machine was measured to do in the
 same run. Times of one machine say little: compare ratios, on a machine that does nothing else.
 """
@@ -139,6 +141,12 @@ def _step_parser() -> argparse.ArgumentParser:
         help="engine.gather of sharded models; layer,model measures both [%(default)s]",
     )
     add("--steps", type=at_least(1), default=3, metavar="N", help="measured steps of each method [%(default)s]")
+    add(
+        "--products",
+        choices=get_args(ProductsName),
+        default="onednn",
+        help="what multiplies float32 on a CPU; torch does so by itself, and a peer does as torch does [%(default)s]",
+    )
     add("--peer", choices=["trl"], help="also time TRL's DistillationTrainer on the same (extra bench)")
     return parser
 

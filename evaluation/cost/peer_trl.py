@@ -8,6 +8,7 @@ import argparse
 import importlib
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import statistics
 import sys
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 
 from evaluation.cost.launching import run_ranks
-from evaluation.cost.presets import Preset
+from evaluation.cost.presets import WARM_UP_STEPS, Preset
 from kd.errors import UserError
 
 
@@ -63,8 +64,7 @@ def measure_trl(
         "per_device_train_batch_size": preset.micro_batch,
         "gradient_accumulation_steps": preset.micro_batches,
         "max_completion_length": preset.new_tokens,
-        # The first warms up, and its end starts the clock of the second.
-        "max_steps": num_steps + 1,
+        "max_steps": WARM_UP_STEPS + num_steps,
     }
     arguments = ["--inputs", str(inputs), "--result", str(result), "--settings", json.dumps(settings)]
     found = run_ranks(
@@ -81,7 +81,7 @@ def measure_trl(
 
 
 def train(inputs: Path, settings: dict[str, Any], *, result: Path) -> None:
-    """One rank of the peer; the first one writes the end-to-end seconds of all steps but the first."""
+    """One rank of the peer; the first one writes the end-to-end seconds of all steps but the first few."""
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
@@ -124,7 +124,8 @@ def train(inputs: Path, settings: dict[str, Any], *, result: Path) -> None:
     )
     trainer.train()
     if trainer.is_world_process_zero():
-        seconds = [end - start for start, end in zip(ends.times, ends.times[1:], strict=False)]
+        times = ends.times[WARM_UP_STEPS - 1 :]
+        seconds = [end - start for start, end in itertools.pairwise(times)]
         cost = PeerCost(name="TRL", version=importlib.metadata.version("trl"), all_step_seconds=seconds)
         result.write_text(json.dumps(asdict(cost)), encoding="utf-8")
 

@@ -20,6 +20,9 @@ from kd.config import (
 from kd.config_fields import GatherName, MethodName
 from kd.config_methods import PromptConfig
 
+WARM_UP_STEPS = 3
+"""Steps before those that count: memory, threads and compiled kernels have settled then."""
+
 Role = Literal["teacher", "student"]
 ROLES: tuple[Role, ...] = get_args(Role)
 METHODS: tuple[MethodName, ...] = ("sft", "kd", "gkd", "promptkd")

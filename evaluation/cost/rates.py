@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from evaluation.cost.operations import ModelShape
+from kd.cpu import linear
 from kd.distributed import World
 
 BUFFER_BYTES = 2**28
@@ -68,7 +69,7 @@ def _product_rate(product: Product, *, dtype: torch.dtype, world: World) -> floa
     left = torch.randn(product.rows, product.inner, dtype=dtype, device=world.device)
     # As a linear layer has it: [out, in], transposed by the product.
     right = torch.randn(product.columns, product.inner, dtype=dtype, device=world.device)
-    return product.operations / _seconds(lambda: torch.nn.functional.linear(left, right), world=world)
+    return product.operations / _seconds(lambda: linear(left, right), world=world)
 
 
 def _memory_rate(world: World) -> float:

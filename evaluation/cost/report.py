@@ -80,7 +80,7 @@ def print_report(report: CostReport, *, out: Path) -> None:
     rates = report.rates
     gather = "" if rates.gather_bytes is None else f", gathers {rates.gather_bytes / 1e9:.2f} GB/s"
     console.print(
-        f"measured per rank, all at once: products {rates.operations / 1e9:,.0f} GFLOP/s, memory"
+        f"measured per rank, all at once: products {rates.operations / 1e9:,.0f} GFLOP/s{_products(report)}, memory"
         f" {rates.memory_bytes / 1e9:.1f} GB/s{gather}",
         soft_wrap=True,
     )
@@ -92,6 +92,10 @@ def print_report(report: CostReport, *, out: Path) -> None:
             soft_wrap=True,
         )
     print_files(out, console=console)
+
+
+def _products(report: CostReport) -> str:
+    return "" if report.machine["gpus"] else f" ({report.machine['products']})"
 
 
 def _title(report: CostReport) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from evaluation.cost.communication import CollectiveBytes, Waiting, profile_waiting
 from evaluation.cost.memory import PeakMemory, forget_peak, read_peak
+from evaluation.cost.presets import WARM_UP_STEPS
 from kd.assembly import assemble, read_inputs
 from kd.checkpoint import Checkpoints, StateLayout
 from kd.config import Config
@@ -17,7 +18,6 @@ from kd.engines.deepspeed_config import student_deepspeed_config, zero_stage
 from kd.run_directory import LOG_FILE, prepare_run_directory
 from kd.trainer import Trainer
 
-WARM_UP_STEPS = 1
 COMMUNICATION_STEPS = 2
 """One for its seconds, one for its bytes."""
 
@@ -47,7 +47,7 @@ def num_steps_of_run(num_steps: int) -> int:
 
 
 def measure_steps(config: Config, *, num_steps: int, world: World) -> MeasuredSteps:
-    """Train `num_steps` steps after a first one that warms up; all ranks together.
+    """Train `num_steps` steps after the first ones, which warm up; all ranks together.
 
     Raises:
         UserError: on every rank alike, where the run cannot be assembled.

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from kd.distributed import RankGroup
-from kd.engines.causal_lm import CausalLM
+from kd.engines.causal_lm import CausalLM, speed_up
 from kd.engines.lora import PlainParameter, plain_parameters
 from kd.engines.trainable import gathered
 from kd.generation.tensor_parallel import split_dimensions, split_layers
@@ -124,6 +124,7 @@ def blank_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A model of the same published architecture, without adapters and without storage."""
     with torch.device("meta"):
         copy: PreTrainedModel = type(model)._from_config(model.config, dtype=model.dtype)
+    speed_up(copy)
     return copy
 
 

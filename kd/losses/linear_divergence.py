@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kd.cpu import linear
 from kd.losses.terms import Projection, Term
 
 CHUNK_BYTES = 128 * 2**20
@@ -87,16 +88,25 @@ class _Gradients:
     def wanted(self) -> bool:
         return any(gradient is not None for gradient in (self.hidden, self.weight, self.bias))
 
+    def clear(self, num_written: int) -> None:
+        """Fill with zeros what `add` does not write over; it writes over the first `num_written` rows of a head."""
+        if self.weight is not None:
+            self.weight[num_written:].zero_()
+        if self.bias is not None:
+            self.bias.zero_()
+
     def add(self, trained: Projection, rows: slice, logits: Tensor) -> None:
         """Carry the gradient of one chunk's logits [n, V] on to the head and to the hidden states."""
         vocabulary_size = logits.shape[-1]
         if self.bias is not None:
             self.bias[:vocabulary_size] += logits.sum(0)
         if self.weight is not None:
-            self.weight[:vocabulary_size].addmm_(logits.t(), trained.hidden[rows].to(logits.dtype))
+            # The first product is written over what the fresh buffer happens to hold, which saves filling it.
+            hidden = trained.hidden[rows].to(logits.dtype)
+            self.weight[:vocabulary_size].addmm_(logits.t(), hidden, beta=0 if rows.start == 0 else 1)
         if self.hidden is not None:
             # The logits' gradient is narrowed, never the head widened: the head is the larger of the two.
-            self.hidden[rows] = logits.to(trained.weight.dtype) @ trained.weight[:vocabulary_size]
+            self.hidden[rows] = linear(logits.to(trained.weight.dtype), trained.weight[:vocabulary_size].t())
 
 
 class _WithGradients(torch.autograd.Function):
@@ -115,10 +125,11 @@ class _WithGradients(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         trained = Projection(hidden=hidden, weight=weight, bias=bias)
         buffers = [
-            torch.zeros_like(tensor, dtype=trained.loss_dtype) if tensor is not None and needed else None
+            torch.empty_like(tensor, dtype=trained.loss_dtype) if tensor is not None and needed else None
             for tensor, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
         ]
         gradients = _Gradients(hidden=buffers[0], weight=buffers[1], bias=buffers[2])
+        gradients.clear(vocabulary_size if len(hidden) else 0)
         sums = _walk(trained, terms, gradients, vocabulary_size=vocabulary_size, chunk_size=chunk_size)
         ctx.save_for_backward(*buffers)
         ctx.mark_non_differentiable(sums)
@@ -154,31 +165,38 @@ def _walk(
     chunk_size: int,
 ) -> Tensor:
     """Sum each term over all positions, chunk by chunk, and add to `gradients` what is wanted there."""
-    num_rows = len(trained.hidden)
     sums = torch.zeros(len(terms), dtype=trained.loss_dtype, device=trained.hidden.device)
-    room = (min(chunk_size, num_rows), vocabulary_size)
-    # Made once and written again for each chunk: fresh memory of this size costs more than what is written to it.
-    logits = _room_for(trained, room)
-    targets = [None if term.target is None else _room_for(term.target, room) for term in terms]
-    gradient = logits if logits.dtype == trained.loss_dtype else logits.new_empty(room, dtype=trained.loss_dtype)
-    for rows in _pieces(slice(0, num_rows), size=chunk_size):
-        used = slice(0, rows.stop - rows.start)
-        trained.logits(rows, out=logits[used])
-        for term, target in zip(terms, targets, strict=True):
-            if term.target is not None and target is not None:
-                term.target.logits(rows, out=target[used])
-        for block in _pieces(used, size=_block_rows(logits)):
-            _work_on_block(
-                logits[block],
-                [None if target is None else target[block] for target in targets],
-                terms,
-                sums,
-                rows=slice(rows.start + block.start, rows.start + block.stop),
-                gradient=gradient[block] if gradients.wanted else None,
-            )
-        if gradients.wanted:
-            gradients.add(trained, rows, gradient[used])
+    for rows in _pieces(slice(0, len(trained.hidden)), size=chunk_size):
+        _work_on_chunk(trained, terms, gradients, sums, rows=rows, vocabulary_size=vocabulary_size)
     return sums
+
+
+def _work_on_chunk(
+    trained: Projection,
+    terms: Sequence[Term],
+    gradients: _Gradients,
+    sums: Tensor,
+    *,
+    rows: slice,
+    vocabulary_size: int,
+) -> None:
+    """The same for the positions `rows`; what is of size [n, V] is gone on return."""
+    logits = trained.logits(rows, vocabulary_size=vocabulary_size)
+    targets = [
+        None if term.target is None else term.target.logits(rows, vocabulary_size=vocabulary_size) for term in terms
+    ]
+    gradient = logits if logits.dtype == sums.dtype else torch.empty_like(logits, dtype=sums.dtype)
+    for block in _pieces(slice(0, len(logits)), size=_block_rows(logits)):
+        _work_on_block(
+            logits[block],
+            [None if target is None else target[block] for target in targets],
+            terms,
+            sums,
+            rows=slice(rows.start + block.start, rows.start + block.stop),
+            gradient=gradient[block] if gradients.wanted else None,
+        )
+    if gradients.wanted:
+        gradients.add(trained, rows, gradient)
 
 
 def _work_on_block(
@@ -212,10 +230,6 @@ def _work_on_block(
     if gradient is not None:
         # The gradient of log_softmax.
         gradient.addcmul_(log_probs.exp_(), gradient.sum(-1, keepdim=True), value=-1)
-
-
-def _room_for(projection: Projection, shape: tuple[int, int]) -> Tensor:
-    return torch.empty(shape, dtype=projection.weight.dtype, device=projection.hidden.device)
 
 
 def _pieces(rows: slice, *, size: int) -> Iterator[slice]:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kd.cpu import linear
 from kd.losses.divergences import Divergence
 
 
@@ -29,13 +30,11 @@ class Projection:
         """float64 for a float64 head, float32 for any other."""
         return torch.float64 if self.weight.dtype == torch.float64 else torch.float32
 
-    def logits(self, rows: slice, *, out: Float[Tensor, "n V"]) -> Float[Tensor, "n V"]:
-        """Logits of `rows` over the first V rows of the head, written into `out` of the head's dtype."""
-        weight = self.weight.detach()[: out.shape[1]].t()
-        hidden = self.hidden.detach()[rows].to(weight.dtype)
-        if self.bias is None:
-            return torch.mm(hidden, weight, out=out)
-        return torch.addmm(self.bias.detach()[: out.shape[1]], hidden, weight, out=out)
+    def logits(self, rows: slice, *, vocabulary_size: int) -> Float[Tensor, "n V"]:
+        """Logits of `rows` over the first `vocabulary_size` rows of the head, in the head's dtype."""
+        weight = self.weight.detach()[:vocabulary_size]
+        bias = None if self.bias is None else self.bias.detach()[:vocabulary_size]
+        return linear(self.hidden.detach()[rows].to(weight.dtype), weight, bias)
 
     def validate(self, *, role: str, vocabulary_size: int) -> None:
         """Raise ValueError, naming `role`, unless the shapes agree and the head covers the vocabulary."""

@@ -35,7 +35,7 @@ def report(*, gathered: int, gathers: dict[int, float]) -> CostReport:
     return CostReport(
         preset_name="tiny",
         preset=PRESETS["tiny"],
-        machine={"num_ranks": 2},
+        machine={"num_ranks": 2, "gpus": [], "products": "torch"},
         rates=Rates(products={"student head": 1e9}, memory_bytes=1e9, gathers=gathers),
         costs=[
             step_cost(zero_stage=0, step_seconds=2.0, gathered=10**9),
