@@ -11,6 +11,7 @@ import transformers
 from kd.checkpoint import Checkpoints, StateLayout, TrainerState, export_student
 from kd.config import Config
 from kd.console import RunConsole
+from kd.cpu_memory import freed_memory_kept
 from kd.data.corpus import find_corpus, open_corpus, pack_corpus
 from kd.data.encoding import Encoded, describe_duplicates, encode, find_duplicates, read_responses
 from kd.data.groups import RowGroups, read_groups
@@ -94,7 +95,8 @@ def run_on(world: World, config: Config, *, command: Sequence[str]) -> None:
         else:
             # For dropout; after loading, which draws differently in different layouts.
             torch.manual_seed(config.run.seed + world.rank)
-        state = trainer.train(state)
+        with freed_memory_kept():
+            state = trainer.train(state)
         if state.step == num_steps:
             console.say(f"done: the student is in {run_dir / 'final'}")
 

@@ -17,7 +17,6 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from kd.cpu import keep_freed_memory
 from kd.errors import EXIT_CODE, LoneUserError, UserError
 from kd.ports import DEFAULT_PORT, free_port
 
@@ -220,9 +219,6 @@ def start_world() -> World:
     _export_rendezvous(place)
     on_gpu = torch.cuda.is_available()
     device = _choose_gpu(place) if on_gpu else torch.device("cpu")
-    if not on_gpu:
-        # Before the backend starts its threads, which would keep memory of their own.
-        keep_freed_memory()
     try:
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",

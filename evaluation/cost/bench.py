@@ -21,9 +21,9 @@ from evaluation.cost.step_picture import draw_steps
 from evaluation.cost.steps import measure_steps, num_steps_of_run
 from evaluation.cost.summary import Case, StepCost, summarise
 from evaluation.pictures import check_matplotlib
-from kd.cpu import ProductsName, choose_products
 from kd.distributed import World, end_world, start_deepspeed, start_world
 from kd.engines.causal_lm import DTYPES
+from kd.losses.products import ProductsName, choose_products
 
 
 def run_bench(options: StepOptions) -> None:

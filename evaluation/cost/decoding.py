@@ -31,7 +31,8 @@ from evaluation.cost.rates import synchronize
 from evaluation.terminal import results_console
 from kd.config import GenerationConfig
 from kd.distributed import World, end_world, start_deepspeed, start_world
-from kd.engines.causal_lm import DTYPES, CausalLM, speed_up
+from kd.engines.causal_lm import DTYPES, CausalLM
+from kd.engines.fast_layers import speed_up
 from kd.engines.student import Student
 from kd.generation.weights import DecodingWeights, choose_weights
 

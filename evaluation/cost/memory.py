@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from kd.cpu import return_freed_memory
 from kd.distributed import World
 
 
@@ -33,8 +32,7 @@ def forget_peak(world: World) -> None:
 
 
 def forget_resident_peak() -> None:
-    """Lower the process's high-water mark to what is in use now, where Linux allows it."""
-    return_freed_memory()
+    """Lower the process's high-water mark to what is resident now, where Linux allows it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 

@@ -10,8 +10,8 @@ from typing import Any, TypeVar, get_args
 from evaluation.command_options import CommandParser, at_least
 from evaluation.cost.presets import METHODS, PRESETS
 from kd.config_fields import GatherName, MethodName
-from kd.cpu import ProductsName
 from kd.errors import UserError
+from kd.losses.products import ProductsName
 
 
 @dataclass(frozen=True, kw_only=True)

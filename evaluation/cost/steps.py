@@ -13,6 +13,7 @@ from kd.assembly import assemble, read_inputs
 from kd.checkpoint import Checkpoints, StateLayout
 from kd.config import Config
 from kd.console import Record, RunConsole
+from kd.cpu_memory import freed_memory_kept
 from kd.distributed import World, start_deepspeed
 from kd.engines.deepspeed_config import student_deepspeed_config, zero_stage
 from kd.run_directory import LOG_FILE, prepare_run_directory
@@ -101,4 +102,5 @@ def _assembled(config: Config, *, world: World) -> Iterator[Trainer]:
             console=console,
             last_step=0,
         )
-        yield trainer
+        with freed_memory_kept():
+            yield trainer

@@ -12,11 +12,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, Cache, PretrainedConfig, PreTrainedModel
-from transformers.activations import NewGELUActivation
 from transformers.integrations import HfDeepSpeedConfig
 
-from kd.cpu import use_onednn
 from kd.engines.deepspeed_config import Json, loading_config, zero_stage
+from kd.engines.fast_layers import speed_up
 from kd.errors import UserError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -155,17 +154,6 @@ def load_causal_lm(
     speed_up(model)
     model.train()
     return model
-
-
-def speed_up(model: PreTrainedModel) -> None:
-    """Let parts of `model` compute the same by faster operations."""
-    for module in model.modules():
-        for name, child in module.named_children():
-            # Written out in eight operations, each of which reads, writes and keeps a tensor for backward.
-            if isinstance(child, NewGELUActivation):
-                setattr(module, name, nn.GELU(approximate="tanh"))
-    if not torch.cuda.is_available():
-        use_onednn(model)
 
 
 def _read_weights(name: str, *, config: PretrainedConfig, dtype: str, trust_remote_code: bool) -> PreTrainedModel:

@@ -3,7 +3,6 @@
 import psutil
 import torch
 
-from kd.cpu import return_freed_memory
 from kd.distributed import World
 
 
@@ -18,7 +17,6 @@ def scarcest_bytes(world: World, *, hosts: list[list[int]]) -> int:
         # What torch keeps for later is free too.
         free += torch.cuda.memory_reserved(world.device) - torch.cuda.memory_allocated(world.device)
     else:
-        return_freed_memory()
         free = psutil.virtual_memory().available // next(len(ranks) for ranks in hosts if world.rank in ranks)
     return -int(world.max_across_ranks(torch.tensor(-free, device=world.device)).item())
 

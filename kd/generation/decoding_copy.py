@@ -10,7 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from kd.distributed import RankGroup
-from kd.engines.causal_lm import CausalLM, speed_up
+from kd.engines.causal_lm import CausalLM
+from kd.engines.fast_layers import speed_up
 from kd.engines.lora import PlainParameter, plain_parameters
 from kd.engines.trainable import gathered
 from kd.generation.tensor_parallel import split_dimensions, split_layers

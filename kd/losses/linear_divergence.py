@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kd.cpu import linear
+from kd.losses.products import linear
 from kd.losses.terms import Projection, Term
 
 CHUNK_BYTES = 128 * 2**20

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kd.cpu import linear
 from kd.losses.divergences import Divergence
+from kd.losses.products import linear
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 # A module may import from its own layer and from those above it in this list.
 LAYERS = (
     ("kd.errors", "kd.config_fields", "kd.config_methods", "kd.config_rules", "kd.config", "kd.config_file"),
-    ("kd.ports",),
+    ("kd.ports", "kd.cpu_memory"),
     ("kd.distributed",),
     ("kd.data",),
     ("kd.losses",),
