@@ -29,6 +29,8 @@ def is_for_onednn(inputs: Tensor, weight: Tensor) -> bool:
         and inputs.dtype == weight.dtype == torch.float32
         and inputs.numel() > 0
         and bool(torch.backends.mkldnn.enabled)
+        # It would choose another precision.
+        and not torch.is_autocast_enabled("cpu")
         # An operator that torch's compiler uses too; builds without oneDNN lack it.
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )

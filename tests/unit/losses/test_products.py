@@ -44,6 +44,12 @@ def test_other_precisions_are_left_to_torch(dtype: torch.dtype) -> None:
     assert torch.equal(linear(inputs, weight), nn.functional.linear(inputs, weight))
 
 
+def test_autocast_is_left_to_torch() -> None:
+    inputs, weight = torch.randn(3, 8), torch.randn(5, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear(inputs, weight).dtype == torch.bfloat16
+
+
 def test_no_rows() -> None:
     assert linear(torch.empty(0, 8), torch.randn(5, 8)).shape == (0, 5)
 
