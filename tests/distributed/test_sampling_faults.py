@@ -1,6 +1,7 @@
 """Sampling that ends early, late or not at all: every rank gets its responses, or every rank ends."""
 
 import multiprocessing
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -160,4 +161,5 @@ def test_an_exception_on_one_rank_ends_all(student: Path, layout: str) -> None:
     codes = [process.exitcode for process in processes]
     for process in processes:
         process.kill()
-    assert codes == [1, 1]
+    # gloo can abort a rank at its very end, when its connection broke.
+    assert codes[1] == 1 and codes[0] in (1, -signal.SIGABRT)
