@@ -1,6 +1,5 @@
 """Layers of any model that compute the same by faster operations."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,20 +22,36 @@ def speed_up(model: PreTrainedModel) -> None:
         use_products(model)
 
 
+class FastLinear(nn.Linear):
+    """torch's layer, its products chosen by `kd.losses.products`."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not is_for_onednn(inputs, self.weight):
+            return super().forward(inputs)
+        outputs: Tensor = _Linear.apply(inputs, self.weight, self.bias, False)  # type: ignore[no-untyped-call]
+        return outputs
+
+
+class FastConv1D(Conv1D):
+    """GPT-2's linear layer, which has its weight as [in, out], likewise."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not is_for_onednn(inputs, self.weight):
+            return super().forward(inputs)  # type: ignore[no-any-return, no-untyped-call]
+        outputs: Tensor = _Linear.apply(inputs, self.weight, self.bias, True)  # type: ignore[no-untyped-call]
+        return outputs
+
+
+_FAST: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: FastLinear, Conv1D: FastConv1D}
+
+
 def use_products(model: nn.Module) -> None:
     """Let the linear layers of `model` multiply as `kd.losses.products` does, forward and backward."""
     for module in model.modules():
-        # Not their subclasses, which compute something of their own. GPT-2's layer has its weight as [in, out].
-        if type(module) in (nn.Linear, Conv1D):
-            module.forward = partial(_forward, module, is_transposed=type(module) is Conv1D)
-
-
-def _forward(layer: nn.Module, inputs: Tensor, *, is_transposed: bool) -> Tensor:
-    weight: Any = layer.weight
-    if not is_for_onednn(inputs, weight):
-        return type(layer).forward(layer, inputs)  # type: ignore[no-any-return]
-    outputs: Tensor = _Linear.apply(inputs, weight, layer.bias, is_transposed)  # type: ignore[no-untyped-call]
-    return outputs
+        # By their very types: subclasses compute something of their own. The class alone changes, and not the layer:
+        # whoever holds it, its weights or its hooks sees no difference.
+        if type(module) in _FAST:
+            module.__class__ = _FAST[type(module)]
 
 
 class _Linear(torch.autograd.Function):

@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers import PretrainedConfig, PreTrainedModel
 
 from kd.distributed import RankGroup
+from kd.engines.fast_layers import FastLinear
 
 
 class UnsplittableError(Exception):
@@ -82,7 +83,7 @@ def split_dimensions(model: PreTrainedModel, *, num_ranks: int) -> dict[str, int
             continue
         dimension = _DIMENSIONS[style]
         # Others compute something of their own with their weights.
-        if type(module) is not nn.Linear:
+        if type(module) not in (nn.Linear, FastLinear):
             raise UnsplittableError(f"{name} is no plain linear layer but {type(module).__name__}")
         width = (module.out_features, module.in_features)[dimension]
         if width % num_ranks:

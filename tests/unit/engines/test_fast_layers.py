@@ -1,5 +1,9 @@
 """Faster layers compute the same, forward and backward, and change nothing of what is saved."""
 
+import copy
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -50,6 +54,29 @@ def test_frozen_layer_has_a_gradient_for_its_inputs_only() -> None:
     assert inputs.grad is not None
     assert torch.allclose(inputs.grad, layer.weight.sum(0).expand(3, 6), atol=1e-6)
     assert layer.weight.grad is None
+
+
+def test_a_copy_of_a_layer_has_its_own_weights() -> None:
+    layer = nn.Linear(6, 4)
+    use_products(layer)
+    copied = copy.deepcopy(layer)
+    with torch.no_grad():
+        copied.weight.zero_()
+    inputs = torch.randn(3, 6)
+    assert torch.equal(copied(inputs), layer.bias.expand(3, 4))
+    assert not torch.equal(layer(inputs), layer.bias.expand(3, 4))
+
+
+def test_a_model_goes_when_nobody_holds_it() -> None:
+    layer = nn.Linear(6, 4)
+    use_products(layer)
+    seen = weakref.ref(layer)
+    gc.disable()
+    try:
+        del layer
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 def test_subclasses_of_layers_are_left_alone() -> None:
