@@ -3,17 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Models unsharded and sharded, and TRL beside them: see python -m evaluation.cost --help.
+# Models unsharded and sharded, and TRL beside them: see python -m evaluation.bench --help.
 BENCH_OPTIONS ?= --zero 0,3 --peer trl
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo compare compare-quick test check bench clean
+.PHONY: help install demo test check bench clean
 
 help:
 	@echo "make install   a virtual environment in $(VENV) with the tested versions"
 	@echo "make demo      distil a tiny student on two ranks and draw the comparison (two cores, no GPU)"
-	@echo "make compare   all methods on the demo's data, three training seeds each: table and curves (two cores, no GPU)"
-	@echo "make compare-quick   the same with one training seed"
 	@echo "make test      all tests"
 	@echo "make check     what CI runs before the tests: ruff, ruff format, mypy --strict"
 	@echo "make bench     what a step costs here: SFT, GKD, PromptKD with random models on two ranks, the floor, TRL's step"
@@ -32,11 +30,6 @@ $(STAMP): setup.py constraints.txt
 demo: $(STAMP)
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m demo.run
 
-compare: $(STAMP)
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m demo.compare
-
-compare-quick: $(STAMP)
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m demo.compare --seeds 1
 
 test: $(STAMP)
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(PYTEST_OPTIONS)
@@ -48,7 +41,7 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	@$(PIP) install -c constraints.txt -e ".[bench]"
-	@PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 deepspeed --num_gpus 2 --module evaluation.cost $(BENCH_OPTIONS)
+	@PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 deepspeed --num_gpus 2 --module evaluation.bench $(BENCH_OPTIONS)
 
 clean:
 	@rm -rf $(VENV) demo/runs demo/report.png build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -53,7 +53,7 @@ setup(
         "demo": ["matplotlib>=3.9"],
         # Feedback of a language model, from any OpenAI-compatible server.
         "judge": ["openai>=1.109"],
-        # What evaluation.cost draws with, and the implementation that it compares with.
+        # What evaluation.bench draws with, and the implementation that it compares with.
         "bench": ["matplotlib>=3.9", "trl>=1.16"],
         "report": ["matplotlib>=3.9"],
         "tracking": ["tensorboard>=2.19"],

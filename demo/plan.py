@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kd.metrics import read_metrics
+from kd.train.metric_log import read_metrics
 
 RUNS = "demo/runs"
 SEEDS = "10,20,30,40,50"

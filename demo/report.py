@@ -14,7 +14,7 @@ from rich.table import Table
 
 from demo.plan import LABELS, MODELS, RUNS, clocked_metrics, training_seconds
 from evaluation.compare import PairedDifference, compare_directories
-from kd.metrics import read_metrics
+from kd.train.metric_log import read_metrics
 
 COLORS = {
     "teacher": "#7f7f7f",

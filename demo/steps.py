@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from demo.plan import SEEDS
-from kd.ports import free_port
+from kd.distributed import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable

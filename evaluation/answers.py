@@ -13,7 +13,7 @@ from evaluation.responses import SeededGeneration, generate, plan_batches
 from evaluation.results import generations_file, write_generations
 from kd.data.encoding import Example
 from kd.distributed import World
-from kd.generation.choosing import DecodingSettings
+from kd.rollout.sampling import DecodingSettings
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -26,14 +26,14 @@ from kd.data.encoding import Encoded, encode, read_responses
 from kd.data.instructions import read_instructions
 from kd.data.templates import load_template
 from kd.distributed import World
-from kd.engines.causal_lm import read_model_config
-from kd.engines.soft_prompt import SoftPrompt, load_soft_prompt
-from kd.engines.vocabulary import check_same_entries, load_tokenizer, vocabulary_size
 from kd.errors import UserError
 from kd.losses.divergences import forward_kl, reverse_kl
+from kd.losses.fused import chunk_rows, fused_loss
 from kd.losses.likelihood import LikelihoodTerm
-from kd.losses.linear_divergence import chunk_rows, linear_divergence
 from kd.losses.terms import DivergenceTerm, Projection, Term
+from kd.models.causal_lm import read_model_config
+from kd.models.soft_prompt import SoftPrompt, load_soft_prompt
+from kd.models.vocabulary import check_same_entries, load_tokenizer, vocabulary_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ def measure_distance(
             LikelihoodTerm(labels=batch.labels),
         ]
         trained, chunk = _projection(student, batch), chunk_rows(vocabulary)
-        sums[:3] += linear_divergence(trained, terms, vocabulary_size=vocabulary, scale=1.0, chunk_size=chunk).term_sums
+        sums[:3] += fused_loss(trained, terms, vocabulary_size=vocabulary, scale=1.0, chunk_size=chunk).term_sums
         sums[3] += batch.num_response_tokens
     reverse, forward, cross_entropy, num_tokens = world.sum_across_ranks(sums).tolist()
     return Distance(

@@ -39,10 +39,10 @@ from evaluation.results import (
 from evaluation.terminal import results_console
 from kd.data.encoding import Encoded
 from kd.distributed import World
-from kd.engines.causal_lm import read_model_config
-from kd.engines.soft_prompt import SoftPrompt, load_soft_prompt
-from kd.engines.vocabulary import load_tokenizer, vocabulary_size
-from kd.generation.choosing import DecodingSettings
+from kd.models.causal_lm import read_model_config
+from kd.models.soft_prompt import SoftPrompt, load_soft_prompt
+from kd.models.vocabulary import load_tokenizer, vocabulary_size
+from kd.rollout.sampling import DecodingSettings
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "rouge_score")
 

@@ -1,6 +1,6 @@
 """Limits of rows that are read with the responses that they have."""
 
-from kd.config import DataConfig
+from kd.config.schema import DataConfig
 from kd.errors import UserError
 
 

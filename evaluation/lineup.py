@@ -14,9 +14,9 @@ from kd.data.encoding import Encoded, encode
 from kd.data.instructions import read_instructions
 from kd.data.templates import load_template
 from kd.distributed import World
-from kd.engines.causal_lm import read_model_config
-from kd.engines.soft_prompt import SoftPrompt
-from kd.engines.vocabulary import check_same_entries, load_tokenizer, vocabulary_size
+from kd.models.causal_lm import read_model_config
+from kd.models.soft_prompt import SoftPrompt
+from kd.models.vocabulary import check_same_entries, load_tokenizer, vocabulary_size
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

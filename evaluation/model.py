@@ -13,10 +13,10 @@ from transformers.utils import logging
 from evaluation.command_options import DtypeName
 from kd.data.batch import SequenceBatch
 from kd.distributed import World
-from kd.engines.causal_lm import DTYPES, CausalLM, load_causal_lm
-from kd.engines.soft_prompt import SoftPrompt
-from kd.engines.vocabulary import vocabulary_size
 from kd.errors import UserError
+from kd.models.causal_lm import DTYPES, CausalLM, load_causal_lm
+from kd.models.soft_prompt import SoftPrompt
+from kd.models.vocabulary import vocabulary_size
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

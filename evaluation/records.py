@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kd.errors import UserError
-from kd.metrics import FILE_NAME
+from kd.train.metric_log import FILE_NAME
 
 _MAX_SHOWN_ERROR = 60
 

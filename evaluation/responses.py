@@ -12,8 +12,8 @@ from evaluation.rouge_l import exact_match, rouge_l
 from kd.data.batch import PromptBatch, cut_prompt_batches
 from kd.data.encoding import Example
 from kd.distributed import World
-from kd.generation.choosing import DecodingSettings
-from kd.generation.decoding import decode, row_streams
+from kd.rollout.decode import decode, row_streams
+from kd.rollout.sampling import DecodingSettings
 
 
 @dataclass(frozen=True, kw_only=True)

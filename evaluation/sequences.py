@@ -22,10 +22,10 @@ from evaluation.responses import plan_batches
 from kd.data.batch import PromptBatch, SequenceBatch, TokenSequence
 from kd.data.encoding import Example
 from kd.distributed import World
-from kd.generation.choosing import DecodingSettings
-from kd.generation.decoding import decode, row_streams
 from kd.losses.divergences import Divergence
-from kd.losses.linear_divergence import chunk_rows
+from kd.losses.fused import chunk_rows
+from kd.rollout.decode import decode, row_streams
+from kd.rollout.sampling import DecodingSettings
 
 T = TypeVar("T")
 

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 
 import transformers
 
-from kd.config import Config
-from kd.config_file import read_config
+from kd.config.load import read_config
+from kd.config.schema import Config
 from kd.data.encoding import Encoded, encode
 from kd.data.instructions import read_instructions
 from kd.data.templates import load_template
 from kd.distributed import World, end_world, exit_with_user_error, start_deepspeed, start_world
-from kd.engines.deepspeed_config import teacher_deepspeed_config
-from kd.engines.vocabulary import SharedVocabulary, share_vocabulary
 from kd.errors import UserError
-from kd.generation.pseudo_data import PseudoDataFile, write_pseudo_data
+from kd.models.vocabulary import SharedVocabulary, share_vocabulary
+from kd.rollout.response_file import ResponseFile, write_responses
+from kd.zero.config import teacher_deepspeed_config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +61,7 @@ def run_on(world: World, config: Config) -> None:
         UserError: on every rank alike, before the teacher is loaded, wherever that is possible.
     """
     transformers.utils.logging.disable_progress_bar()
-    file = PseudoDataFile(config, rank=world.rank)
+    file = ResponseFile(config, rank=world.rank)
     with world.agreed():
         teacher_deepspeed_config(config)
         vocabulary = share_vocabulary(config)
@@ -79,7 +79,7 @@ def run_on(world: World, config: Config) -> None:
     for line in encoded.report.lines():
         say(line)
     start_deepspeed()
-    write_pseudo_data(config, encoded.examples, file=file, vocabulary=vocabulary, world=world, say=say)
+    write_responses(config, encoded.examples, file=file, vocabulary=vocabulary, world=world, say=say)
     say(f"{config.data.responses}: the teacher's responses; train with method=seqkd and this configuration")
 
 

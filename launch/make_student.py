@@ -15,9 +15,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from kd.distributed import exit_with_user_error
-from kd.engines.causal_lm import DTYPES, read_model_config
-from kd.engines.vocabulary import load_tokenizer, save_tokenizer
 from kd.errors import UserError
+from kd.models.causal_lm import DTYPES, read_model_config
+from kd.models.vocabulary import load_tokenizer, save_tokenizer
 
 # Lists in a configuration that may have as many entries as there are layers and mean something else.
 NOT_PER_LAYER = ("architectures", "eos_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens")

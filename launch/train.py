@@ -3,8 +3,8 @@
 import sys
 from typing import get_args
 
-from kd.command_line import main
-from kd.config_fields import MethodName
+from kd.cli import main
+from kd.config.fields import MethodName
 
 if __name__ == "__main__":
     sys.exit(main(description=__doc__, methods=get_args(MethodName)))

@@ -2,7 +2,7 @@
 
 import sys
 
-from kd.command_line import main
+from kd.cli import main
 
 if __name__ == "__main__":
     sys.exit(main(description=__doc__, methods=["promptkd"]))

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from kd.distributed import World
-from kd.ports import free_port
+from kd.distributed import World, free_port
 
 Job = Callable[..., Any]
 """A function of a test module: job(world, **arguments) -> something picklable."""

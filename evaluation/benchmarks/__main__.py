@@ -20,8 +20,8 @@ from evaluation.benchmarks.preparation import check_counts_as_published, prepare
 from evaluation.benchmarks.specs import SPECS, BenchmarkSpec, TokenRange
 from evaluation.command_options import CommandParser, at_least, file_path, run_command
 from evaluation.terminal import results_console
-from kd.engines.vocabulary import load_tokenizer
 from kd.errors import UserError
+from kd.models.vocabulary import load_tokenizer
 
 
 def print_specs() -> None:

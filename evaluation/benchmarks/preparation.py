@@ -13,8 +13,8 @@ from evaluation.benchmarks.specs import BenchmarkSpec, RowFilter
 from evaluation.results import write_atomically
 from kd.data.instructions import Instruction
 from kd.data.templates import AlpacaTemplate
-from kd.engines.vocabulary import vocabulary_size
 from kd.errors import UserError
+from kd.models.vocabulary import vocabulary_size
 
 GPT2_ENTRIES = 50257
 

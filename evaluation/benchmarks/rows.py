@@ -7,7 +7,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from evaluation.command_options import Named
-from kd.config import DataConfig
+from kd.config.schema import DataConfig
 from kd.data.encoding import Encoded, encode
 from kd.data.instructions import read_instructions
 from kd.data.templates import load_template

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.records import read_records
-from kd.config_file import read_config
+from kd.config.load import read_config
 from kd.errors import UserError
-from kd.metrics import FILE_NAME
+from kd.train.metric_log import FILE_NAME
 
 EXPORTS = "exports"
 """Directory of a run with its students in from_pretrained form, each in step-<n>."""

@@ -3,7 +3,7 @@
 python -m evaluation.report --runs runs --out report.html
 
 Reads run directories of trainings and the outputs of evaluate.py, evaluation.exposure_bias,
-evaluation.student_friendliness, evaluation.judge and evaluation.cost; a directory is searched with what is below it.
+evaluation.student_friendliness, evaluation.judge and evaluation.bench; a directory is searched with what is below it.
 An evaluation belongs to the training in whose directory its model lies. Writes one HTML file that needs nothing else,
 and beside it, in report_files/, each picture as SVG and PDF and each table as CSV and LaTeX.
 """

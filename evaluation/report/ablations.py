@@ -10,9 +10,9 @@ from evaluation.report.models import count_values
 from evaluation.report.pictures import Axes, Looks, Picture, draw, label
 from evaluation.report.tables import Cell, RowGroup, Table, text
 from evaluation.report.variants import Comparison, Student, comparisons
-from kd.config import Config
-from kd.config_methods import PromptConfig, TeacherLoraConfig
-from kd.engines.soft_prompt import FILE_NAME, FOLDER_NAME
+from kd.config.methods import PromptConfig, TeacherLoraConfig
+from kd.config.schema import Config
+from kd.models.soft_prompt import FILE_NAME
 
 _PROMPT = "prompt tuning"
 # A teacher with adapters has neither these tokens nor L_reg.
@@ -165,7 +165,7 @@ def _plain(value: object) -> str:
 def _trained_values(student: Student) -> int | None:
     """Numbers in the prompt or in the adapters of the teacher; None where they are not to be found."""
     directory = student.run.directory / (student.model.part or "")
-    folders = [path for name in (FOLDER_NAME, _ADAPTERS) for path in sorted(directory.glob(f"{name}/*.safetensors"))]
+    folders = [path for name in (_ADAPTERS,) for path in sorted(directory.glob(f"{name}/*.safetensors"))]
     return sum(count_values(path) for path in (directory / FILE_NAME, *folders)) or None
 
 

@@ -1,4 +1,4 @@
-"""Table 3: memory and time of trainings, and of steps that evaluation.cost measured."""
+"""Table 3: memory and time of trainings, and of steps that evaluation.bench measured."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -14,7 +14,7 @@ _REFERENCE = "PromptKD"
 
 
 def costs_section(findings: Findings) -> Section:
-    """Table 3, from trainings and from evaluation.cost; empty without either."""
+    """Table 3, from trainings and from evaluation.bench; empty without either."""
     outputs = findings.outputs
     groups = [RowGroup(title=_cost_title(output), rows=tuple(_cost_rows(output.results))) for output in outputs.costs]
     runs = [run for run in outputs.trainings if run.records]

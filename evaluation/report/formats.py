@@ -157,7 +157,7 @@ class CostMachine:
 
 @dataclass(frozen=True, kw_only=True)
 class CostResults:
-    """cost.json of evaluation.cost."""
+    """cost.json of evaluation.bench."""
 
     preset_name: str
     machine: CostMachine

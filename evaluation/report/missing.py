@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from evaluation.report.findings import Findings
 from evaluation.report.training import TrainingRun
-from kd.config import Config, DataConfig, GenerationConfig
+from kd.config.schema import Config, DataConfig, GenerationConfig
 
 _LATER = "after evaluating that student too"
 _NAMES = {
@@ -51,7 +51,7 @@ def missing_parts(findings: Findings, *, keys: Set[str]) -> Iterator[Missing]:
         ("trainings",): ["deepspeed", "launch/train_promptkd.py", "--config", "FILE"],
         ("figure3a",): _exposure_bias(run, "--student", f"NAME={place}/final", out=f"{place}/exposure_bias"),
         ("figure3b",): _exposure_bias(run, "--run", f"NAME={place}", out=f"{place}/exposure_bias_progress"),
-        ("table3",): ["deepspeed", "--module", "evaluation.cost", "--out", "runs/cost"],
+        ("table3",): ["deepspeed", "--module", "evaluation.bench", "--out", "runs/cost"],
         ("table6",): [
             *("python", "-m", "evaluation.judge", "--judge", "gpt-4"),
             *("--evaluation", f"NAME={_evaluation_directory(findings, place)}", "--out", "runs/judge"),

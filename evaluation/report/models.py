@@ -12,7 +12,7 @@ from evaluation.benchmarks.specs import SPECS
 from evaluation.report.formats import BenchmarkResult, EvaluationResults
 from evaluation.report.outputs import Output
 from evaluation.report.training import TrainingRun
-from kd.engines.soft_prompt import FILE_NAME as PROMPT_FILE
+from kd.models.soft_prompt import FILE_NAME as PROMPT_FILE
 
 Role = Literal["teacher", "teacher with prompt", "start", "student", "other"]
 ROLES: tuple[Role, ...] = ("teacher", "teacher with prompt", "start", "student", "other")

@@ -16,7 +16,7 @@ from evaluation.report.formats import (
 from evaluation.report.training import CONFIG_FILE, TrainingRun, read_training
 from evaluation.short_names import short_names
 from kd.errors import UserError
-from kd.metrics import FILE_NAME
+from kd.train.metric_log import FILE_NAME
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 
 from evaluation.records import Record, parse_record, read_records
 from evaluation.report.formats import read_text
-from kd.config import Config
-from kd.config_file import read_config
+from kd.config.load import read_config
+from kd.config.schema import Config
 from kd.errors import UserError
 
 CONFIG_FILE = "config.yaml"

@@ -9,7 +9,7 @@ from evaluation.report.findings import Findings, size, standard_error
 from evaluation.report.models import Model
 from evaluation.report.tables import Cell
 from evaluation.report.training import TrainingRun
-from kd.config import Config
+from kd.config.schema import Config
 
 S = TypeVar("S", bound=Hashable)
 

@@ -27,9 +27,9 @@ from pathlib import Path
 from evaluation.command_options import CommandParser, add_analysis_options, analysis_options, at_least
 from evaluation.ranks import run_on_ranks
 from evaluation.student_friendliness.measurement import PAGE, RESULTS, Options, measure
-from kd.config_file import read_config
-from kd.engines.soft_prompt import FILE_NAME
+from kd.config.load import read_config
 from kd.errors import UserError
+from kd.models.soft_prompt import FILE_NAME
 
 _NAMED_BY_RUN = ("teacher", "soft_prompt", "initial", "final", "seen", "unseen")
 

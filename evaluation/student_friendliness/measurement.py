@@ -19,8 +19,8 @@ from evaluation.student_friendliness.page import ShownExample, page, print_table
 from evaluation.student_friendliness.summary import Measured, response_text, summarise
 from kd.data.encoding import Encoded
 from kd.distributed import World
-from kd.engines.soft_prompt import SoftPrompt, load_soft_prompt
 from kd.losses.divergences import forward_kl, reverse_kl
+from kd.models.soft_prompt import SoftPrompt, load_soft_prompt
 
 RESULTS = "student_friendliness.json"
 PAGE = "student_friendliness.md"

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from kd.config import DataConfig
+from kd.config.schema import DataConfig
 from kd.data.batch import TokenIds, TokenSequence
 from kd.data.instructions import Instruction
 from kd.data.rows import read_json_lines

@@ -16,14 +16,14 @@ _KEPT_PERMUTATIONS = 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Window:
+class ExampleBatch:
     """The rows of one rank in one optimizer step, shortest first."""
 
     step: int
     examples: tuple[Example, ...]
 
 
-class WindowLoader:
+class BatchLoader:
     """Windows of `global_batch` rows out of an endless stream of seeded permutations.
 
     A window is a function of (seed, step): nothing has to be saved to resume, and the number of ranks
@@ -50,13 +50,13 @@ class WindowLoader:
         self._seed = seed
         self._permutations: dict[int, npt.NDArray[np.int64]] = {}
 
-    def window(self, step: int) -> Window:
+    def window(self, step: int) -> ExampleBatch:
         """This rank's rows of optimizer step `step`, which counts from 1."""
         start = (step - 1) * self._global_batch
         rows = [self._example_at(index) for index in range(start, start + self._global_batch)]
         # Dealing sorted rows in turn gives every rank about the same number of tokens.
         rows.sort(key=lambda row: row.num_tokens)
-        return Window(step=step, examples=tuple(rows[self._rank :: self._num_ranks]))
+        return ExampleBatch(step=step, examples=tuple(rows[self._rank :: self._num_ranks]))
 
     def epoch_at(self, step: int) -> float:
         """Passes over the data that are complete after `step`."""

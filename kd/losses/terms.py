@@ -9,16 +9,16 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from kd.losses.divergences import Divergence
-from kd.losses.products import linear
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Projection:
     """Hidden states [N, H] and the output head (weight [V_padded, H], bias [V_padded]) that reads them.
 
-    Under ZeRO-3 the head must be gathered while `linear_divergence` runs; at backward it need not be.
+    Under ZeRO-3 the head must be gathered while `fused_loss` runs; at backward it need not be.
     """
 
     hidden: Tensor
@@ -34,7 +34,7 @@ class Projection:
         """Logits of `rows` over the first `vocabulary_size` rows of the head, in the head's dtype."""
         weight = self.weight.detach()[:vocabulary_size]
         bias = None if self.bias is None else self.bias.detach()[:vocabulary_size]
-        return linear(self.hidden.detach()[rows].to(weight.dtype), weight, bias)
+        return functional.linear(self.hidden.detach()[rows].to(weight.dtype), weight, bias)
 
     def validate(self, *, role: str, vocabulary_size: int) -> None:
         """Raise ValueError, naming `role`, unless the shapes agree and the head covers the vocabulary."""

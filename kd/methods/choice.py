@@ -2,13 +2,8 @@
 
 from collections.abc import Callable
 
-from kd.config import Config
-from kd.data.groups import RowGroups
-from kd.data.loader import Window, WindowLoader
-from kd.engines.student import Student
-from kd.engines.teacher import AdaptedTeacher, LoraTeacher, PromptedTeacher, Teacher
-from kd.engines.vocabulary import SharedVocabulary
-from kd.generation.pseudo_targets import Sampler
+from kd.config.schema import Config
+from kd.data.loader import BatchLoader, ExampleBatch
 from kd.methods.distillm import DistiLLM
 from kd.methods.gkd import GKD
 from kd.methods.kd import KD
@@ -18,10 +13,14 @@ from kd.methods.promptkd import PromptKD
 from kd.methods.seqkd import SeqKD
 from kd.methods.sft import SupervisedFineTuning
 from kd.methods.targets import mixed_responses, sampled_responses
+from kd.models.student import Student
+from kd.models.teacher import AdaptedTeacher, LoraTeacher, PromptedTeacher, Teacher
+from kd.models.vocabulary import SharedVocabulary
+from kd.rollout.sampler import Sampler
 
 
-def load_teacher(config: Config, *, vocabulary: SharedVocabulary, groups: RowGroups | None = None) -> Teacher | None:
-    """The teacher's engine, with a soft prompt (one for each of `groups`) or adapters where the method tunes them.
+def load_teacher(config: Config, *, vocabulary: SharedVocabulary) -> Teacher | None:
+    """The teacher's engine, with a soft prompt or adapters where the method tunes them.
 
     Raises:
         UserError: the DeepSpeed JSON, the checkpoint or the prompt's initialisation cannot be used.
@@ -32,7 +31,7 @@ def load_teacher(config: Config, *, vocabulary: SharedVocabulary, groups: RowGro
         return Teacher(config)
     if config.teacher_lora.is_on:
         return LoraTeacher(config)
-    return PromptedTeacher(config, tokenizer=vocabulary.tokenizer, groups=groups)
+    return PromptedTeacher(config, tokenizer=vocabulary.tokenizer)
 
 
 def make_method(
@@ -41,8 +40,8 @@ def make_method(
     student: Student,
     teacher: Teacher | None,
     sampler: Sampler | None,
-    windows: Callable[[int], Window],
-    corpus: WindowLoader | None,
+    windows: Callable[[int], ExampleBatch],
+    corpus: BatchLoader | None,
     groundwork: Groundwork,
 ) -> Method:
     """The algorithm of `config.method`, with the sequences that it learns from.

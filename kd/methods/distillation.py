@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from kd.config import Config
-from kd.config_methods import DistillationConfig
-from kd.data.loader import Window
-from kd.engines.student import Student
-from kd.engines.teacher import Teacher
+from kd.config.methods import DistillationConfig
+from kd.config.schema import Config
+from kd.data.loader import ExampleBatch
 from kd.losses.divergences import Divergence, make_divergence
 from kd.losses.likelihood import LikelihoodTerm
 from kd.losses.terms import DivergenceTerm, Head, Projection, Term
-from kd.measurement import StepMetrics, Stopwatch
 from kd.methods.method import Groundwork, Targets, WindowPlan, own_responses
+from kd.models.student import Student
+from kd.models.teacher import Teacher
+from kd.zero.recorder import StepMetrics, Stopwatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class PlainDistillation(ABC):
         """What the method minimises with these settings."""
         ...
 
-    def step(self, window: Window) -> StepMetrics:
+    def step(self, window: ExampleBatch) -> StepMetrics:
         """One optimizer step of the student on a window."""
         groundwork = self._groundwork
         stopwatch = Stopwatch(groundwork.device)
@@ -118,7 +118,7 @@ class PlainDistillation(ABC):
             stopwatch=stopwatch,
         )
 
-    def _accumulate_data(self, window: Window) -> Tensor:
+    def _accumulate_data(self, window: ExampleBatch) -> Tensor:
         """Gradient of the cross entropy on the data's responses, a mean over their tokens; this rank's part of it."""
         plan = self._groundwork.plan(own_responses(window))
         weight = self._objective.data_weight

@@ -8,17 +8,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from kd.config import Config
+from kd.config.schema import Config
 from kd.data.batch import TokenSequence
-from kd.data.loader import Window
+from kd.data.loader import ExampleBatch
 from kd.distributed import World
-from kd.engines.student import Student
-from kd.engines.teacher import Teacher
-from kd.generation.pseudo_targets import PseudoTargets
-from kd.measurement import StepMetrics
 from kd.methods.distillation import Objective, PlainDistillation
 from kd.methods.method import Groundwork, Targets, own_responses
 from kd.methods.targets import chance
+from kd.models.student import Student
+from kd.models.teacher import Teacher
+from kd.rollout.sampler import PseudoTargets
+from kd.zero.recorder import StepMetrics
 
 THRESHOLD_STEP = 0.1
 """What the threshold rises by, as in the published code."""
@@ -98,7 +98,7 @@ class AdaptiveTargets:
         self._schedule = config.schedule
         self._world = world
 
-    def __call__(self, window: Window) -> PseudoTargets:
+    def __call__(self, window: ExampleBatch) -> PseudoTargets:
         source = choose_source(
             chance(self._seed, window.step, stream=_CHOICE_OF_SOURCE),
             threshold=self.threshold,
@@ -167,7 +167,7 @@ class DistiLLM(PlainDistillation):
         """D alone."""
         return Objective.of(config.distillm)
 
-    def step(self, window: Window) -> StepMetrics:
+    def step(self, window: ExampleBatch) -> StepMetrics:
         """One optimizer step of the student on a window."""
         metrics = super().step(window)
         return replace(metrics, values={**metrics.values, "replay_threshold": self._adaptive.threshold})

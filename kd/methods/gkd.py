@@ -1,6 +1,6 @@
 """GKD (arXiv 2306.13649): the plain teacher judges the student's own responses, and the data's if wanted."""
 
-from kd.config import Config
+from kd.config.schema import Config
 from kd.methods.distillation import Objective, PlainDistillation
 
 

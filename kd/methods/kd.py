@@ -1,6 +1,6 @@
 """Knowledge distillation (Hinton et al., arXiv 1503.02531; Sanh et al., arXiv 1910.01108) on the data's responses."""
 
-from kd.config import Config
+from kd.config.schema import Config
 from kd.methods.distillation import Objective, PlainDistillation
 
 

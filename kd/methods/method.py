@@ -8,28 +8,39 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kd.config import Config
+from kd.config.schema import Config
 from kd.data.batch import SequenceBatch, TokenSequence, cut_micro_batches, cut_passes
-from kd.data.loader import Window
+from kd.data.loader import ExampleBatch
 from kd.distributed import World
-from kd.engines.optimization import learning_rate_factor
-from kd.engines.reduction import TokenMean
-from kd.engines.student import Student
-from kd.engines.teacher import Teacher
-from kd.engines.vocabulary import SharedVocabulary
-from kd.generation.pseudo_targets import PseudoTargets
-from kd.losses.linear_divergence import LinearDivergence, chunk_rows, linear_divergence
+from kd.losses.fused import FusedLoss, chunk_rows, fused_loss
 from kd.losses.terms import Projection, Term
-from kd.measurement import StepMetrics, Stopwatch
+from kd.models.student import Student
+from kd.models.teacher import Teacher
+from kd.models.vocabulary import SharedVocabulary
+from kd.rollout.sampler import PseudoTargets
+from kd.zero.optimizer import learning_rate_factor
+from kd.zero.recorder import StepMetrics, Stopwatch
 
-Targets = Callable[[Window], PseudoTargets]
+Targets = Callable[[ExampleBatch], PseudoTargets]
 """The sequences to learn from: sampled for the window, or the rows' own responses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenMean:
+    """Scale of a token mean over all ranks."""
+
+    num_tokens: int
+    num_ranks: int
+
+    @property
+    def scale(self) -> float:
+        return self.num_ranks / self.num_tokens
 
 
 class Method(Protocol):
     """A training algorithm."""
 
-    def step(self, window: Window) -> StepMetrics:
+    def step(self, window: ExampleBatch) -> StepMetrics:
         """One optimizer step on all micro-batches of a window; all ranks call it together."""
         ...
 
@@ -56,7 +67,7 @@ class ValidationFollower(Protocol):
         ...
 
 
-def own_responses(window: Window) -> PseudoTargets:
+def own_responses(window: ExampleBatch) -> PseudoTargets:
     """Ground truth, or fixed pseudo-targets."""
     return PseudoTargets(sequences=[example.with_response() for example in window.examples])
 
@@ -128,9 +139,9 @@ class Groundwork:
             mean=TokenMean(num_tokens=num_tokens, num_ranks=self.world.size),
         )
 
-    def loss(self, trained: Projection, terms: Sequence[Term], *, scale: float) -> LinearDivergence:
+    def loss(self, trained: Projection, terms: Sequence[Term], *, scale: float) -> FusedLoss:
         """Sum of the terms over the response positions of a micro-batch, times `scale`."""
-        return linear_divergence(
+        return fused_loss(
             trained, terms, vocabulary_size=self._vocabulary.size, scale=scale, chunk_size=self._chunk_size
         )
 
@@ -149,7 +160,7 @@ class Groundwork:
         sums = torch.zeros(len(terms[0]), device=self.device)
         for (batch, is_last), of_batch in zip(plan, terms, strict=True):
 
-            def loss(trained: Projection, of_batch: Sequence[Term] = of_batch) -> LinearDivergence:
+            def loss(trained: Projection, of_batch: Sequence[Term] = of_batch) -> FusedLoss:
                 return self.loss(trained, of_batch, scale=plan.mean.scale)
 
             sums += student.accumulate(batch, loss, is_last=is_last and ends_window)

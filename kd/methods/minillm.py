@@ -7,19 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd.config import Config
+from kd.config.schema import Config
 from kd.data.batch import SequenceBatch
-from kd.data.loader import Window, WindowLoader
-from kd.engines.student import Student
-from kd.engines.teacher import Teacher
-from kd.generation.pseudo_targets import PseudoTargets
+from kd.data.loader import BatchLoader, ExampleBatch
 from kd.losses.divergences import forward_kl, reverse_kl
 from kd.losses.likelihood import LikelihoodTerm
 from kd.losses.policy_gradient import LogProbRecorder, PolicyGradientTerm
 from kd.losses.terms import DivergenceTerm, Head, Projection, Term
-from kd.measurement import StepMetrics, Stopwatch
 from kd.methods.method import Groundwork, Targets, WindowPlan, own_responses
 from kd.methods.minillm_rollouts import Rollout, RolloutStore, ScoredRollout, score
+from kd.models.student import Student
+from kd.models.teacher import Teacher
+from kd.rollout.sampler import PseudoTargets
+from kd.zero.recorder import StepMetrics, Stopwatch
 
 MakeTerms = Callable[[SequenceBatch, Projection], Sequence[Term]]
 """From a micro-batch and the teacher's projection of its response positions to the terms of its loss."""
@@ -44,8 +44,8 @@ class MiniLLM:
         student: Student,
         teacher: Teacher,
         targets: Targets,
-        windows: Callable[[int], Window],
-        corpus: WindowLoader | None,
+        windows: Callable[[int], ExampleBatch],
+        corpus: BatchLoader | None,
         groundwork: Groundwork,
     ) -> None:
         """`windows` gives this rank's prompts by number; `corpus` None leaves its loss out."""
@@ -67,7 +67,7 @@ class MiniLLM:
         """Go on with the rollouts of `state_dict`."""
         self._store.load_state_dict(state)
 
-    def step(self, window: Window) -> StepMetrics:
+    def step(self, window: ExampleBatch) -> StepMetrics:
         """One optimizer step of the student; prompts come from its own windows, at the beginning of a collection."""
         groundwork = self._groundwork
         stopwatch = Stopwatch(groundwork.device)
@@ -104,7 +104,7 @@ class MiniLLM:
         ]
         # The place in the collection, the same for any number of ranks: a small data set has rows several times in it.
         examples = [replace(row, row_id=place * world.size + world.rank) for place, row in enumerate(prompts)]
-        targets = self._targets(Window(step=step, examples=tuple(examples)))
+        targets = self._targets(ExampleBatch(step=step, examples=tuple(examples)))
         own = self._note_log_probs(targets)
         return [rollout for rollouts in world.gather_objects(own) for rollout in rollouts]
 
@@ -161,7 +161,7 @@ class MiniLLM:
 
         return _Part(plan=plan, terms=terms, names=("policy_gradient", "student_kd"))
 
-    def _corpus_part(self, window: Window) -> _Part:
+    def _corpus_part(self, window: ExampleBatch) -> _Part:
         """The corpus loss."""
         weight, ratio = self._settings.corpus_weight, self._settings.corpus_kd_ratio
 

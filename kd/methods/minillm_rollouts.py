@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kd.config import Config
-from kd.config_methods import MiniLLMConfig
+from kd.config.methods import MiniLLMConfig
+from kd.config.schema import Config
 from kd.data.batch import TokenSequence
 from kd.losses.policy_gradient import future_returns, importance_weights, token_rewards, whiten
 

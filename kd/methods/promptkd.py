@@ -6,20 +6,20 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kd.config import Config
-from kd.config_fields import DivergenceName
-from kd.config_methods import PromptConfig
-from kd.data.loader import Window
-from kd.engines.student import Student
-from kd.engines.teacher import AdaptedTeacher
-from kd.generation.pseudo_targets import PseudoTargets
+from kd.config.fields import DivergenceName
+from kd.config.methods import PromptConfig
+from kd.config.schema import Config
+from kd.data.loader import ExampleBatch
 from kd.losses.divergences import Divergence, make_divergence
-from kd.losses.linear_divergence import LinearDivergence
+from kd.losses.fused import FusedLoss
 from kd.losses.terms import DivergenceTerm, Head, Term
-from kd.measurement import StepMetrics, Stopwatch
 from kd.methods.distillation import Objective
 from kd.methods.method import Groundwork, Targets, WindowPlan
 from kd.methods.targets import is_answered_by_student
+from kd.models.student import Student
+from kd.models.teacher import AdaptedTeacher
+from kd.rollout.sampler import PseudoTargets
+from kd.zero.recorder import StepMetrics, Stopwatch
 
 
 def regularization_weight(step: int, *, num_steps: int, settings: PromptConfig) -> float:
@@ -45,7 +45,7 @@ class PromptKD:
         self._num_steps = config.schedule.steps
         self._learning_rate = config.optimizer.learning_rate
 
-    def step(self, window: Window) -> StepMetrics:
+    def step(self, window: ExampleBatch) -> StepMetrics:
         """One iteration of Algorithm 1."""
         groundwork = self._groundwork
         stopwatch = Stopwatch(groundwork.device)
@@ -89,7 +89,7 @@ class PromptKD:
             stopwatch=stopwatch,
         )
 
-    def _shown_to_prompt(self, window: Window, targets: PseudoTargets) -> PseudoTargets:
+    def _shown_to_prompt(self, window: ExampleBatch, targets: PseudoTargets) -> PseudoTargets:
         """What Eq. 3 is about: the student's responses, the data's, or some of both."""
         fraction = self._settings.student_fraction
         if fraction == 1:
@@ -124,7 +124,7 @@ class PromptKD:
                     target = head.project(plain)
                     terms.append(DivergenceTerm(divergence=regularization_divergence, target=target, weight=weight))
 
-                def loss(prompted: Tensor, terms: Sequence[Term] = terms) -> LinearDivergence:
+                def loss(prompted: Tensor, terms: Sequence[Term] = terms) -> FusedLoss:
                     return self._groundwork.loss(head.project(prompted), terms, scale=plan.mean.scale)
 
                 sums += self._teacher.accumulate(batch, loss, is_last=is_last)

@@ -1,6 +1,6 @@
 """Sequence-level distillation (Kim and Rush, arXiv 1606.07947): the teacher's responses instead of the data's."""
 
-from kd.config import Config
+from kd.config.schema import Config
 from kd.methods.distillation import Objective, PlainDistillation
 
 

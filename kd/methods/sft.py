@@ -1,11 +1,11 @@
 """Supervised fine-tuning: cross entropy on the responses of the data."""
 
-from kd.config import Config
-from kd.data.loader import Window
-from kd.engines.student import Student
+from kd.config.schema import Config
+from kd.data.loader import ExampleBatch
 from kd.losses.likelihood import LikelihoodTerm
-from kd.measurement import StepMetrics, Stopwatch
 from kd.methods.method import Groundwork, Targets
+from kd.models.student import Student
+from kd.zero.recorder import StepMetrics, Stopwatch
 
 
 class SupervisedFineTuning:
@@ -17,7 +17,7 @@ class SupervisedFineTuning:
         self._groundwork = groundwork
         self._learning_rate = config.optimizer.learning_rate
 
-    def step(self, window: Window) -> StepMetrics:
+    def step(self, window: ExampleBatch) -> StepMetrics:
         """One optimizer step of the model on a window."""
         groundwork = self._groundwork
         stopwatch = Stopwatch(groundwork.device)

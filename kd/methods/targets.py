@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from kd.data.loader import Window
-from kd.generation.pseudo_targets import PseudoTargets, Sampler
+from kd.data.loader import ExampleBatch
 from kd.methods.method import Targets
+from kd.rollout.sampler import PseudoTargets, Sampler
 
 # Streams beside those that responses are drawn from, which have no spawn key.
 _CHOICE_OF_ROWS = 1
@@ -13,7 +13,7 @@ _CHOICE_OF_ROWS = 1
 def sampled_responses(sampler: Sampler, *, seed: int, keeps_hidden: bool = False) -> Targets:
     """The student's own responses to every row; with the hidden states that predicted them where asked for."""
 
-    def sample(window: Window) -> PseudoTargets:
+    def sample(window: ExampleBatch) -> PseudoTargets:
         return sampler.sample(window.examples, seed=seed, step=window.step, keeps_hidden=keeps_hidden)
 
     return sample
@@ -22,7 +22,7 @@ def sampled_responses(sampler: Sampler, *, seed: int, keeps_hidden: bool = False
 def mixed_responses(sampler: Sampler, *, seed: int, student_fraction: float) -> Targets:
     """The student's own responses to some rows, the data's to the others."""
 
-    def mix(window: Window) -> PseudoTargets:
+    def mix(window: ExampleBatch) -> PseudoTargets:
         chosen = {
             row.row_id
             for row in window.examples

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from kd.distributed import World
-from kd.engines.causal_lm import load_causal_lm, read_model_config
-from kd.engines.trainable import gathered
 from kd.generation import decoding_copy
-from kd.generation.decoding_copy import CopiedWeights
-from kd.generation.tensor_parallel import split_dimensions
+from kd.models.causal_lm import load_causal_lm, read_model_config
+from kd.rollout.inference_copy import InferenceCopy
+from kd.rollout.tensor_parallel import split_dimensions
+from kd.zero.engine import gathered
 from tests.distributed.generation_jobs import Sampling
 from tests.peak_memory import watched
 
@@ -23,7 +23,7 @@ def refresh_after_an_interruption(world: World, *, config_file: Path, overrides:
     """Change the student, break the copy's refresh off half way, then refresh again."""
     sampling = Sampling.prepare(world, config_file=config_file, overrides=overrides)
     weights, source = sampling.weights, sampling.student.model
-    assert isinstance(weights, CopiedWeights)
+    assert isinstance(weights, InferenceCopy)
     with weights.ready():
         pass
     with deepspeed.zero.GatheredParameters(list(source.parameters()), modifier_rank=0):
@@ -56,7 +56,7 @@ def refresh_after_an_interruption(world: World, *, config_file: Path, overrides:
     }
 
 
-def _is_copied(weights: CopiedWeights) -> list[bool]:
+def _is_copied(weights: InferenceCopy) -> list[bool]:
     """For each parameter, whether the copy has this rank's part of the student's value."""
     source, group = weights.source, weights.group
     dimensions = {} if group is None else split_dimensions(source, num_ranks=group.size)
@@ -84,7 +84,7 @@ def peak_bytes_while_refreshing(
         trust_remote_code=False,
     )
     group = world.join_group([range(world.size)]) if divided else None
-    weights = CopiedWeights(source, keep=True, device=world.device, group=group)
+    weights = InferenceCopy(source, keep=True, device=world.device, group=group)
     with weights.ready():
         pass
     with watched() as growth, weights.ready():

@@ -4,18 +4,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kd.config import Config
-from kd.config_file import read_config
-from kd.data.loader import Window
+from kd.config.load import read_config
+from kd.config.schema import Config
+from kd.data.loader import ExampleBatch
 from kd.distributed import World
-from kd.engines.gathering import choose_gathering
-from kd.engines.student import Student
-from kd.engines.teacher import PromptedTeacher
-from kd.engines.vocabulary import share_vocabulary
-from kd.generation.pseudo_targets import PseudoTargets, Sampler
-from kd.generation.weights import choose_weights
 from kd.methods.choice import load_teacher, make_method
 from kd.methods.method import Groundwork
+from kd.models.student import Student
+from kd.models.teacher import PromptedTeacher
+from kd.models.vocabulary import share_vocabulary
+from kd.rollout.placement import choose_placement
+from kd.rollout.sampler import PseudoTargets, Sampler
+from kd.zero.residency import choose_gathering
 from tests.distributed.promptkd_jobs import Pair, whole_weights, window_of
 
 Sequence = tuple[int, list[int], list[int]]
@@ -23,7 +23,7 @@ Sequence = tuple[int, list[int], list[int]]
 
 
 def build(
-    world: World, config: Config, *, windows: Callable[[int], Window]
+    world: World, config: Config, *, windows: Callable[[int], ExampleBatch]
 ) -> tuple[Any, Student, PromptedTeacher | None]:
     """The method, the student, and the teacher where it has a soft prompt."""
     vocabulary = share_vocabulary(config)
@@ -35,7 +35,7 @@ def build(
     groundwork = Groundwork(config, vocabulary=vocabulary, world=world, shards_teacher=shards_teacher)
     sampler = None
     if config.samples_responses:
-        weights, _ = choose_weights(student, settings=config.generation, world=world)
+        weights, _ = choose_placement(student, settings=config.generation, world=world)
         sampler = Sampler(weights, settings=config.generation, vocabulary=vocabulary, world=world)
     method = make_method(
         config,
@@ -56,7 +56,7 @@ def train(world: World, *, config_file: Path, overrides: list[str], windows: lis
     step learned from, and whether the student's hidden states came with them.
     """
 
-    def window(step: int) -> Window:
+    def window(step: int) -> ExampleBatch:
         return window_of(windows[step - 1], step=step, world=world)
 
     method, student, teacher = build(world, read_config(config_file, overrides=overrides), windows=window)
@@ -64,7 +64,7 @@ def train(world: World, *, config_file: Path, overrides: list[str], windows: lis
     kept_hidden: list[bool] = []
     make_targets = method._targets
 
-    def recorded(window: Window) -> PseudoTargets:
+    def recorded(window: ExampleBatch) -> PseudoTargets:
         targets = make_targets(window)
         own = [(row.row_id, row.prompt_ids.tolist(), row.response_ids.tolist()) for row in targets.sequences]
         steps.append(sorted(row for share in world.gather_objects(own) for row in share))

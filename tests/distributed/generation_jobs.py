@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from kd.config import Config
-from kd.config_file import read_config
+from kd.config.load import read_config
+from kd.config.schema import Config
 from kd.data.encoding import Example
 from kd.distributed import World
-from kd.engines.gathering import choose_gathering
-from kd.engines.student import Student
-from kd.engines.vocabulary import SharedVocabulary, share_vocabulary
 from kd.errors import UserError
-from kd.generation.pseudo_targets import PseudoTargets, Sampler
-from kd.generation.weights import DecodingWeights, choose_weights
 from kd.methods.method import Groundwork, own_responses
 from kd.methods.sft import SupervisedFineTuning
+from kd.models.student import Student
+from kd.models.vocabulary import SharedVocabulary, share_vocabulary
+from kd.rollout.placement import Placement, choose_placement
+from kd.rollout.sampler import PseudoTargets, Sampler
+from kd.zero.residency import choose_gathering
 from tests.distributed.promptkd_jobs import window_of
 
 Prompts = list[list[int]]
@@ -45,7 +45,7 @@ class Sampling:
     world: World
     vocabulary: SharedVocabulary
     student: Student
-    weights: DecodingWeights
+    weights: Placement
     sentence: str
     sampler: Sampler
     said: list[str]
@@ -59,7 +59,7 @@ class Sampling:
             vocabulary = replace(vocabulary, eos_id=eos_id)
         student = Student(config)
         choose_gathering({"student": student.engine}, settings=config.engine, world=world)
-        weights, sentence = choose_weights(student, settings=config.generation, world=world)
+        weights, sentence = choose_placement(student, settings=config.generation, world=world)
         said: list[str] = []
         return cls(
             config=config,

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
-from kd.config_file import read_config
+from kd.config.load import read_config
 from kd.distributed import World
-from kd.engines.causal_lm import load_causal_lm, read_model_config
-from kd.engines.student import Student
 from kd.errors import UserError
+from kd.models.causal_lm import load_causal_lm, read_model_config
+from kd.models.student import Student
 from tests.peak_memory import watched
 
 

@@ -8,21 +8,21 @@ import deepspeed
 import torch
 from torch import Tensor
 
-from kd.config import Config
-from kd.config_file import read_config
+from kd.config.load import read_config
+from kd.config.schema import Config
 from kd.distributed import World
-from kd.engines.gathering import choose_gathering
-from kd.engines.lora import adapter_parameters, gather_adapters, plain_parameters
-from kd.engines.student import Student
-from kd.engines.teacher import LoraTeacher, Teacher
-from kd.engines.trainable import gathered
-from kd.engines.vocabulary import SharedVocabulary, share_vocabulary
-from kd.generation.pseudo_targets import Sampler
-from kd.generation.weights import choose_weights
 from kd.methods.choice import load_teacher
 from kd.methods.gkd import GKD
 from kd.methods.method import Groundwork, own_responses
 from kd.methods.promptkd import PromptKD
+from kd.models.lora import adapter_parameters, gather_adapters, plain_parameters
+from kd.models.student import Student
+from kd.models.teacher import LoraTeacher, Teacher
+from kd.models.vocabulary import SharedVocabulary, share_vocabulary
+from kd.rollout.placement import choose_placement
+from kd.rollout.sampler import Sampler
+from kd.zero.engine import gathered
+from kd.zero.residency import choose_gathering
 from tests.distributed.generation_jobs import Prompts, make_examples, responses
 from tests.distributed.promptkd_jobs import Pair, whole_weights, window_of
 
@@ -96,7 +96,7 @@ def sample(world: World, *, config_file: Path, overrides: list[str], prompts: Pr
     examples = make_examples(prompts)[world.rank :: world.size]
     for layout, num_ranks in (("zero3", 1), ("gathered", 1), ("tensor_parallel", 2)):
         settings = replace(config.generation, layout=layout, tensor_parallel_size=num_ranks)
-        weights, sentence = choose_weights(student, settings=settings, world=world)
+        weights, sentence = choose_placement(student, settings=settings, world=world)
         sampler = Sampler(weights, settings=settings, vocabulary=vocabulary, world=world)
         found[layout] = responses(sampler.sample(examples, seed=7, step=1))
         found[f"{layout} is"] = sentence

@@ -8,32 +8,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kd.config import Config
-from kd.config_file import read_config
+from kd.config.load import read_config
+from kd.config.schema import Config
 from kd.data.corpus import CorpusBlocks
-from kd.data.loader import WindowLoader
+from kd.data.loader import BatchLoader
 from kd.distributed import World
-from kd.engines.gathering import choose_gathering
-from kd.engines.student import Student
-from kd.engines.teacher import Teacher
-from kd.engines.vocabulary import SharedVocabulary, share_vocabulary
-from kd.generation.pseudo_targets import Sampler
-from kd.generation.teacher_mixed import TeacherMixedSampler
-from kd.generation.weights import TrainedWeights, choose_weights
 from kd.methods.method import Groundwork, Targets, own_responses
 from kd.methods.minillm import MiniLLM
 from kd.methods.targets import sampled_responses
+from kd.models.student import Student
+from kd.models.teacher import Teacher
+from kd.models.vocabulary import SharedVocabulary, share_vocabulary
+from kd.rollout.placement import InPlaceWeights, choose_placement
+from kd.rollout.sampler import Sampler
+from kd.rollout.teacher_mixed import TeacherMixedSampler
+from kd.zero.residency import choose_gathering
 from tests.distributed.generation_jobs import Prompts, make_examples, responses
 from tests.distributed.promptkd_jobs import Pair, is_released, whole_weights, window_of
 from tests.distributed.sampling_fault_jobs import interrupted_at
 
 
-def corpus_loader(tokens: list[int], config: Config, *, rank: int, num_ranks: int) -> WindowLoader:
+def corpus_loader(tokens: list[int], config: Config, *, rank: int, num_ranks: int) -> BatchLoader:
     """Windows of blocks of these tokens."""
     blocks = CorpusBlocks(
         np.array(tokens, dtype=np.int32), block_tokens=config.data.max_sequence_tokens, source="corpus"
     )
-    return WindowLoader(
+    return BatchLoader(
         blocks, global_batch=config.schedule.global_batch, rank=rank, num_ranks=num_ranks, seed=config.run.seed
     )
 
@@ -41,11 +41,11 @@ def corpus_loader(tokens: list[int], config: Config, *, rank: int, num_ranks: in
 def mixed_sampler(
     world: World, config: Config, *, student: Student, teacher: Teacher, vocabulary: SharedVocabulary
 ) -> TeacherMixedSampler:
-    weights, _ = choose_weights(student, settings=config.generation, world=world)
+    weights, _ = choose_placement(student, settings=config.generation, world=world)
     choose_gathering({"teacher": teacher.engine}, settings=config.engine, world=world)
     return TeacherMixedSampler(
         weights,
-        TrainedWeights.of(teacher),
+        InPlaceWeights.of(teacher),
         teacher_share=config.minillm.teacher_share,
         settings=config.generation,
         vocabulary=vocabulary,
@@ -65,7 +65,7 @@ def build(
         if config.minillm.teacher_share > 0:
             sampler: Sampler = mixed_sampler(world, config, student=student, teacher=teacher, vocabulary=vocabulary)
         else:
-            weights, _ = choose_weights(student, settings=config.generation, world=world)
+            weights, _ = choose_placement(student, settings=config.generation, world=world)
             sampler = Sampler(weights, settings=config.generation, vocabulary=vocabulary, world=world)
         targets = sampled_responses(sampler, seed=config.run.seed)
     method = MiniLLM(

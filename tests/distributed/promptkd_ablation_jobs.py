@@ -6,16 +6,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from kd.config_file import read_config
+from kd.config.load import read_config
 from kd.data.groups import RowGroups
-from kd.data.loader import Window
+from kd.data.loader import ExampleBatch
 from kd.distributed import World
-from kd.engines.student import Student
-from kd.engines.teacher import PromptedTeacher
-from kd.engines.vocabulary import share_vocabulary
-from kd.generation.pseudo_targets import PseudoTargets
 from kd.methods.method import Groundwork
 from kd.methods.promptkd import PromptKD
+from kd.models.student import Student
+from kd.models.teacher import PromptedTeacher
+from kd.models.vocabulary import share_vocabulary
+from kd.rollout.sampler import PseudoTargets
 from tests.distributed.promptkd_jobs import Pair, whole_weights, window_of
 
 
@@ -44,7 +44,7 @@ def train(
     student = Student(config)
     teacher = PromptedTeacher(config, tokenizer=vocabulary.tokenizer, groups=groups)
 
-    def targets(window: Window) -> PseudoTargets:
+    def targets(window: ExampleBatch) -> PseudoTargets:
         answers = sampled[window.step - 1]
         return PseudoTargets(
             sequences=[row.with_response(np.array(answers[row.row_id], dtype=np.int32)) for row in window.examples]

@@ -8,25 +8,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from evaluation.cost.communication import CollectiveBytes
-from kd.config import Config
-from kd.config_file import read_config
+from evaluation.bench.communication import CollectiveBytes
+from kd.config.load import read_config
+from kd.config.schema import Config
 from kd.data.encoding import Example
-from kd.data.loader import Window
+from kd.data.loader import ExampleBatch
 from kd.distributed import World
-from kd.engines.gathering import choose_gathering
-from kd.engines.student import Student
-from kd.engines.teacher import PromptedTeacher
-from kd.engines.trainable import TrainableEngine, gathered
-from kd.engines.vocabulary import share_vocabulary
-from kd.measurement import Stopwatch
 from kd.methods.method import Groundwork, own_responses
 from kd.methods.promptkd import PromptKD
+from kd.models.student import Student
+from kd.models.teacher import PromptedTeacher
+from kd.models.vocabulary import share_vocabulary
+from kd.zero.engine import Engine, gathered
+from kd.zero.recorder import Stopwatch
+from kd.zero.residency import choose_gathering
 
 Pair = tuple[list[int], list[int]]
 
 
-def window_of(rows: list[Pair], *, step: int, world: World) -> Window:
+def window_of(rows: list[Pair], *, step: int, world: World) -> ExampleBatch:
     """This rank's share of prompts with fixed responses."""
     examples = [
         Example(
@@ -39,7 +39,7 @@ def window_of(rows: list[Pair], *, step: int, world: World) -> Window:
         )
         for index, (prompt, response) in enumerate(rows)
     ]
-    return Window(step=step, examples=tuple(examples[world.rank :: world.size]))
+    return ExampleBatch(step=step, examples=tuple(examples[world.rank :: world.size]))
 
 
 def build(world: World, config: Config) -> tuple[PromptKD, Student, PromptedTeacher]:
@@ -76,7 +76,7 @@ def is_released(model: torch.nn.Module) -> bool:
     )
 
 
-def reduced_by_a_failing_step(method: PromptKD, engine: TrainableEngine, window: Window) -> int:
+def reduced_by_a_failing_step(method: PromptKD, engine: Engine, window: ExampleBatch) -> int:
     """Bytes of gradient that a step still reduces when the last micro-batch of an engine's window fails."""
     accumulate = engine.accumulate
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from kd.config_file import read_config
+from kd.config.load import read_config
 from kd.distributed import World
 from kd.errors import UserError
-from kd.generation.pseudo_data import PseudoDataFile
+from kd.rollout.response_file import ResponseFile
 from launch.generate_pseudo_data import run_on
 
 
@@ -25,19 +25,19 @@ class Killed(Exception):
 def write_until_killed(world: World, *, config_file: Path, overrides: list[str], num_blocks: int) -> int:
     """The same, but all ranks end after some blocks; the number of this rank's finished answers."""
     num_answers: list[int] = []
-    append = PseudoDataFile.append
+    append = ResponseFile.append
 
-    def append_or_die(file: PseudoDataFile, answers: dict[tuple[int, int], dict[str, object]]) -> None:
+    def append_or_die(file: ResponseFile, answers: dict[tuple[int, int], dict[str, object]]) -> None:
         if len(num_answers) == num_blocks:
             raise Killed
         num_answers.append(len(answers))
         append(file, answers)
 
-    PseudoDataFile.append = append_or_die  # type: ignore[method-assign]
+    ResponseFile.append = append_or_die  # type: ignore[method-assign]
     try:
         run_on(world, read_config(config_file, overrides=overrides))
     except Killed:
         return sum(num_answers)
     finally:
-        PseudoDataFile.append = append  # type: ignore[method-assign]
+        ResponseFile.append = append  # type: ignore[method-assign]
     raise AssertionError("there were fewer blocks")

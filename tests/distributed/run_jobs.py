@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from kd.assembly import run_on
-from kd.config_file import read_config
+from kd.config.load import read_config
 from kd.distributed import World
 from kd.errors import UserError
+from kd.train.assemble import run_on
 
 
 def run(world: World, *, config_file: Path, overrides: list[str]) -> str | None:

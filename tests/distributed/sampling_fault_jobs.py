@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from kd.distributed import World, start_deepspeed, start_world
-from kd.engines.causal_lm import CausalLM
 from kd.errors import UserError
-from kd.generation.decoding_copy import CopiedWeights
+from kd.models.causal_lm import CausalLM
+from kd.rollout.inference_copy import InferenceCopy
 from tests.distributed.generation_jobs import Prompts, Sampling, responses
 from tests.distributed.promptkd_jobs import whole_weights
 
@@ -69,7 +69,7 @@ def sample_train_sample(
     left = {
         "training": student.model.training,
         "gradients_on": torch.is_grad_enabled(),
-        "copied_bytes": weights.held_bytes if isinstance(weights, CopiedWeights) else None,
+        "copied_bytes": weights.held_bytes if isinstance(weights, InferenceCopy) else None,
     }
     before = responses(sampling.sample(prompts, step=1))
     sampling.train(prompts)

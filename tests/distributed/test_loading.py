@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kd.engines.deepspeed_config import PROJECT_ROOT
+from kd.zero.config import PROJECT_ROOT
 from tests.distributed import loading_jobs, run_jobs
 from tests.distributed.test_promptkd_step import write_config
 from tests.run_on_ranks import Ranks

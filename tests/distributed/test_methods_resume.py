@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from kd.metrics import read_metrics
+from kd.train.metric_log import read_metrics
 from tests.distributed import run_jobs as jobs
 from tests.distributed.test_promptkd_step import write_config
 from tests.distributed.test_run import TIMES

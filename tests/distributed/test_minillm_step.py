@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kd.config_file import read_config
+from kd.config.load import read_config
 from tests.distributed import minillm_jobs as jobs
 from tests.distributed.test_promptkd_step import make_windows, write_config
 from tests.reference import plain_minillm as reference

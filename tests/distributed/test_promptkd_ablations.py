@@ -10,10 +10,10 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kd.config_file import read_config
+from kd.config.load import read_config
 from kd.data.groups import RowGroups
-from kd.engines.soft_prompt import load_soft_prompt
 from kd.methods.targets import is_answered_by_student
+from kd.models.soft_prompt import load_soft_prompt
 from tests.distributed import promptkd_ablation_jobs as jobs
 from tests.distributed import run_jobs
 from tests.distributed.test_promptkd_step import NUM_STEPS, RATE, assert_same_updates, make_windows, write_config

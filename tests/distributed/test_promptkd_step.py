@@ -10,7 +10,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kd.config_methods import PromptConfig
+from kd.config.methods import PromptConfig
 from kd.methods.promptkd import regularization_weight
 from tests.distributed import promptkd_jobs as jobs
 from tests.reference import plain_promptkd as reference

@@ -9,14 +9,14 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kd.assembly import read_inputs
-from kd.config_file import read_config
+from kd.config.load import read_config
 from kd.data.batch import PromptBatch
 from kd.distributed import World
-from kd.engines.causal_lm import CausalLM
 from kd.errors import UserError
-from kd.generation.choosing import DecodingSettings
-from kd.generation.decoding import decode, row_streams
+from kd.models.causal_lm import CausalLM
+from kd.rollout.decode import decode, row_streams
+from kd.rollout.sampling import DecodingSettings
+from kd.train.assemble import read_inputs
 from launch.generate_pseudo_data import check
 from tests.distributed import pseudo_data_jobs as jobs
 from tests.distributed.test_promptkd_step import write_config

@@ -12,9 +12,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from kd.config_file import read_config
-from kd.engines.soft_prompt import load_soft_prompt
-from kd.metrics import read_metrics
+from kd.config.load import read_config
+from kd.models.soft_prompt import load_soft_prompt
+from kd.train.metric_log import read_metrics
 from tests.distributed import run_jobs as jobs
 from tests.distributed.test_promptkd_step import write_config
 from tests.tiny_models import save_tiny_model

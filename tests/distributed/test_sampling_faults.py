@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kd.ports import free_port
+from kd.distributed import free_port
 from tests.distributed import generation_jobs as jobs
 from tests.distributed import sampling_fault_jobs as faults
 from tests.distributed.test_promptkd_step import write_config

@@ -15,10 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from evaluation.evaluate import main as evaluate
 from evaluation.student_friendliness.__main__ import parse_options
 from evaluation.student_friendliness.measurement import measure
-from kd.distributed import World
-from kd.engines.soft_prompt import FILE_NAME, SoftPromptOrigin, save_soft_prompt
+from kd.distributed import World, free_port
 from kd.errors import UserError
-from kd.ports import free_port
+from kd.models.soft_prompt import FILE_NAME, SoftPromptOrigin, save_soft_prompt
 from tests.run_on_ranks import Ranks
 from tests.tiny_models import save_tiny_model
 from tests.tiny_tokenizers import NUM_ENTRIES

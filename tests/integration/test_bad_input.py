@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from kd.command_line import main
-from kd.distributed import end_world
-from kd.ports import free_port
+from kd.cli import main
+from kd.distributed import end_world, free_port
 from tests.integration.tiny_run import ROOT, launch, launcher_environment, write_tiny_config, write_tiny_pair
 
 SCRIPT = "launch/train_promptkd.py"

@@ -14,9 +14,8 @@ import torch
 from evaluation.evaluate import evaluate, main
 from evaluation.options import parse_options
 from evaluation.rouge_l import read_generations, score
-from kd.distributed import World
-from kd.engines.soft_prompt import SoftPromptOrigin, save_soft_prompt
-from kd.ports import free_port
+from kd.distributed import World, free_port
+from kd.models.soft_prompt import SoftPromptOrigin, save_soft_prompt
 from tests.run_on_ranks import Ranks
 from tests.tiny_models import save_tiny_model
 

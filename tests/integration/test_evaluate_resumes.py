@@ -10,8 +10,7 @@ import pytest
 
 from evaluation.evaluate import evaluate, main
 from evaluation.options import parse_options
-from kd.distributed import World
-from kd.ports import free_port
+from kd.distributed import World, free_port
 from tests.integration.test_evaluate import contents, start_rank, write_rows
 from tests.run_on_ranks import Ranks
 from tests.tiny_models import save_tiny_model

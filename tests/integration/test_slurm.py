@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kd.ports import free_port
+from kd.distributed import free_port
 from tests.integration.slurm_cluster import host_resolves, loopback_cluster, missing_programs
 from tests.integration.tiny_run import assert_trained, launch, write_tiny_config, write_tiny_pair
 

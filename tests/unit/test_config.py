@@ -8,10 +8,10 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from kd.command_line import main
-from kd.config import Config
-from kd.config_fields import DivergenceName, MethodName
-from kd.config_file import describe_fields, read_config, to_yaml
+from kd.cli import main
+from kd.config.fields import DivergenceName, MethodName
+from kd.config.load import describe_fields, read_config, to_yaml
+from kd.config.schema import Config
 from kd.errors import UserError
 from kd.losses.divergences import DIVERGENCES
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kd.config_file import read_config
+from kd.config.load import read_config
 from kd.errors import UserError
 
 BASE = """\

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kd.config_file import read_config
+from kd.config.load import read_config
 from kd.errors import UserError
 
 MINIMAL = {"model": {"student": "s", "teacher": "t"}, "data": {"train": "rows.jsonl"}, "run": {"dir": "runs/x"}}

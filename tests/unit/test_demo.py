@@ -7,7 +7,7 @@ import pytest
 
 from demo.make_data import DRAWS
 from demo.plan import CONTROLS, LABELS, MODELS
-from kd.config_file import read_config
+from kd.config.load import read_config
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 

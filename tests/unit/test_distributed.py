@@ -7,9 +7,17 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from kd.distributed import Place, World, end_world, exit_with_user_error, find_place, start_world
+from kd.distributed import (
+    DEFAULT_PORT,
+    Place,
+    World,
+    end_world,
+    exit_with_user_error,
+    find_place,
+    free_port,
+    start_world,
+)
 from kd.errors import UserError
-from kd.ports import DEFAULT_PORT, free_port
 
 RANK_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 

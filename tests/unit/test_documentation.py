@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kd.config_file import read_config
+from kd.config.load import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

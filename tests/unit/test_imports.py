@@ -10,25 +10,32 @@ ROOT = Path(__file__).parents[2]
 
 # A module may import from its own layer and from those above it in this list.
 LAYERS = (
-    ("kd.errors", "kd.config_fields", "kd.config_methods", "kd.config_rules", "kd.config", "kd.config_file"),
-    ("kd.ports", "kd.cpu_memory"),
+    ("kd.errors", "kd.config.fields", "kd.config.methods", "kd.config.rules", "kd.config", "kd.config.load"),
+    ("kd.distributed", "kd.cpu_memory"),
     ("kd.distributed",),
     ("kd.data",),
     ("kd.losses",),
     ("kd.engines",),
     ("kd.generation",),
-    ("kd.measurement", "kd.methods"),
-    ("kd.checkpoint", "kd.console", "kd.metrics", "kd.run_directory", "kd.trainer", "kd.validation"),
-    ("kd.assembly",),
-    ("kd.command_line",),
+    ("kd.zero.recorder", "kd.methods"),
+    (
+        "kd.train.checkpoint",
+        "kd.train.console",
+        "kd.train.metric_log",
+        "kd.train.run_directory",
+        "kd.train.trainer",
+        "kd.train.validation",
+    ),
+    ("kd.train.assemble",),
+    ("kd.cli",),
     ("launch",),
 )
 # What evaluation may use, so that a student can be measured without what trained it.
 EVALUATION_ALLOWED = (
-    "kd.errors", "kd.config_fields", "kd.config_methods", "kd.config", "kd.config_file",
-    "kd.distributed", "kd.data", "kd.losses", "kd.engines", "kd.generation", "kd.metrics",
+    "kd.errors", "kd.config.fields", "kd.config.methods", "kd.config", "kd.config.load",
+    "kd.distributed", "kd.data", "kd.losses", "kd.engines", "kd.generation", "kd.train.metric_log",
 )  # fmt: skip
-MAY_ASSEMBLE = ("evaluation.cost",)
+MAY_ASSEMBLE = ("evaluation.bench",)
 SOURCES = sorted(
     path
     for top in ("kd", "launch", "evaluation", "demo")
@@ -87,7 +94,7 @@ def test_imports_run_one_way(path: Path) -> None:
         if importer.split(".")[0] == "evaluation":
             assert is_inside(imported, ("evaluation", *EVALUATION_ALLOWED)) or is_inside(importer, MAY_ASSEMBLE), what
         elif imported.split(".")[0] == "evaluation":
-            trains = layer_of(importer) >= layer_of("kd.trainer")
+            trains = layer_of(importer) >= layer_of("kd.train.trainer")
             assert trains, what
             assert imported == "evaluation.rouge_l" or importer.split(".")[0] == "launch", what
         else:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from kd.config import Config, DataConfig, ModelConfig, RunConfig
+from kd.config.schema import Config, DataConfig, ModelConfig, RunConfig
 from kd.distributed import World
 from kd.errors import UserError
-from kd.measurement import StepMetrics, Stopwatch
-from kd.metrics import MetricLog, check_trackers, read_metrics
+from kd.train.metric_log import MetricLog, check_trackers, read_metrics
+from kd.zero.recorder import StepMetrics, Stopwatch
 
 CPU = torch.device("cpu")
 ALONE = World(rank=0, size=1, local_rank=0, device=CPU)

@@ -8,9 +8,9 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from kd.config import Config
-from kd.config_file import read_config
-from kd.engines.causal_lm import CausalLM
+from kd.config.load import read_config
+from kd.config.schema import Config
+from kd.models.causal_lm import CausalLM
 
 DOLLY_ROWS = 11_435
 """For training, in the split of MiniLLM and PromptKD."""

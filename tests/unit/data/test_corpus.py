@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kd.data import corpus
 from kd.data.corpus import CorpusBlocks, find_corpus, open_corpus, pack_corpus
-from kd.data.loader import WindowLoader
+from kd.data.loader import BatchLoader
 from kd.errors import UserError
 
 BLOCK = 16
@@ -87,7 +87,7 @@ def test_windows_follow_from_the_step_and_are_shared_out_to_ranks() -> None:
     blocks = CorpusBlocks(np.arange(10 * BLOCK, dtype=np.int32), block_tokens=BLOCK, source="x")
 
     def window(step: int, *, rank: int, num_ranks: int) -> list[int]:
-        loader = WindowLoader(blocks, global_batch=4, rank=rank, num_ranks=num_ranks, seed=1)
+        loader = BatchLoader(blocks, global_batch=4, rank=rank, num_ranks=num_ranks, seed=1)
         return [block.row_id for block in loader.window(step).examples]
 
     alone = window(3, rank=0, num_ranks=1)

@@ -7,7 +7,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
-from kd.config import DataConfig
+from kd.config.schema import DataConfig
 from kd.data.batch import SequenceBatch, TokenIds
 from kd.data.encoding import encode
 from kd.data.instructions import Instruction

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from kd.config import DataConfig
+from kd.config.schema import DataConfig
 from kd.data.encoding import read_responses
 from kd.errors import UserError
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kd.data.encoding import Example
-from kd.data.loader import WindowLoader
+from kd.data.loader import BatchLoader
 from kd.errors import UserError
 
 
@@ -24,11 +24,11 @@ def examples(num: int) -> list[Example]:
     ]
 
 
-def loader(num: int, *, global_batch: int = 8, rank: int = 0, num_ranks: int = 1, seed: int = 3) -> WindowLoader:
-    return WindowLoader(examples(num), global_batch=global_batch, rank=rank, num_ranks=num_ranks, seed=seed)
+def loader(num: int, *, global_batch: int = 8, rank: int = 0, num_ranks: int = 1, seed: int = 3) -> BatchLoader:
+    return BatchLoader(examples(num), global_batch=global_batch, rank=rank, num_ranks=num_ranks, seed=seed)
 
 
-def row_ids(source: WindowLoader, step: int) -> list[int]:
+def row_ids(source: BatchLoader, step: int) -> list[int]:
     return [row.row_id for row in source.window(step).examples]
 
 
@@ -73,7 +73,7 @@ def test_any_step_can_be_the_first() -> None:
 
 
 def test_order_depends_on_seed_and_epoch() -> None:
-    def first_half(source: WindowLoader, epoch: int) -> set[int]:
+    def first_half(source: BatchLoader, epoch: int) -> set[int]:
         return {row for step in range(1, 5) for row in row_ids(source, 8 * epoch + step)}
 
     by_epoch = [first_half(loader(64), epoch) for epoch in range(3)]

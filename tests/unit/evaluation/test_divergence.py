@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from evaluation.divergence import Distance, main, measure, parse_options
 from evaluation.results import write_generations
 from kd.distributed import World
-from kd.engines.soft_prompt import FILE_NAME, SoftPromptOrigin, save_soft_prompt
+from kd.models.soft_prompt import FILE_NAME, SoftPromptOrigin, save_soft_prompt
 from tests.run_on_ranks import Ranks
 from tests.tiny_models import save_tiny_model
 from tests.tiny_tokenizers import NUM_ENTRIES

@@ -13,7 +13,7 @@ from evaluation.judge import __main__ as judge
 from evaluation.report.missing import Missing, missing_parts
 from evaluation.report.sections import read_findings
 from evaluation.student_friendliness import __main__ as student_friendliness
-from kd.config_file import read_config
+from kd.config.load import read_config
 from tests.unit.evaluation.report_inputs import write_evaluation, write_training
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.cost.machine import describe_machine
-from evaluation.cost.memory import PeakMemory
-from evaluation.cost.report import CostReport
-from evaluation.cost.summary import Case, StepCost
+from evaluation.bench.machine import describe_machine
+from evaluation.bench.memory import PeakMemory
+from evaluation.bench.report import CostReport
+from evaluation.bench.summary import Case, StepCost
 from evaluation.judge.session import Judge
 from evaluation.report import formats
 from evaluation.report.outputs import find_outputs

@@ -12,8 +12,8 @@ from evaluation.model import EvaluatedModel, load_model
 from evaluation.responses import Generation, SeededGeneration, generate, plan_batches
 from kd.data.encoding import Example
 from kd.distributed import World
-from kd.engines.soft_prompt import SoftPrompt
-from kd.generation.choosing import DecodingSettings
+from kd.models.soft_prompt import SoftPrompt
+from kd.rollout.sampling import DecodingSettings
 from tests.tiny_models import save_tiny_model
 from tests.tiny_tokenizers import NUM_ENTRIES
 

@@ -18,9 +18,9 @@ from evaluation.sequences import Work, sample, token_divergences
 from kd.data.batch import TokenSequence
 from kd.data.encoding import Example
 from kd.distributed import World
-from kd.engines.soft_prompt import SoftPrompt
 from kd.losses.divergences import forward_kl, reverse_kl
-from kd.losses.linear_divergence import chunk_rows
+from kd.losses.fused import chunk_rows
+from kd.models.soft_prompt import SoftPrompt
 from tests.tiny_models import save_tiny_model
 from tests.tiny_tokenizers import NUM_ENTRIES
 

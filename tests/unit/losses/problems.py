@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from kd.losses.divergences import DIVERGENCES
+from kd.losses.fused import FusedLoss
 from kd.losses.likelihood import LikelihoodTerm
-from kd.losses.linear_divergence import LinearDivergence
 from kd.losses.terms import DivergenceTerm, Projection, Term
 from tests.reference.plain_losses import PLAIN_DIVERGENCES, plain_cross_entropy, plain_log_probs
 
@@ -58,7 +58,7 @@ class Answer:
     gradients: list[Tensor]
 
 
-def answer(result: LinearDivergence, leaves: Sequence[Tensor]) -> Answer:
+def answer(result: FusedLoss, leaves: Sequence[Tensor]) -> Answer:
     return Answer(result.loss.detach(), result.term_sums, list(torch.autograd.grad(result.loss, leaves)))
 
 

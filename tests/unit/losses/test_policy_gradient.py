@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd.losses.linear_divergence import linear_divergence
+from kd.losses.fused import fused_loss
 from kd.losses.policy_gradient import (
     LogProbRecorder,
     PolicyGradientTerm,
@@ -109,7 +109,7 @@ def random_term(seed: int = 0) -> PolicyGradientTerm:
 @pytest.mark.parametrize("chunk_size", [1, 4, NUM_ROWS])
 def test_the_chunked_loss_equals_the_plain_formula(chunk_size: int) -> None:
     part, term = projection(seed=1, vocabulary=VOCABULARY + 2), random_term()
-    result = linear_divergence(part, [term], vocabulary_size=VOCABULARY, scale=0.3, chunk_size=chunk_size)
+    result = fused_loss(part, [term], vocabulary_size=VOCABULARY, scale=0.3, chunk_size=chunk_size)
     log_probs = plain_log_probs(part.hidden, part.weight, part.bias, vocabulary_size=VOCABULARY)
     total: Tensor = torch.zeros((), dtype=torch.float64)
     for row, log_prob in enumerate(log_probs):
@@ -126,7 +126,7 @@ def test_a_recorder_writes_down_every_label_of_every_chunk() -> None:
     part = projection(seed=2, trainable=False)
     labels = torch.randint(VOCABULARY, (NUM_ROWS,), generator=torch.Generator().manual_seed(3))
     recorder = LogProbRecorder.of(labels)
-    linear_divergence(part, [recorder], vocabulary_size=VOCABULARY, scale=1.0, chunk_size=4)
+    fused_loss(part, [recorder], vocabulary_size=VOCABULARY, scale=1.0, chunk_size=4)
     log_probs = plain_log_probs(part.hidden, part.weight, part.bias, vocabulary_size=VOCABULARY)
     wanted = log_probs[torch.arange(NUM_ROWS), labels]
     torch.testing.assert_close(recorder.values.double(), wanted, rtol=1e-5, atol=1e-6)
@@ -136,7 +136,7 @@ def test_terms_of_another_length_are_refused() -> None:
     part = projection(seed=1, rows=NUM_ROWS)
     short = replace(random_term(), advantages=torch.zeros(NUM_ROWS - 1))
     with pytest.raises(ValueError, match=r"advantages are \[9\], expected \[10\]"):
-        linear_divergence(part, [short], vocabulary_size=VOCABULARY, scale=1.0, chunk_size=4)
+        fused_loss(part, [short], vocabulary_size=VOCABULARY, scale=1.0, chunk_size=4)
     recorder = LogProbRecorder.of(torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"labels are \[3\], expected \[10\]"):
-        linear_divergence(part, [recorder], vocabulary_size=VOCABULARY, scale=1.0, chunk_size=4)
+        fused_loss(part, [recorder], vocabulary_size=VOCABULARY, scale=1.0, chunk_size=4)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from kd.config import Config
-from kd.config_file import read_config
+from kd.config.load import read_config
+from kd.config.schema import Config
 from kd.data.batch import TokenSequence
 from kd.data.encoding import Example
-from kd.data.loader import Window
+from kd.data.loader import ExampleBatch
 from kd.distributed import World
-from kd.generation.pseudo_targets import PseudoTargets
 from kd.methods.distillm import AdaptiveTargets, ReplayBuffer, choose_source
+from kd.rollout.sampler import PseudoTargets
 
 NUM_STEPS = 10
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
@@ -38,12 +38,12 @@ def config(tmp_path: Path, **distillm: Any) -> Config:
     return read_config(path, overrides=settings)
 
 
-def sampled(window: Window) -> PseudoTargets:
+def sampled(window: ExampleBatch) -> PseudoTargets:
     """Responses that tell their step."""
     return PseudoTargets(sequences=[sequence(row.row_id, response=window.step) for row in window.examples])
 
 
-def window(step: int) -> Window:
+def window(step: int) -> ExampleBatch:
     rows = [
         Example(
             row_id=index,
@@ -55,7 +55,7 @@ def window(step: int) -> Window:
         )
         for index in range(3)
     ]
-    return Window(step=step, examples=tuple(rows))
+    return ExampleBatch(step=step, examples=tuple(rows))
 
 
 def first_tokens(targets: PseudoTargets) -> list[int]:

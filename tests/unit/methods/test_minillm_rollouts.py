@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from kd.config import Config, DataConfig, ModelConfig, RunConfig, ScheduleConfig
-from kd.config_methods import MiniLLMConfig
+from kd.config.methods import MiniLLMConfig
+from kd.config.schema import Config, DataConfig, ModelConfig, RunConfig, ScheduleConfig
 from kd.data.batch import TokenSequence
 from kd.methods.minillm_rollouts import Rollout, RolloutStore, score
 

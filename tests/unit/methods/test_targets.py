@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from kd.generation.decoding import row_streams
 from kd.methods.targets import chance, is_answered_by_student
+from kd.rollout.decode import row_streams
 
 
 def test_a_fraction_of_the_rows_is_answered_by_the_student() -> None:

@@ -1,0 +1,1 @@
+"""Student and teacher as methods see them, and what both are made of."""

@@ -1,0 +1,208 @@
+"""Any Hugging Face causal language model as embeddings in, hidden states out, and a linear head."""
+
+import contextlib
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, Cache, PretrainedConfig, PreTrainedModel
+from transformers.integrations import HfDeepSpeedConfig
+
+from kd.errors import UserError
+from kd.zero.config import Json, loading_config, zero_stage
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+# Settings of families whose logits are more than head(hidden), with the value that means "no more".
+# The one table about model families in this project.
+LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
+
+_DROPOUT_NAME = re.compile(r"(drop|dropout|layerdrop|_pdrop)$")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CausalLM:
+    """A causal language model seen through what all families have in common."""
+
+    model: PreTrainedModel
+    embedding_weight: nn.Parameter
+    head_weight: nn.Parameter
+    head_bias: nn.Parameter | None
+    takes_position_ids: bool
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "CausalLM":
+        """The view of `model`; keeps references to the head's parameters, never copies of them."""
+        # transformers types both as any module.
+        embeddings: Any = model.get_input_embeddings()
+        head: Any = model.get_output_embeddings()
+        return cls(
+            model=model,
+            embedding_weight=embeddings.weight,
+            head_weight=head.weight,
+            head_bias=getattr(head, "bias", None),
+            takes_position_ids="position_ids" in inspect.signature(model.base_model.forward).parameters,
+        )
+
+    @property
+    def head_parameters(self) -> list[nn.Parameter]:
+        return [self.head_weight] if self.head_bias is None else [self.head_weight, self.head_bias]
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Token embeddings [B, T, H] of `input_ids` [B, T]."""
+        embeddings: Tensor = self.model.get_input_embeddings()(input_ids)
+        return embeddings
+
+    def hidden_states(
+        self,
+        *,
+        attention_mask: Tensor,
+        input_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """What the head reads: the last hidden states [B, T, H] of T new slots.
+
+        Args:
+            attention_mask: [B, cached + T], True on real slots.
+            input_ids: [B, T], or `inputs_embeds` [B, T, H] in their place.
+            position_ids: [B, T]; needed with padding on the left only.
+            cache: keys and values of earlier slots, extended in place.
+        """
+        extra: dict[str, Any] = {}
+        if position_ids is not None and self.takes_position_ids:
+            extra["position_ids"] = position_ids
+        output = self.model.base_model(
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask.long(),
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **extra,
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+
+def read_model_config(name: str, *, trust_remote_code: bool) -> PretrainedConfig:
+    """Read a checkpoint's config.json from a directory or the hub.
+
+    Raises:
+        UserError: there is none, or its logits are not a linear function of its hidden states.
+    """
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        # No hub has such names: do not ask one.
+        raise UserError(f"model {name}: no such directory; give a from_pretrained directory or a hub name")
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"model {name}: no readable config.json ({reason[:200]}); give a from_pretrained directory"
+        ) from None
+    for setting, neutral in LOGIT_TRANSFORMS.items():
+        value = getattr(config, setting, neutral)
+        if value not in (None, neutral):
+            raise UserError(
+                f"model {name}: {setting}={value} changes logits after the output head, which is not supported"
+            )
+    return config
+
+
+def load_causal_lm(
+    name: str,
+    *,
+    config: PretrainedConfig,
+    dtype: str,
+    deepspeed_config: Json,
+    keep_dropout: bool,
+    trust_remote_code: bool,
+) -> PreTrainedModel:
+    """Load a model for training; under ZeRO-3 straight into shards.
+
+    Args:
+        name: from_pretrained directory or hub name.
+        config: its configuration; without dropout its probabilities are set to 0 here.
+        dtype: bf16, fp16 or fp32.
+        deepspeed_config: of the engine that the model will live in.
+        keep_dropout: leave dropout probabilities as published, else set all of them to 0.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or does not hold all weights of the model.
+    """
+    for setting in fused_activations(config):
+        setattr(config, setting, "gelu_pytorch_tanh")
+    if not keep_dropout:
+        # eval() would do the same and switch activation checkpointing off without a word.
+        for setting in dropout_settings(config):
+            setattr(config, setting, 0.0)
+    sharded = zero_stage(deepspeed_config) == 3
+    with (
+        _sharding_while_loading(loading_config(deepspeed_config, dtype=dtype)) if sharded else contextlib.nullcontext()
+    ):
+        model = _read_weights(name, config=config, dtype=dtype, trust_remote_code=trust_remote_code)
+    if not keep_dropout:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+    model.train()
+    return model
+
+
+def _read_weights(name: str, *, config: PretrainedConfig, dtype: str, trust_remote_code: bool) -> PreTrainedModel:
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name, config=config, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"model {name}: weights cannot be read ({reason[:300]}); expected safetensors files") from None
+    model: PreTrainedModel = loaded[0]
+    report: dict[str, Any] = loaded[1]
+    # transformers fills what a checkpoint lacks with random numbers and goes on.
+    tied = set(getattr(model, "all_tied_weights_keys", {}))
+    lacking = sorted((set(report["missing_keys"]) - tied) | {str(key) for key in report["mismatched_keys"]})
+    if lacking:
+        raise UserError(
+            f"model {name}: the checkpoint lacks {len(lacking)} weights of the model ({', '.join(lacking[:3])} …);"
+            " it is incomplete, or its config.json belongs to another model"
+        )
+    return model
+
+
+def training_settings(config: PretrainedConfig) -> dict[str, object]:
+    """Settings of a model's configuration that training changes, with their values: an export restores them."""
+    return {**dropout_settings(config), **fused_activations(config)}
+
+
+def dropout_settings(config: PretrainedConfig) -> dict[str, float]:
+    """Names and values of the dropout probabilities in a model's configuration."""
+    values = config.to_dict()
+    return {name: value for name, value in values.items() if _DROPOUT_NAME.search(name) and isinstance(value, float)}
+
+
+def fused_activations(config: PretrainedConfig) -> dict[str, str]:
+    """Names and values of settings that ask for GELU's tanh approximation in eight operations instead of one.
+
+    `gelu_pytorch_tanh` is the same function in one kernel, which keeps one tensor for backward.
+    """
+    values = config.to_dict()
+    return {name: value for name, value in values.items() if value == "gelu_new"}
+
+
+@contextlib.contextmanager
+def _sharding_while_loading(settings: Json) -> Iterator[None]:
+    # transformers shards whatever is created while this object lives, decoding copies included:
+    # it must not outlive the load.
+    alive = HfDeepSpeedConfig(settings)
+    try:
+        yield
+    finally:
+        del alive

@@ -1,0 +1,170 @@
+"""LoRA (arXiv 2106.09685), by peft: small trainable matrices beside frozen ones, in the model itself."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from kd.config.methods import LoraConfig
+from kd.errors import UserError
+from kd.zero.engine import gathered
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import Linear as AdaptedLinear
+
+ADAPTER = "default"
+"""peft's name of the one adapter in a model."""
+ALL_LINEAR = "all-linear"
+"""peft's word for every linear layer but the head."""
+
+
+def add_adapters(model: PreTrainedModel, settings: LoraConfig, *, section: str, name: str, seed: int) -> None:
+    """Freeze `model` and put trainable matrices beside its target layers; its outputs do not change yet.
+
+    Args:
+        section: of the configuration, for messages.
+        name: directory or hub name of the model, which the saved adapter refers to.
+        seed: of the random half of the adapters.
+
+    Raises:
+        UserError: `targets` names no layers, or the embeddings or the head.
+    """
+    # Imported here and below: peft takes a second that most runs need not wait.
+    import peft
+
+    targets = None if settings.targets is None else list(settings.targets)
+    wanted = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        target_modules=ALL_LINEAR if targets == [ALL_LINEAR] else targets,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=name,
+    )
+    try:
+        # Adapters are drawn on the host: the same on all ranks, and in every layout of the weights.
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            torch.manual_seed(seed)
+            # That GPT-2 stores matrices the other way round, which it finds out by itself, and that the head is
+            # tied, which is refused below where it matters.
+            warnings.simplefilter("ignore", UserWarning)
+            peft.inject_adapter_in_model(wanted, model)
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{section}.targets: {reason[:200]}; name linear layers of {name}, or all-linear") from None
+    for place in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if _is_adapted(place):
+            raise UserError(f"{section}.targets: embeddings and head cannot be adapted; leave them out")
+
+
+def adapter_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """The trainable matrices by name; none in a model without adapters."""
+    return {
+        f"{place}.{name}": parameter
+        for place, layer in _adapted_layers(model).items()
+        for name, parameter in layer.named_parameters()
+        if not name.startswith("base_layer.")
+    }
+
+
+@contextmanager
+def adapters_off(model: PreTrainedModel) -> Iterator[None]:
+    """The model as it was before it was adapted, without gradient, inside the context."""
+    layers = _adapted_layers(model).values()
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PlainParameter:
+    """A parameter as the published architecture has it, with what adapters add to it at the moment."""
+
+    name: str
+    base: nn.Parameter
+    layer: "AdaptedLinear | None" = None
+
+    @property
+    def sources(self) -> list[nn.Parameter]:
+        """What must be whole while `value` is called."""
+        if self.layer is None:
+            return [self.base]
+        return [self.base, *self.layer.lora_A.parameters(), *self.layer.lora_B.parameters()]
+
+    def value(self) -> Tensor:
+        """The parameter itself, or W + s·B·A in W's precision (Eq. 3 of the paper of LoRA)."""
+        if self.layer is None:
+            return self.base.detach()
+        update: Tensor = self.layer.get_delta_weight(ADAPTER)
+        return (self.base.detach().float() + update.detach().float()).to(self.base.dtype)
+
+
+def plain_parameters(model: PreTrainedModel, *, remove_duplicate: bool = True) -> Iterator[PlainParameter]:
+    """The parameters of the published architecture, whether `model` has adapters or not.
+
+    Args:
+        remove_duplicate: leave out the second name of a parameter in two places, such as a tied head.
+    """
+    layers, adapters = _adapted_layers(model), adapter_parameters(model)
+    for name, parameter in model.named_parameters(remove_duplicate=remove_duplicate):
+        owner, _, leaf = name.rpartition(".")
+        place = owner.removesuffix(".base_layer")
+        if owner != place:
+            layer = layers[place] if leaf == "weight" else None
+            yield PlainParameter(name=f"{place}.{leaf}", base=parameter, layer=layer)
+        elif name not in adapters:
+            yield PlainParameter(name=name, base=parameter)
+
+
+def gather_adapters(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Copies of the trainable matrices on the host, whole on every rank; all ranks call it together."""
+    values: dict[str, Tensor] = {}
+    for name, parameter in adapter_parameters(model).items():
+        with gathered([parameter]):
+            values[name] = parameter.detach().to("cpu", copy=True)
+    return values
+
+
+def adapter_writer(model: PreTrainedModel) -> Callable[[Path], None]:
+    """Gather the adapters, all ranks together; returns what writes them into a directory for peft to load."""
+    import peft
+
+    values = gather_adapters(model)
+    settings: peft.LoraConfig = model.peft_config[ADAPTER]  # type: ignore[assignment]
+
+    def write(directory: Path) -> None:
+        directory.mkdir(parents=True)
+        named: Mapping[str, Tensor] = peft.get_peft_model_state_dict(
+            model, state_dict=values, adapter_name=ADAPTER, save_embedding_layers=False
+        )
+        tensors = {f"base_model.model.{name}": value.contiguous() for name, value in named.items()}
+        save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+        settings.save_pretrained(str(directory))
+
+    return write
+
+
+def _adapted_layers(model: PreTrainedModel) -> "dict[str, AdaptedLinear]":
+    # Set by peft; asked first, so that models without adapters do not wait for its import.
+    if not hasattr(model, "peft_config"):
+        return {}
+    from peft.tuners.lora import Linear
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
+
+
+def _is_adapted(module: Any) -> bool:
+    from peft.tuners.lora import LoraLayer
+
+    return isinstance(module, LoraLayer)

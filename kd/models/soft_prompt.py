@@ -1,0 +1,121 @@
+"""The soft prompt P: m embedding vectors in front of the request (arXiv 2402.12842, §3)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from kd.config.methods import PromptConfig
+from kd.errors import UserError
+
+FILE_NAME = "soft_prompt.safetensors"
+_TENSOR_NAME = "soft_prompt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftPromptOrigin:
+    """What a soft prompt was made from; stored beside its values."""
+
+    teacher: str
+    init: str
+    init_text: str
+
+
+class SoftPrompt(nn.Module):
+    """Trainable embeddings `values` [M, H] in fp32, independent of the model family."""
+
+    def __init__(self, values: Float[Tensor, "M H"]) -> None:
+        super().__init__()
+        self.num_tokens = values.shape[0]
+        self.values = nn.Parameter(values.detach().float().clone())
+
+    def forward(
+        self, inputs_embeds: Float[Tensor, "B T H"], attention_mask: Bool[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, "B M+T H"], Bool[Tensor, "B M+T"]]:
+        """Put P next to the text: PAD … PAD, P, x with padding on the left; P, x, PAD … on the right."""
+        return _put_before(self.values.expand(len(inputs_embeds), -1, -1), inputs_embeds, attention_mask)
+
+
+def _put_before(
+    prompts: Float[Tensor, "B M H"], inputs_embeds: Float[Tensor, "B T H"], attention_mask: Bool[Tensor, "B T"]
+) -> tuple[Float[Tensor, "B M+T H"], Bool[Tensor, "B M+T"]]:
+    num_rows, m, hidden = prompts.shape
+    width = inputs_embeds.shape[1]
+    start = attention_mask.long().argmax(dim=1, keepdim=True)
+    slot = torch.arange(m + width, device=inputs_embeds.device).expand(num_rows, -1)
+    # Indices into [P, text]: text slot t stands at m + t.
+    source = torch.where(slot < start, slot + m, torch.where(slot < start + m, slot - start, slot))
+    embeds = torch.cat([prompts.to(inputs_embeds.dtype), inputs_embeds], dim=1)
+    embeds = embeds.gather(1, source[:, :, None].expand(-1, -1, hidden))
+    mask = torch.cat([attention_mask.new_ones(num_rows, m), attention_mask], dim=1).gather(1, source)
+    return embeds, mask
+
+
+def initial_token_ids(settings: PromptConfig, *, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The m token ids whose embeddings P starts from: the text repeated or cut, or the padding token.
+
+    Raises:
+        UserError: the text has no tokens, or there is no padding token.
+    """
+    if settings.init == "padding":
+        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        if pad_id is None:
+            raise UserError("prompt.init=padding: the tokenizer has neither a padding nor an end token; use text")
+        return [pad_id] * settings.length
+    ids = list(tokenizer(settings.init_text, add_special_tokens=False)["input_ids"])
+    if not ids:
+        raise UserError("prompt.init_text has no tokens; give some text, or prompt.init=random")
+    return [ids[index % len(ids)] for index in range(settings.length)]
+
+
+def initial_values(
+    settings: PromptConfig,
+    *,
+    embedding_weight: Float[Tensor, "V H"],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+) -> Float[Tensor, "M H"]:
+    """Starting values of P from the teacher's (gathered) embedding matrix."""
+    if settings.init == "random":
+        # Vectors as long as the model's own embeddings, or attention would not see them.
+        scale = embedding_weight.float().std().item()
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(settings.length, embedding_weight.shape[1], generator=generator) * scale
+    ids = initial_token_ids(settings, tokenizer=tokenizer)
+    return embedding_weight[torch.tensor(ids, device=embedding_weight.device)].float().cpu()
+
+
+def save_soft_prompt(values: Float[Tensor, "M H"], path: Path, *, origin: SoftPromptOrigin) -> None:
+    """Write P [M, H] with its text, length and teacher name as safetensors."""
+    metadata = {
+        "teacher": origin.teacher,
+        "init": origin.init,
+        "init_text": origin.init_text,
+        "length": str(values.shape[0]),
+    }
+    save_file({_TENSOR_NAME: values.detach().float().cpu().contiguous()}, path, metadata=metadata)
+
+
+def load_soft_prompt(path: Path | str) -> tuple[SoftPrompt, SoftPromptOrigin]:
+    """Read what `save_soft_prompt` wrote.
+
+    Raises:
+        UserError: no such file, or another kind of file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            values = file.get_tensor(_TENSOR_NAME)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"soft prompt {path}: cannot be read ({error}); expected a {FILE_NAME} of a run") from None
+    origin = SoftPromptOrigin(
+        teacher=metadata.get("teacher", ""),
+        init=metadata.get("init", ""),
+        init_text=metadata.get("init_text", ""),
+    )
+    return SoftPrompt(values), origin

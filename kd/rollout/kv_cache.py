@@ -1,0 +1,69 @@
+"""Keys and values of the slots decoded so far, in buffers that have room for the rest."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+
+class PreallocatedLayer(DynamicLayer):
+    """One layer's cache [B, heads, slots, head size] in a buffer of fixed room.
+
+    transformers' DynamicLayer copies all keys and values for every new token; its StaticLayer attends over all
+    of its room. This one writes the new slots in place and shows the filled ones.
+    """
+
+    def __init__(self, num_slots: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._num_slots = num_slots
+        self._num_filled = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Make the buffers, in the shapes of the first keys and values."""
+        super().lazy_initialization(key_states, value_states)
+        self._key_room = _room_like(key_states, self._num_slots)
+        self._value_room = _room_like(value_states, self._num_slots)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append [B, heads, new slots, head size]; returns keys and values of all filled slots."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, end = self._num_filled, self._num_filled + key_states.shape[-2]
+        self._key_room[:, :, start:end] = key_states
+        self._value_room[:, :, start:end] = value_states
+        return self._show(end)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows `indices` of the batch, which may name a row several times."""
+        self._key_room = self._key_room.index_select(0, indices)
+        self._value_room = self._value_room.index_select(0, indices)
+        self._show(self._num_filled)
+
+    def _show(self, num_filled: int) -> tuple[Tensor, Tensor]:
+        self._num_filled = num_filled
+        self.keys: Tensor = self._key_room[:, :, :num_filled]
+        self.values: Tensor = self._value_room[:, :, :num_filled]
+        return self.keys, self.values
+
+
+class PreallocatedCache(Cache):
+    """The cache of a whole model; a layer is added when the model first asks for it."""
+
+    def __init__(self, num_slots: int) -> None:
+        """Room for `num_slots` slots in each row, prompt and padding included."""
+        super().__init__(layers=[])
+        self._num_slots = num_slots
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append to layer `layer_idx`; returns its keys and values of all filled slots."""
+        while len(self.layers) <= layer_idx:
+            self.layers.append(PreallocatedLayer(self._num_slots))
+        states: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        return states
+
+
+def _room_like(states: Tensor, num_slots: int) -> Tensor:
+    return torch.empty((*states.shape[:-2], num_slots, states.shape[-1]), dtype=states.dtype, device=states.device)

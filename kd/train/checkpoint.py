@@ -1,0 +1,178 @@
+"""Checkpoints to go on from, and students to load with `from_pretrained`."""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from kd.distributed import World
+from kd.errors import UserError
+from kd.methods.method import Method, StatefulMethod
+from kd.models.lora import plain_parameters
+from kd.models.student import Student
+from kd.models.teacher import AdaptedTeacher
+from kd.models.vocabulary import SharedVocabulary, save_tokenizer
+from kd.zero.engine import gathered
+
+_STATE_FILE = "trainer.json"
+_STEP_NAME = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateLayout:
+    """How the engines' state is cut into files, which only the same cut can read."""
+
+    num_ranks: int
+    zero_stage: int
+    """The student's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerState:
+    """Where a run stands. Data order, sampling and learning rates follow from the step alone."""
+
+    step: int = 0
+    best: float | None = None
+    best_step: int | None = None
+
+
+class Checkpoints:
+    """The directory `checkpoints/` of a run: complete steps only, the newest few of them."""
+
+    def __init__(self, run_dir: Path, *, keep: int, layout: StateLayout, world: World) -> None:
+        self._layout = layout
+        self._directory = run_dir / "checkpoints"
+        self._keep = keep
+        self._world = world
+
+    def newest(self) -> TrainerState:
+        """State of the newest complete checkpoint, or of a run that has not begun.
+
+        Raises:
+            UserError: it was written by another number of ranks, or with another ZeRO stage.
+        """
+        steps = self._steps()
+        if not steps:
+            return TrainerState()
+        path = self._path(steps[-1]) / _STATE_FILE
+        values = json.loads(path.read_text(encoding="utf-8"))
+        written = StateLayout(**values["layout"])
+        if written != self._layout:
+            raise UserError(
+                f"{path.parent}: was written by {written.num_ranks} ranks with ZeRO-{written.zero_stage}, this run has"
+                f" {self._layout.num_ranks} with ZeRO-{self._layout.zero_stage}; use the same, or a new run.dir"
+            )
+        return TrainerState(**values["state"])
+
+    def save(
+        self, state: TrainerState, *, student: Student, adapted_teacher: AdaptedTeacher | None, method: Method
+    ) -> None:
+        """Write all of a run's state; an interrupted write leaves the older checkpoints as they were."""
+        final, partial = self._path(state.step), self._directory / f"step-{state.step}.partial"
+        if self._world.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self._world.barrier()
+        student.engine.save(partial / "student", with_frozen=not student.is_adapted)
+        if adapted_teacher is not None:
+            adapted_teacher.engine.save(partial / "teacher", with_frozen=False)
+        torch.save(_random_states(self._world), partial / f"random-{self._world.rank}.pt")
+        if isinstance(method, StatefulMethod):
+            torch.save(method.state_dict(), partial / f"method-{self._world.rank}.pt")
+        self._world.barrier()
+        if self._world.is_main:
+            values = {"state": asdict(state), "layout": asdict(self._layout)}
+            (partial / _STATE_FILE).write_text(json.dumps(values), encoding="utf-8")
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+            for step in self._steps()[: -self._keep]:
+                shutil.rmtree(self._path(step))
+        self._world.barrier()
+
+    def restore(
+        self, state: TrainerState, *, student: Student, adapted_teacher: AdaptedTeacher | None, method: Method
+    ) -> None:
+        """Bring engines and method to where `state` was saved."""
+        path = self._path(state.step)
+        student.engine.load(path / "student", with_frozen=not student.is_adapted)
+        if adapted_teacher is not None:
+            adapted_teacher.engine.load(path / "teacher", with_frozen=False)
+        if isinstance(method, StatefulMethod):
+            remembered = torch.load(path / f"method-{self._world.rank}.pt", weights_only=True, map_location="cpu")
+            method.load_state_dict(remembered)
+        states = torch.load(path / f"random-{self._world.rank}.pt", weights_only=True)
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"], self._world.device)
+
+    def _steps(self) -> list[int]:
+        complete = (path.parent.name for path in self._directory.glob(f"*/{_STATE_FILE}"))
+        names = (_STEP_NAME.fullmatch(name) for name in complete)
+        return sorted(int(name[1]) for name in names if name is not None)
+
+    def _path(self, step: int) -> Path:
+        return self._directory / f"step-{step}"
+
+
+def _random_states(world: World) -> dict[str, torch.Tensor]:
+    # Only dropout draws from these; sampling has its own streams.
+    states = {"cpu": torch.get_rng_state()}
+    if world.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(world.device)
+    return states
+
+
+def export_student(
+    directory: Path,
+    *,
+    student: Student,
+    adapted_teacher: AdaptedTeacher | None,
+    vocabulary: SharedVocabulary,
+    world: World,
+) -> None:
+    """Write the student (and what adapts its teacher) as a Hugging Face directory; all ranks call it together.
+
+    A student with adapters is written merged, with the adapters beside it. Weights are gathered one by one; only
+    the main rank holds a whole copy, in host memory.
+    """
+    weights: dict[str, torch.Tensor] = {}
+    for parameter in plain_parameters(student.model):
+        with gathered(parameter.sources):
+            if world.is_main:
+                # A copy also on a CPU, where the gathered parameter is about to be released.
+                weights[parameter.name] = parameter.value().to("cpu", copy=True)
+    writers = [] if adapted_teacher is None else [adapted_teacher.writer()]
+    if student.is_adapted:
+        writers.append(student.adapter_writer())
+    if world.is_main:
+        saved = student.model.state_dict().keys()
+        weights |= {name: buffer.cpu() for name, buffer in student.model.named_buffers() if name in saved}
+        partial = directory.with_name(directory.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _save_as_published(student.model, partial, weights=weights, published=student.published_settings)
+        save_tokenizer(vocabulary.tokenizer, name=student.name, directory=partial)
+        for write in writers:
+            write(partial)
+        shutil.rmtree(directory, ignore_errors=True)
+        os.replace(partial, directory)
+    world.barrier()
+
+
+def _save_as_published(
+    model: PreTrainedModel, directory: Path, *, weights: dict[str, torch.Tensor], published: dict[str, object]
+) -> None:
+    """Save with the published values of the settings that training changes, such as dropout probabilities."""
+    while_training = {setting: getattr(model.config, setting) for setting in published}
+    try:
+        for setting, value in published.items():
+            setattr(model.config, setting, value)
+        model.save_pretrained(directory, state_dict=weights)
+    finally:
+        for setting, value in while_training.items():
+            setattr(model.config, setting, value)

@@ -1,0 +1,45 @@
+"""Update rules and the course of the learning rates."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from kd.config.schema import OptimizerConfig, ScheduleConfig
+
+
+def learning_rate_factor(step: int, *, schedule: ScheduleConfig) -> float:
+    """What a base learning rate is multiplied by at `step` (from 1 to `schedule.steps`).
+
+    The factor depends on the step alone, so a resumed run needs no state for it.
+    """
+    if step < schedule.warmup_steps:
+        return step / schedule.warmup_steps
+    if schedule.decay == "constant":
+        return 1.0
+    progress = (step - schedule.warmup_steps) / max(1, schedule.steps - schedule.warmup_steps)
+    return 1.0 - progress if schedule.decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str, object]]:
+    """Trainable matrices with weight decay, vectors (norms, biases) without."""
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trainable if _num_dimensions(p) >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if _num_dimensions(p) < 2], "weight_decay": 0.0},
+    ]
+
+
+def make_optimizer(
+    groups: Iterable[object], *, settings: OptimizerConfig, learning_rate: float
+) -> torch.optim.Optimizer:
+    """The optimizer that DeepSpeed wraps; groups without their own weight decay have none."""
+    if settings.name == "sgd":
+        return torch.optim.SGD(groups, lr=learning_rate, weight_decay=0.0)  # type: ignore[arg-type]
+    return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=0.0)  # type: ignore[arg-type]
+
+
+def _num_dimensions(parameter: nn.Parameter) -> int:
+    # Under ZeRO-3 every parameter looks one-dimensional; its real shape is ds_shape.
+    return len(getattr(parameter, "ds_shape", parameter.shape))

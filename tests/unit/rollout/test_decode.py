@@ -1,0 +1,183 @@
+"""The token loop against a plain loop without cache, batch or padding."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from kd.data.batch import PromptBatch, SequenceBatch, TokenSequence
+from kd.generation import decoding
+from kd.models.causal_lm import CausalLM
+from kd.models.soft_prompt import SoftPrompt
+from kd.rollout.decode import decode, row_streams
+from kd.rollout.sampling import DecodingSettings, choose_tokens
+from tests.tiny_models import FAMILIES, save_tiny_model
+
+VOCABULARY = 400
+EOS = 0
+
+
+def collate(prompts: list[list[int]]) -> PromptBatch:
+    none = np.zeros(0, dtype=np.int32)
+    rows = [
+        TokenSequence(row_id=index, prompt_ids=np.array(ids, dtype=np.int32), response_ids=none)
+        for index, ids in enumerate(prompts)
+    ]
+    return PromptBatch.collate(rows, pad_id=EOS, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
+    directory = save_tiny_model(tmp_path_factory.mktemp(request.param), request.param, seed=3, padding=5)
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+PROMPTS = [np.random.default_rng(row).integers(1, VOCABULARY, 2 + 3 * row).tolist() for row in range(5)]
+
+
+def continue_alone(
+    model: PreTrainedModel, prompt: list[int], uniforms: Tensor, settings: DecodingSettings, values: Tensor | None
+) -> list[int]:
+    """One row, recomputed from the start for every token."""
+    response: list[int] = []
+    while len(response) < settings.max_new_tokens:
+        embeds = model.get_input_embeddings()(torch.tensor([prompt + response]))
+        if values is not None:
+            embeds = torch.cat([values[None], embeds], dim=1)
+        logits = model(inputs_embeds=embeds).logits[:, -1, :VOCABULARY]
+        token = int(choose_tokens(logits, uniforms[len(response) : len(response) + 1], settings=settings))
+        response.append(token)
+        if token == settings.eos_id:
+            break
+    return response
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+@pytest.mark.parametrize("with_prompt", [True, False])
+@torch.no_grad()
+def test_batch_with_cache_equals_rows_alone(model: PreTrainedModel, greedy: bool, with_prompt: bool) -> None:
+    settings = DecodingSettings(max_new_tokens=20, vocabulary_size=VOCABULARY, eos_id=EOS, greedy=greedy)
+    streams = row_streams(seed=1, step=2)
+    width = model.get_input_embeddings().weight.shape[1]
+    soft_prompt = SoftPrompt(torch.randn(4, width) * 0.2) if with_prompt else None
+    responses = decode(
+        CausalLM.of(model), collate(PROMPTS), settings=settings, streams=[streams], soft_prompt=soft_prompt
+    )
+    for row, prompt in enumerate(PROMPTS):
+        values = None if soft_prompt is None else soft_prompt.values
+        alone = continue_alone(model, prompt, streams([row], 20)[0], settings, values)
+        assert responses[row].token_ids == alone, f"row {row}"
+
+
+@torch.no_grad()
+def test_rows_that_end_leave_the_batch(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = CausalLM.of(model)
+    free = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=-1)
+    streams = row_streams(seed=1, step=0)
+    unending = [row.token_ids for row in decode(view, collate(PROMPTS), settings=free, streams=[streams])]
+    assert all(len(response) == 12 for response in unending), "no response may lose its last token"
+    # Some token that one row, but not every row, draws early becomes the end.
+    eos = unending[2][3]
+    batch_sizes: list[int] = []
+    original = CausalLM.hidden_states
+
+    def spy(self: CausalLM, **arguments: Tensor) -> Tensor:
+        batch_sizes.append(len(arguments["attention_mask"]))
+        return original(self, **arguments)
+
+    monkeypatch.setattr(CausalLM, "hidden_states", spy)
+    settings = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=eos)
+    responses = [row.token_ids for row in decode(view, collate(PROMPTS), settings=settings, streams=[streams])]
+    for response, whole in zip(responses, unending, strict=True):
+        end = whole.index(eos) + 1 if eos in whole else 12
+        assert response == whole[:end]
+    expected = [len(PROMPTS)] + [sum(len(response) > step for response in responses) for step in range(1, 12)]
+    assert batch_sizes == [size for size in expected if size]
+
+
+@torch.no_grad()
+def test_an_end_token_first_is_a_response_of_one_token(model: PreTrainedModel) -> None:
+    def always_zero(row_ids: Sequence[int], num_tokens: int) -> Tensor:
+        return torch.zeros(len(row_ids), num_tokens)
+
+    # The uniform number 0 draws token 0, the end.
+    settings = DecodingSettings(max_new_tokens=8, vocabulary_size=VOCABULARY, eos_id=EOS)
+    responses = decode(CausalLM.of(model), collate(PROMPTS), settings=settings, streams=[always_zero])
+    assert [response.token_ids for response in responses] == [[EOS]] * 5
+
+
+def test_streams_belong_to_rows_steps_and_seeds() -> None:
+    streams = row_streams(seed=1, step=2)
+    both, alone = streams([5, 9], 6), streams([9], 6)
+    assert torch.equal(both[1:], alone)
+    assert torch.equal(streams([9], 3), alone[:, :3])
+    for other in (row_streams(seed=2, step=2), row_streams(seed=1, step=3)):
+        assert not torch.equal(other([9], 6), alone)
+
+
+@torch.no_grad()
+def test_samples_of_a_prompt_equal_calls_of_their_own(model: PreTrainedModel) -> None:
+    settings = DecodingSettings(max_new_tokens=10, vocabulary_size=VOCABULARY, eos_id=EOS)
+    streams = [row_streams(seed=seed, step=0) for seed in (1, 2, 3)]
+    together = decode(CausalLM.of(model), collate(PROMPTS), settings=settings, streams=streams, keeps_hidden=True)
+    assert len(together) == 3 * len(PROMPTS)
+    for sample, stream in enumerate(streams):
+        alone = decode(CausalLM.of(model), collate(PROMPTS), settings=settings, streams=[stream], keeps_hidden=True)
+        for row, response in enumerate(alone):
+            same = together[3 * row + sample]
+            assert same.token_ids == response.token_ids
+            torch.testing.assert_close(same.hidden, response.hidden, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_kept_hidden_states_are_those_of_a_forward_pass(model: PreTrainedModel) -> None:
+    view = CausalLM.of(model)
+    streams = [row_streams(seed=1, step=0)]
+    prompts = collate(PROMPTS)
+    free = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=-1)
+    eos = decode(view, prompts, settings=free, streams=streams)[2].token_ids[3]
+    settings = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=eos)
+    responses = decode(view, prompts, settings=settings, streams=streams, keeps_hidden=True)
+    assert len({len(response.token_ids) for response in responses}) > 1, "the rows must end at different places"
+    sequences = [
+        TokenSequence(row_id=row, prompt_ids=np.array(ids, dtype=np.int32), response_ids=np.array(said, dtype=np.int32))
+        for row, (ids, said) in enumerate(zip(PROMPTS, [r.token_ids for r in responses], strict=True))
+    ]
+    batch = SequenceBatch.collate(sequences, pad_id=EOS, device=torch.device("cpu"))
+    states = view.hidden_states(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    wanted = states.flatten(0, 1)[batch.response_positions]
+    kept = torch.cat([response.hidden for response in responses if response.hidden is not None])
+    torch.testing.assert_close(kept, wanted, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("share", [1, 2, 100])
+def test_when_ended_rows_leave_does_not_matter(
+    model: PreTrainedModel, share: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view, streams = CausalLM.of(model), [row_streams(seed=1, step=0)]
+    free = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=-1)
+    unending = [row.token_ids for row in decode(view, collate(PROMPTS), settings=free, streams=streams)]
+    eos = unending[2][3]
+    monkeypatch.setattr(decoding, "COMPACT_SHARE", share)
+    settings = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=eos)
+    responses = decode(view, collate(PROMPTS), settings=settings, streams=streams)
+    for response, whole in zip(responses, unending, strict=True):
+        assert response.token_ids == whole[: whole.index(eos) + 1 if eos in whole else 12]
+
+
+def test_the_prompt_stands_next_to_the_text(tmp_path: Path) -> None:
+    soft_prompt = SoftPrompt(torch.tensor([[10.0], [11.0]]))
+    embeds = torch.tensor([[[0.0], [0.0], [1.0]], [[1.0], [2.0], [3.0]]])
+    left = torch.tensor([[False, False, True], [True, True, True]])
+    out, mask = soft_prompt(embeds, left)
+    assert out[..., 0].tolist() == [[0, 0, 10, 11, 1], [10, 11, 1, 2, 3]]
+    assert mask.tolist() == [[False, False, True, True, True], [True] * 5]
+    right = torch.tensor([[True, False, False], [True, True, True]])
+    out, mask = soft_prompt(embeds, right)
+    assert out[..., 0].tolist() == [[10, 11, 0, 0, 1], [10, 11, 1, 2, 3]]
+    assert mask.tolist() == [[True, True, True, False, False], [True] * 5]
