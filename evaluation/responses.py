@@ -8,12 +8,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from evaluation.model import EvaluatedModel
-from evaluation.rouge_l import exact_match, rouge_l
-from kd.data.batch import PromptBatch, cut_prompt_batches
+from kd.data.batch import PromptBatch, split_prompts
 from kd.data.encoding import Example
 from kd.distributed import World
 from kd.rollout.decode import decode, row_streams
 from kd.rollout.sampling import DecodingSettings
+from kd.text_metrics import exact_match, rouge_l
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def plan_batches(
         slots_per_row: slots that a response takes beside its prompt: new tokens and soft prompt.
         max_batch_tokens: slots of one batch with the responses of all seeds, unless a single row takes more.
     """
-    return cut_prompt_batches(examples, slots_per_row=slots_per_row, max_batch_tokens=max_batch_tokens // num_seeds)
+    return split_prompts(examples, slots_per_row=slots_per_row, max_batch_tokens=max_batch_tokens // num_seeds)
 
 
 def generate(
@@ -99,5 +99,5 @@ def _finish(example: Example, ids: list[int], *, tokenizer: PreTrainedTokenizerB
         response_tokens=len(ids),
         ended=ids[-1] == eos_id,
         rougeL=100 * rouge_l(response, example.references),
-        exact_match=exact_match(response, example.references),
+        exact_match=bool(exact_match(response, example.references)),
     )

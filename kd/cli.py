@@ -1,25 +1,26 @@
-"""The command line of every training script: a YAML file, overrides, and help for each field."""
+"""The command line of training: a YAML file, overrides, and help for each field."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from kd.config.fields import MethodName
-from kd.config.load import describe_fields, read_config, to_yaml
+from kd.config.load import describe_fields, to_yaml
 from kd.config.schema import Config
-from kd.distributed import exit_with_user_error
+from kd.distributed import exit_with_user_error, select_accelerator
 from kd.errors import UserError
+from kd.methods import METHODS, config_type, load_config
 
 
-def main(*, description: str, methods: Sequence[MethodName], argv: Sequence[str] | None = None) -> int:
+def main(*, description: str, methods: Sequence[str] | None = None, argv: Sequence[str] | None = None) -> int:
     """Read the configuration, train, and return the exit code; user errors are one line and exit code 2."""
     arguments = _parser(description).parse_intermixed_args(argv)
     try:
-        config = read_config(arguments.config, overrides=arguments.overrides)
+        config = load_config(arguments.config, overrides=arguments.overrides)
         _check_method(config, methods)
         if arguments.print_config:
             print(to_yaml(config), end="")
             return 0
+        select_accelerator()
         # Imported here: --help and a typing error should not wait for DeepSpeed.
         from kd.train.assemble import run
 
@@ -29,16 +30,17 @@ def main(*, description: str, methods: Sequence[MethodName], argv: Sequence[str]
         return exit_with_user_error(error)
 
 
-def _check_method(config: Config, methods: Sequence[MethodName]) -> None:
-    if config.method not in methods:
+def _check_method(config: Config, methods: Sequence[str] | None) -> None:
+    if methods is not None and config.method not in methods:
         raise UserError(
             f"method is {config.method}, but this script runs {' or '.join(methods)} only; use launch/train.py"
         )
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    width = max(len(name) for name, _, _ in describe_fields())
-    lines = [f"  {name:<{width}}  {meaning} [{default}]" for name, default, meaning in describe_fields()]
+    described = list(describe_fields(config_type(METHODS["promptkd"])))
+    width = max(len(name) for name, _, _ in described)
+    lines = [f"  {name:<{width}}  {text} [{default}]" for name, default, text in described]
     parser = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -18,7 +18,7 @@ from kd.data.templates import load_template
 from kd.distributed import World, end_world, exit_with_user_error, start_deepspeed, start_world
 from kd.errors import UserError
 from kd.models.vocabulary import SharedVocabulary, share_vocabulary
-from kd.rollout.response_file import ResponseFile, write_responses
+from kd.train.response_file import ResponseFile, write_responses
 from kd.zero.config import teacher_deepspeed_config
 
 

@@ -25,7 +25,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProce
 from transformers.generation import LogitsProcessorList
 
 from kd.config.schema import GenerationConfig as OurSettings
-from kd.data.batch import PromptBatch, TokenSequence, cut_prompt_batches
+from kd.data.batch import PromptBatch, TokenSequence, split_prompts
 from kd.models.causal_lm import CausalLM
 from kd.rollout.decode import Streams, decode, row_streams
 from kd.rollout.sampling import DecodingSettings
@@ -97,7 +97,7 @@ def our_loop(view: CausalLM, task: Task) -> Responses:
     settings = DecodingSettings(max_new_tokens=task.max_new_tokens, vocabulary_size=task.end_id + 1, eos_id=task.end_id)
     budget = OurSettings().max_batch_tokens
     responses: dict[int, Sequence[int]] = {}
-    for rows in cut_prompt_batches(task.rows(), slots_per_row=task.max_new_tokens, max_batch_tokens=budget):
+    for rows in split_prompts(task.rows(), slots_per_row=task.max_new_tokens, max_batch_tokens=budget):
         prompts = PromptBatch.collate(rows, pad_id=task.end_id, device=task.device)
         with torch.no_grad():
             decoded = decode(view, prompts, settings=settings, streams=[scripted_streams(task)])

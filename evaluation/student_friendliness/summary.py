@@ -11,10 +11,10 @@ from jaxtyping import Float
 
 from evaluation.intervals import Estimate, ratio, resample
 from evaluation.lineup import Lineup
-from evaluation.rouge_l import rouge_l
 from evaluation.sequences import SampleSet
 from kd.data.batch import TokenIds
 from kd.data.encoding import Encoded
+from kd.text_metrics import rouge_l
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,66 +1,112 @@
-"""A YAML file and `section.field=value` overrides become a `Config`."""
+"""YAML files and `section.field=value` overrides become a configuration.
+
+A configuration is a dataclass of sections, which are dataclasses of fields. Training and the commands of
+`evaluation/` read theirs with the same functions.
+"""
 
 import difflib
-from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, Field, asdict, fields, is_dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from kd.config.schema import Config
 from kd.errors import UserError
+
+Values = dict[str, Any]
+ConfigType = TypeVar("ConfigType")
+
+EXTENDS = "extends"
+"""The key of a file that names another file to start from."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 24:00:00 is a text; YAML 1.1 reads a number to the base 60."""
+    """YAML in which 24:00:00 is a string; YAML 1.1 reads it as a number in base 60."""
 
     def construct_int_or_time(self, node: yaml.ScalarNode) -> int | str:
         return str(node.value) if ":" in node.value else self.construct_yaml_int(node)
 
 
-_EXTENDS = "extends"
-"""The key of a file that names another one to start from."""
-
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int_or_time)
 
 
-def read_config(path: str | Path, *, overrides: Sequence[str] = ()) -> Config:
-    """Read a run's configuration.
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """What a reader knows about the names of fields, all of them written `section.field`."""
+
+    renamed: Mapping[str, str]
+    """Old names that still work, with the new ones."""
+    removed: Collection[str]
+    """Sections and fields without effect any more, ignored where a file has them."""
+
+
+def read_layers(
+    path: str | Path, *, overrides: Sequence[str] = (), names: Names, notify: Callable[[str], None]
+) -> list[Values]:
+    """Read the files that a YAML file extends, the file itself, and overrides: from the most general to the overrides.
 
     Args:
-        path: YAML file with the sections of `kd.config.schema.Config`; with `extends: FILE` (relative to itself) it says
-            only what is different from that file.
-        overrides: `section.field=value`, each value in YAML notation; they win over the file.
+        path: a YAML file; `extends: FILE` in it (relative to itself) names a file to start from.
+        overrides: `section.field=value`, each value in YAML notation; they take precedence over the file.
+        notify: receives one line for each old name.
 
     Raises:
-        UserError: unreadable file, broken YAML, files that extend each other, unknown key, value of the wrong type
-            or range.
+        UserError: an unreadable file, broken YAML, files that extend each other, or a malformed override.
     """
-    values = _read_extended(Path(path))
-    for override in overrides:
-        _apply_override(values, override)
+    layers = [*_read_extended(Path(path)), _parse_overrides(overrides)]
+    for layer in layers:
+        _rename(layer, names=names, notify=notify)
+    return layers
+
+
+def merge_layers(layers: Sequence[Values], *, alternatives: Sequence[tuple[str, str]] = ()) -> Values:
+    """The values of all layers; a later layer takes precedence.
+
+    Args:
+        alternatives: pairs of fields of which one is used: a layer that sets one of them unsets the other in the
+            layers before it, so that `schedule.steps=3` on the command line replaces a file's `schedule.epochs`.
+    """
+    values: Values = {}
+    for layer in layers:
+        for pair in alternatives:
+            for chosen, other in (pair, pair[::-1]):
+                if _get(layer, chosen) is not None and _get(layer, other) is None:
+                    _unset(values, other)
+        values = _merge(values, layer)
+    return values
+
+
+def build(kind: type[ConfigType], values: Mapping[str, Any], *, source: str) -> ConfigType:
+    """Check `values` against the types and ranges of `kind`.
+
+    Args:
+        source: where the values come from, for messages.
+
+    Raises:
+        UserError: an unknown key, a missing value, or a value of the wrong type or range.
+    """
     try:
-        return TypeAdapter(Config).validate_python(values)
+        return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error.errors()[0])}") from None
+        raise UserError(f"{source}: {_explain(error.errors()[0], kind=kind)}") from None
 
 
-def to_yaml(config: Config) -> str:
-    """The resolved configuration, readable again by `read_config`."""
+def to_yaml(config: Any) -> str:
+    """The resolved configuration as YAML."""
     return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
 
 
-def describe_fields() -> Iterator[tuple[str, str, str]]:
-    """Yield (name, default, meaning) of every field, in the order of the sections."""
-    for section in fields(Config):
+def describe_fields(kind: type) -> Iterator[tuple[str, str, str]]:
+    """Yield (name, default, help) of every field, in the order of the sections."""
+    for section in fields(kind):
         if is_dataclass(section.type):
             for entry in fields(section.type):
-                yield f"{section.name}.{entry.name}", _default(entry), entry.metadata["meaning"]
+                yield f"{section.name}.{entry.name}", _default(entry), entry.metadata["help"]
         else:
-            yield section.name, _default(section), section.metadata["meaning"]
+            yield section.name, _default(section), section.metadata["help"]
 
 
 def _default(entry: "Field[Any]") -> str:
@@ -69,24 +115,24 @@ def _default(entry: "Field[Any]") -> str:
     return yaml.safe_dump(entry.default, default_flow_style=True).removesuffix("...\n").strip()
 
 
-def _read_extended(path: Path, *, extending: Sequence[Path] = ()) -> dict[str, Any]:
-    """The values of a file over those of the files that it extends; `extending` lead to this one."""
+def _read_extended(path: Path, *, extending: Sequence[Path] = ()) -> list[Values]:
+    """The values of the files that `path` extends, and its own; `extending` lead to `path`."""
     values = _read_mapping(path, extending=extending)
-    parent = values.pop(_EXTENDS, None)
+    parent = values.pop(EXTENDS, None)
     if parent is None:
-        return values
+        return [values]
     if not isinstance(parent, str):
-        raise UserError(f"{path}: {_EXTENDS} is {parent!r}; expected the path of one YAML file, relative to this one")
+        raise UserError(f"{path}: {EXTENDS} is {parent!r}; expected the path of one YAML file, relative to this one")
     chain = [*extending, path]
     target = path.parent / parent
     if target.resolve() in [member.resolve() for member in chain]:
         circle = " → ".join(str(member) for member in (*chain, target))
-        raise UserError(f"{path}: {_EXTENDS} {parent} leads back to itself ({circle}); remove one of these lines")
-    return _merge(_read_extended(target, extending=chain), values)
+        raise UserError(f"{path}: {EXTENDS} {parent} is circular ({circle}); remove one of these lines")
+    return [*_read_extended(target, extending=chain), values]
 
 
-def _merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """`values` over `base`, section by section; a section that is left empty changes nothing."""
+def _merge(base: Values, values: Values) -> Values:
+    """`values` over `base`, section by section; an empty section changes nothing."""
     merged = dict(base)
     for name, value in values.items():
         inner = base.get(name)
@@ -97,14 +143,14 @@ def _merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _read_mapping(path: Path, *, extending: Sequence[Path]) -> dict[str, Any]:
+def _read_mapping(path: Path, *, extending: Sequence[Path]) -> Values:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
-        asked = f"{extending[-1]}: {_EXTENDS} {path}, which" if extending else f"--config {path}:"
+        asked = f"{extending[-1]}: {EXTENDS} {path}, which" if extending else f"--config {path}:"
         raise UserError(f"{asked} cannot be read ({error.strerror}); give the path of a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}); mend that place") from None
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}); correct it") from None
     if not isinstance(values, dict):
         raise UserError(
             f"{path}: expected a mapping with sections such as model and data, found {type(values).__name__}"
@@ -112,33 +158,64 @@ def _read_mapping(path: Path, *, extending: Sequence[Path]) -> dict[str, Any]:
     return values
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    if not equals or not name:
-        raise UserError(f"override {override!r}: expected section.field=value, such as schedule.steps=500")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise UserError(f"override {override!r}: the value is not valid YAML; quote it") from None
-    *sections, last = name.split(".")
-    for section in sections:
-        inner = values.setdefault(section, {})
-        if inner is None:
-            inner = values[section] = {}
-        if not isinstance(inner, dict):
-            raise UserError(f"override {override!r}: {section} is a value, not a section")
-        values = inner
-    values[last] = value
+def _parse_overrides(overrides: Sequence[str]) -> Values:
+    values: Values = {}
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals or not name:
+            raise UserError(f"override {override!r}: expected section.field=value, such as schedule.steps=500")
+        try:
+            value = yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError:
+            raise UserError(f"override {override!r}: the value is not valid YAML; quote it") from None
+        *sections, last = name.split(".")
+        section = values
+        for part in sections:
+            section = section.setdefault(part, {})
+            if not isinstance(section, dict):
+                raise UserError(f"override {override!r}: {part} is a value, not a section")
+        section[last] = value
+    return values
 
 
-def _explain(error: ErrorDetails) -> str:
+def _get(values: Values, name: str) -> Any:
+    section, _, field = name.rpartition(".")
+    inner = values.get(section) if section else values
+    return inner.get(field) if isinstance(inner, dict) else None
+
+
+def _unset(values: Values, name: str) -> None:
+    section, _, field = name.rpartition(".")
+    inner = values.get(section) if section else values
+    if isinstance(inner, dict):
+        inner.pop(field, None)
+
+
+def _rename(values: Values, *, names: Names, notify: Callable[[str], None]) -> None:
+    for old, new in names.renamed.items():
+        value = _get(values, old)
+        if value is not None:
+            notify(f"{old} is called {new} now; the old name still works in this version")
+            section, _, field = new.rpartition(".")
+            values.setdefault(section, {})[field] = value
+            _unset(values, old)
+    for name in names.removed:
+        value = _get(values, name)
+        if isinstance(value, str):
+            raise UserError(f"{name}={value}: this version has no {name} (see CHANGELOG.md); remove it")
+        if value is not None:
+            notify(f"{name} has no effect in this version and is ignored; remove it")
+        _unset(values, name)
+
+
+def _explain(error: ErrorDetails, *, kind: type) -> str:
     location = ".".join(str(part) for part in error["loc"])
     if error["type"] == "unexpected_keyword_argument":
-        known = [name for name, _, _ in describe_fields()] + [section.name for section in fields(Config)]
+        known = [name for name, _, _ in describe_fields(kind)] + [section.name for section in fields(kind)]
         nearest = difflib.get_close_matches(location, known, n=1, cutoff=0.4)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
         return f"unknown key {location}{hint} (--help lists every key)"
     if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        return f"{location} is missing; set it in the file or as {location}=VALUE (--help says what it means)"
+        return f"{location} is missing; set it in the file or as {location}=VALUE (--help describes it)"
     expected = error["msg"][:1].lower() + error["msg"][1:]
     return f"{location} is {error['input']!r}; {expected}"

@@ -1,7 +1,7 @@
-"""Rows of token ids, and the padded tensors of a micro-batch.
+"""Rows of token ids, and the padded tensors of a batch.
 
-Masks and positions come from lengths, never from token ids: a padding id may also be the
-end-of-sequence id. They are computed on the host, so that building a batch never waits for a device.
+Masks and positions come from lengths, never from token ids: a padding id may also be the end-of-sequence id. They
+are computed on the host, so that building a batch never synchronises with a device.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ TokenIds = npt.NDArray[np.int32]
 """Token ids of one text, one-dimensional, on the host."""
 
 
-@runtime_checkable  # so that beartype can check it in tests
+@runtime_checkable
 class PromptRow(Protocol):
     """What a prompt batch needs of a row; `Example` and `TokenSequence` both have it."""
 
@@ -87,7 +87,7 @@ class PromptBatch:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SequenceBatch:
-    """Prompts with their responses, padded on the right, and where each response token is predicted.
+    """Prompts with their responses, padded on the right, and the slots that predict the response tokens.
 
     N counts the response tokens of the batch, row after row; it may be 0.
     """
@@ -99,31 +99,32 @@ class SequenceBatch:
     the first) predicts y_t."""
     labels: Int64[Tensor, " N"]
     """The response tokens y_t themselves."""
+    token_indices: Int64[Tensor, " N"]
+    """Index of each response token in its response, from 0."""
     row_ids: tuple[int, ...]
     prompt_lengths: tuple[int, ...]
     response_lengths: tuple[int, ...]
 
     @classmethod
-    def collate(
-        cls, rows: Sequence[TokenSequence], *, pad_id: int, device: torch.device, pad_to_multiple: int = 1
-    ) -> "SequenceBatch":
-        """Pad `rows` (at least one) to the longest of them, rounded up to a multiple of `pad_to_multiple`."""
-        longest = max(row.num_tokens for row in rows)
-        width = -(-longest // pad_to_multiple) * pad_to_multiple
+    def collate(cls, rows: Sequence[TokenSequence], *, pad_id: int, device: torch.device) -> "SequenceBatch":
+        """Pad `rows` (at least one) to the longest of them."""
+        width = max(row.num_tokens for row in rows)
         input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
-        positions, labels = [], []
+        positions, labels, indices = [], [], []
         for index, row in enumerate(rows):
             start, end = len(row.prompt_ids), row.num_tokens
             input_ids[index, :start] = row.prompt_ids
             input_ids[index, start:end] = row.response_ids
             positions.append(index * width + np.arange(start - 1, end - 1, dtype=np.int64))
             labels.append(row.response_ids.astype(np.int64))
+            indices.append(np.arange(end - start, dtype=np.int64))
         mask = np.arange(width) < np.array([row.num_tokens for row in rows])[:, None]
         return cls(
             input_ids=torch.from_numpy(input_ids).to(device),
             attention_mask=torch.from_numpy(mask).to(device),
             response_positions=torch.from_numpy(np.concatenate(positions)).to(device),
             labels=torch.from_numpy(np.concatenate(labels)).to(device),
+            token_indices=torch.from_numpy(np.concatenate(indices)).to(device),
             row_ids=tuple(row.row_id for row in rows),
             prompt_lengths=tuple(len(row.prompt_ids) for row in rows),
             response_lengths=tuple(len(row.response_ids) for row in rows),
@@ -140,39 +141,39 @@ class SequenceBatch:
         return self.response_positions + (row_index + 1) * num_slots
 
 
-def cut_micro_batches(rows: Sequence[TokenSequence], *, micro_batch: int) -> list[list[TokenSequence]]:
-    """Sort `rows` by their tokens and cut them into lists of `micro_batch` (the last may be shorter).
+def split_by_rows(rows: Sequence[TokenSequence], *, num_rows: int) -> list[list[TokenSequence]]:
+    """Sort `rows` by length, longest first, and split them into lists of `num_rows` (the last may be shorter).
 
-    The longest come first, so that a window which does not fit into memory fails at its beginning.
+    The longest come first, so that a global batch which does not fit into memory fails at its beginning.
     """
     ordered = _longest_first(rows)
-    return [ordered[start : start + micro_batch] for start in range(0, len(ordered), micro_batch)]
+    return [ordered[start : start + num_rows] for start in range(0, len(ordered), num_rows)]
 
 
-def cut_passes(rows: Sequence[TokenSequence], *, max_tokens: int) -> list[list[TokenSequence]]:
-    """The same rows in the same order as `cut_micro_batches`, in lists of at most `max_tokens` slots.
+def split_by_slots(rows: Sequence[TokenSequence], *, max_slots: int) -> list[list[TokenSequence]]:
+    """Split the same rows in the same order as `split_by_rows` into lists of at most `max_slots` padded slots.
 
     A single longer row is a list of its own.
     """
-    return _cut_to_slots(_longest_first(rows), num_slots=lambda row: row.num_tokens, max_slots=max_tokens)
+    return _split(_longest_first(rows), num_slots=lambda row: row.num_tokens, max_slots=max_slots)
 
 
-def cut_prompt_batches(rows: Sequence[Row], *, slots_per_row: int, max_batch_tokens: int) -> list[list[Row]]:
-    """Sort `rows` by prompt length, longest first, and cut them so that each batch fits a budget.
+def split_prompts(rows: Sequence[Row], *, slots_per_row: int, max_batch_tokens: int) -> list[list[Row]]:
+    """Sort `rows` by prompt length, longest first, and split them into batches that fit a budget.
 
     Args:
-        slots_per_row: slots that a row takes beside its prompt: new tokens and soft prompt.
+        slots_per_row: slots of a row beside its prompt: new tokens and soft prompt.
         max_batch_tokens: slots of one batch, unless a single row takes more.
     """
     ordered = sorted(rows, key=lambda row: len(row.prompt_ids), reverse=True)
-    return _cut_to_slots(ordered, num_slots=lambda row: len(row.prompt_ids) + slots_per_row, max_slots=max_batch_tokens)
+    return _split(ordered, num_slots=lambda row: len(row.prompt_ids) + slots_per_row, max_slots=max_batch_tokens)
 
 
 def _longest_first(rows: Sequence[TokenSequence]) -> list[TokenSequence]:
     return sorted(rows, key=lambda row: row.num_tokens, reverse=True)
 
 
-def _cut_to_slots(rows: Sequence[Row], *, num_slots: Callable[[Row], int], max_slots: int) -> list[list[Row]]:
+def _split(rows: Sequence[Row], *, num_slots: Callable[[Row], int], max_slots: int) -> list[list[Row]]:
     """Consecutive rows, longest first, in lists whose padded size is at most `max_slots`."""
     batches: list[list[Row]] = []
     for row in rows:

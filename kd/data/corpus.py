@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import overload
@@ -10,8 +10,11 @@ from typing import overload
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from kd.config.schema import Config
 from kd.data.batch import TokenIds
 from kd.data.encoding import Example
+from kd.data.loader import BatchLoader
+from kd.distributed import World
 from kd.errors import UserError
 
 # Characters that are tokenised at a time, cut at line ends, and how many such pieces go to the tokenizer together.
@@ -133,3 +136,40 @@ def _fingerprint(files: Sequence[Path], *, max_tokens: int) -> str:
     """Changes whenever the files, or how much of them is read, change."""
     facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(repr((facts, max_tokens)).encode()).hexdigest()[:16]
+
+
+def load_corpus(
+    source: str,
+    *,
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    world: World,
+    say: Callable[[str], None],
+) -> BatchLoader:
+    """Global batches of pre-training text, with as many blocks as there are training rows; all ranks call it together.
+
+    Args:
+        source: a plain-text file, or a folder of .txt files.
+        directory: where the main rank writes the token ids; every rank reads them.
+
+    Raises:
+        UserError: on all ranks, when a file cannot be read or there is no text.
+    """
+    data, schedule = config.data, config.schedule
+    packed = None
+    with world.agreed():
+        if world.is_main:
+            packed = pack_corpus(
+                find_corpus(source),
+                tokenizer=tokenizer,
+                directory=directory,
+                max_tokens=schedule.steps * schedule.global_batch * data.max_sequence_tokens,
+            )
+    packed = world.from_main(packed)
+    assert packed is not None
+    blocks = open_corpus(packed, block_tokens=data.max_sequence_tokens)
+    say(f"corpus {source}: {len(blocks)} blocks of {data.max_sequence_tokens} tokens")
+    return BatchLoader(
+        blocks, global_batch=schedule.global_batch, rank=world.rank, num_ranks=world.size, seed=config.run.seed
+    )

@@ -1,4 +1,4 @@
-"""The order of the training rows: seeded, cut into windows, dealt out to ranks, resumable at any step."""
+"""The order of the training rows: seeded, split into global batches and over ranks, resumable at any step."""
 
 import math
 from collections.abc import Sequence
@@ -11,37 +11,37 @@ import numpy.typing as npt
 from kd.data.encoding import Example
 from kd.errors import UserError
 
-# A window reaches over the end of an epoch at most once where it is shorter than the data.
+# A global batch spans at most two epochs where it is smaller than the data.
 _KEPT_PERMUTATIONS = 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExampleBatch:
-    """The rows of one rank in one optimizer step, shortest first."""
+    """One rank's rows of a global batch, shortest first."""
 
     step: int
     examples: tuple[Example, ...]
 
 
 class BatchLoader:
-    """Windows of `global_batch` rows out of an endless stream of seeded permutations.
+    """Global batches of `global_batch` rows from an endless stream of seeded permutations.
 
-    A window is a function of (seed, step): nothing has to be saved to resume, and the number of ranks
-    decides only how a window is dealt out. A row comes once in each epoch.
+    A global batch is a function of (seed, step): nothing has to be saved to resume, and the number of ranks only
+    decides how it is distributed. Each row occurs once in an epoch.
     """
 
     def __init__(self, examples: Sequence[Example], *, global_batch: int, rank: int, num_ranks: int, seed: int) -> None:
-        """Deal the windows of `examples` for one rank.
+        """Load the global batches of `examples` for one rank.
 
         Raises:
-            UserError: there are no rows, or `global_batch` cannot be dealt out evenly.
+            UserError: there are no rows, or `global_batch` is not a multiple of the number of ranks.
         """
         if not examples:
             raise UserError("no training rows are left; expected at least one")
         if global_batch % num_ranks:
             raise UserError(
-                f"schedule.global_batch={global_batch} cannot be dealt out to {num_ranks} ranks evenly;"
-                f" make it a multiple of {num_ranks}, or start another number of ranks"
+                f"schedule.global_batch={global_batch} is not divisible by the {num_ranks} ranks;"
+                f" make it a multiple of {num_ranks}, or start a different number of ranks"
             )
         self._examples = examples
         self._global_batch = global_batch
@@ -50,21 +50,21 @@ class BatchLoader:
         self._seed = seed
         self._permutations: dict[int, npt.NDArray[np.int64]] = {}
 
-    def window(self, step: int) -> ExampleBatch:
+    def batch(self, step: int) -> ExampleBatch:
         """This rank's rows of optimizer step `step`, which counts from 1."""
         start = (step - 1) * self._global_batch
         rows = [self._example_at(index) for index in range(start, start + self._global_batch)]
-        # Dealing sorted rows in turn gives every rank about the same number of tokens.
+        # Distributing sorted rows in turn gives every rank about the same number of tokens.
         rows.sort(key=lambda row: row.num_tokens)
         return ExampleBatch(step=step, examples=tuple(rows[self._rank :: self._num_ranks]))
 
     def epoch_at(self, step: int) -> float:
-        """Passes over the data that are complete after `step`."""
+        """Epochs over the data that are complete after `step`."""
         return step * self._global_batch / len(self._examples)
 
     def steps_in(self, epochs: float) -> int:
-        """Smallest number of steps that makes `epochs` passes over the data."""
-        # The fraction of the number as written: 0.1 epochs of 640 rows are 1 window of 64, not a bit more.
+        """Smallest number of steps that covers `epochs` epochs over the data."""
+        # An exact fraction of the number as written: 0.1 epochs of 640 rows are one global batch of 64.
         return math.ceil(Fraction(str(epochs)) * len(self._examples) / self._global_batch)
 
     def _example_at(self, index: int) -> Example:

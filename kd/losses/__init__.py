@@ -1,5 +1,4 @@
-"""Losses of every method: pure divergences, and the chunked loss that reads hidden states and an output head.
+"""Losses of every method: divergences per token, loss terms, and the fused loss that reads outputs chunk by chunk.
 
-Imports nothing but torch, jaxtyping and the standard library; ranks, engines and micro-batches are unknown
-here.
+Imports torch, jaxtyping and the standard library only: ranks, engines and micro-batches are unknown here.
 """

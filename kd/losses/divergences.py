@@ -3,6 +3,7 @@
 The caller reduces over tokens. Pass float32 or float64 tensors: nothing is widened here.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -10,8 +11,6 @@ from typing import Any, Literal, TypeAlias
 import torch
 from jaxtyping import Float
 from torch import Tensor
-
-from kd.losses.mixture import kl_to_mixture
 
 Divergence: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """(trained, target) log-probabilities [..., V] -> nats per token [...]; may be differentiable in both."""
@@ -37,6 +36,20 @@ def reverse_kl(trained: Float[Tensor, "*rows V"], target: Float[Tensor, "*rows V
 def forward_kl(trained: Float[Tensor, "*rows V"], target: Float[Tensor, "*rows V"]) -> Float[Tensor, "*rows"]:
     """KL(target‖trained) in nats: mass-covering for the model being trained (not in the paper's method)."""
     return kl(target, trained)
+
+
+def kl_to_mixture(
+    a: Float[Tensor, "*rows V"], b: Float[Tensor, "*rows V"], *, own_share: float
+) -> Float[Tensor, "*rows"]:
+    """KL(a ‖ w·a + (1 - w)·b) in nats, from log-probabilities, differentiable once in both; w = `own_share`.
+
+    Between 0 and -log w, so finite also where b_v is 0. A column whose a_v is 0 (log a_v = -inf, or too small
+    for the dtype) adds 0 to the value and to both gradients. Raises ValueError unless 0 < w < 1.
+    """
+    if not 0 < own_share < 1:
+        raise ValueError(f"own_share is {own_share}, expected a number between 0 and 1")
+    divergence: Tensor = _KLToMixture.apply(a, b, own_share)  # type: ignore[no-untyped-call]
+    return divergence
 
 
 def jsd(
@@ -134,3 +147,31 @@ class _KL(torch.autograd.Function):
 def _log_ratio(p: Tensor, q: Tensor, probability: Tensor) -> Tensor:
     # Asked of the probability, not of log p: a p that underflows would otherwise meet q = 0 as 0 · inf.
     return (p - q).masked_fill_(probability == 0, 0)
+
+
+class _KLToMixture(torch.autograd.Function):
+    """Everything is a function of d = log b - log a: no mixture is formed that could underflow."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, own_share: float) -> Tensor:
+        probability = a.exp()
+        # Asked of the probability, not of log a: where both are -inf, d is not a number.
+        difference = (b - a).masked_fill_(probability == 0, 0)
+        log_own, log_other = math.log(own_share), math.log1p(-own_share)
+        # log a - log m = -log(w + (1 - w) e^d)
+        ratio = torch.logaddexp(difference + log_other, difference.new_tensor(log_own)).neg_()
+        # (1 - w) b / m, the other distribution's part of the mixture.
+        others_part = difference.add_(log_other - log_own).sigmoid_()
+        ctx.save_for_backward(probability, others_part, ratio if ctx.needs_input_grad[0] else None)
+        return (ratio * probability).sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, Tensor | None, None]:
+        probability, others_part, ratio = ctx.saved_tensors
+        grad = grad_outputs[0].unsqueeze(-1)
+        grad_a = grad_b = None
+        if ctx.needs_input_grad[0]:
+            grad_a = (ratio + others_part).mul_(probability).mul_(grad)
+        if ctx.needs_input_grad[1]:
+            grad_b = (probability * others_part).mul_(grad).neg_()
+        return grad_a, grad_b, None

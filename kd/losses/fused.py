@@ -1,15 +1,15 @@
-"""The one loss of every method: hidden states and output heads in, a scalar and its gradients out.
+"""The fused loss of every method: outputs and loss terms in, a scalar and its gradients out.
 
-The [N, V] logits of a 50,000-word vocabulary outweigh the model's activations. Here they exist for one chunk
-of rows at a time: `fused_loss` computes the loss *and* the gradients of a chunk before it goes on to
-the next, so that nothing of size [N, V] is kept for backward and no projection is computed twice. A chunk is as
-large as memory allows, because the products with a head read and write all of it; what lies between the
-products is done in smaller blocks, in place.
+The [N, V] logits of a 50,000-word vocabulary take more memory than the model's activations. Here they exist for one
+chunk of positions at a time: `fused_loss` computes the loss *and* the gradients of a chunk before the next one, so
+that no [N, V] tensor is kept for backward and no logits are computed twice. A chunk is as large as memory allows,
+because its matrix multiplications read and write the whole head; the element-wise work between them is done in place
+on smaller blocks.
 
-N response positions, n rows of one chunk, H hidden size, V shared vocabulary, V_padded rows of a head.
+N response positions, n of them in a chunk, H hidden size, V shared vocabulary, V_padded rows of a head.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,21 +17,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kd.losses.terms import Projection, Term
+from kd.losses.outputs import Head, Outputs, chunk_rows, chunks
+from kd.losses.terms import Term
 
-CHUNK_BYTES = 128 * 2**20
-"""Default size of one [chunk, V] float32 tensor; one for the trained model and one for each target live at once."""
-
-BLOCK_BYTES = {"cpu": 2**20}
-"""Size of the pieces in which a chunk is worked on between its products: on a CPU they stay in its cache."""
-
-DEFAULT_BLOCK_BYTES = 16 * 2**20
-"""The same on other devices, which want large kernels; five to eight tensors of this size live at once."""
+BLOCK_BYTES = {"cpu": 2**20, "cuda": 16 * 2**20}
+"""Size of one [block, V] float32 tensor, of which five to eight are alive at once: a CPU's cache, a GPU's launches."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FusedLoss:
-    """Result: `loss` (differentiable scalar, scaled) and `term_sums` [terms] (detached; see below).
+    """`loss` (a scaled scalar, differentiable) and `term_sums` [terms] (detached).
 
     `term_sums` are the sums over the N positions in nats, without weight and scale, for metrics. Both are
     float32, or float64 for a float64 head, and on the device of the hidden states.
@@ -41,75 +36,69 @@ class FusedLoss:
     term_sums: Tensor
 
 
-def chunk_rows(vocabulary_size: int, *, byte_budget: int = CHUNK_BYTES) -> int:
-    """Rows, at least 1, for which one [rows, vocabulary_size] float32 tensor fits into `byte_budget`."""
-    return max(1, byte_budget // (4 * vocabulary_size))
+def fused_loss(trained: Outputs, terms: Sequence[Term], *, scale: float, chunk_size: int) -> FusedLoss:
+    """scale · Σ over positions and terms of weight · term: Eq. 3 of the paper with two terms, Eq. 4 with one.
 
-
-def fused_loss(
-    trained: Projection, terms: Sequence[Term], *, vocabulary_size: int, scale: float, chunk_size: int
-) -> FusedLoss:
-    """scale · Σ over positions and terms of weight · term: with two terms Eq. 3, with one Eq. 4 of the paper.
-
-    Gradients go to those of `trained`'s tensors that require them, and to nothing else. Log-probabilities are
-    taken over the first `vocabulary_size` rows of each head, which removes the padding columns; `chunk_size`
-    rows are in work at a time. Without a position (N = 0) the loss is 0 and still has zero gradients, so that
-    every rank can run the same backward. Raises ValueError where shapes or sizes do not fit.
+    Gradients go to those of `trained`'s tensors that require them, and to nothing else. `chunk_size` positions are
+    worked on at a time. Without a position (N = 0) the loss is 0 and has zero gradients, so that every rank can run
+    the same backward pass. Raises ValueError where shapes or sizes do not fit.
     """
-    trained.validate(role="trained", vocabulary_size=vocabulary_size)
+    trained.validate(role="trained")
     for term in terms:
-        term.validate(num_rows=len(trained.hidden), vocabulary_size=vocabulary_size)
+        term.validate(num_rows=len(trained), vocabulary_size=trained.head.vocabulary_size)
     if chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}, expected at least 1 row")
     if not terms:
         raise ValueError("a loss without a term")
-    inputs = (trained.hidden, trained.weight, trained.bias)
-    # Autocast would choose another dtype for some of the products than for the buffers they are added to.
+    inputs = (trained.hidden, trained.head.weight, trained.head.bias)
+    # Autocast would choose another dtype for some of the GEMMs than for the buffers they are added to.
     with torch.autocast(trained.hidden.device.type, enabled=False):
         if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
-            settings = (terms, vocabulary_size, scale, chunk_size)
+            settings = (terms, trained.head.vocabulary_size, scale, chunk_size)
             loss, sums = _WithGradients.apply(*inputs, *settings)  # type: ignore[no-untyped-call]
         else:
-            sums = _walk(trained, terms, _Gradients(), vocabulary_size=vocabulary_size, chunk_size=chunk_size)
+            sums = _all_chunks(trained, terms, _Gradients(), chunk_size=chunk_size)
             loss = scale * _total(terms, sums)
     return FusedLoss(loss=loss, term_sums=sums)
 
 
 @dataclass(kw_only=True)
 class _Gradients:
-    """Unscaled sums over the chunks done so far, float32 also for narrower inputs; None where not wanted."""
+    """Unscaled gradients summed over the chunks so far, float32 for narrower inputs too; None where not needed."""
 
     hidden: Tensor | None = None
     weight: Tensor | None = None
     bias: Tensor | None = None
 
     @property
-    def wanted(self) -> bool:
+    def needed(self) -> bool:
         return any(gradient is not None for gradient in (self.hidden, self.weight, self.bias))
 
     def clear(self, num_written: int) -> None:
-        """Fill with zeros what `add` does not write over; it writes over the first `num_written` rows of a head."""
+        """Zero what `add` does not overwrite; it overwrites the first `num_written` rows of a head."""
         if self.weight is not None:
             self.weight[num_written:].zero_()
         if self.bias is not None:
             self.bias.zero_()
 
-    def add(self, trained: Projection, rows: slice, logits: Tensor) -> None:
-        """Carry the gradient of one chunk's logits [n, V] on to the head and to the hidden states."""
-        vocabulary_size = logits.shape[-1]
+    def add(self, trained: Outputs, rows: slice, grad_logits: Tensor) -> None:
+        """Propagate the gradient of one chunk's logits [n, V] to the head and to the hidden states."""
+        vocabulary_size = grad_logits.shape[-1]
         if self.bias is not None:
-            self.bias[:vocabulary_size] += logits.sum(0)
+            self.bias[:vocabulary_size] += grad_logits.sum(0)
         if self.weight is not None:
-            # The first product is written over what the fresh buffer happens to hold, which saves filling it.
-            hidden = trained.hidden[rows].to(logits.dtype)
-            self.weight[:vocabulary_size].addmm_(logits.t(), hidden, beta=0 if rows.start == 0 else 1)
+            # The first GEMM overwrites the uninitialised buffer, which saves zeroing it.
+            hidden = trained.hidden[rows].to(grad_logits.dtype)
+            self.weight[:vocabulary_size].addmm_(grad_logits.t(), hidden, beta=0 if rows.start == 0 else 1)
         if self.hidden is not None:
             # The logits' gradient is narrowed, never the head widened: the head is the larger of the two.
-            self.hidden[rows] = functional.linear(logits.to(trained.weight.dtype), trained.weight[:vocabulary_size].t())
+            self.hidden[rows] = functional.linear(
+                grad_logits.to(trained.head.weight.dtype), trained.head.weight[:vocabulary_size].t()
+            )
 
 
 class _WithGradients(torch.autograd.Function):
-    """Computes the gradients in forward, where the heads are at hand, and only scales them in backward."""
+    """Computes the gradients in forward, where the heads are gathered, and only scales them in backward."""
 
     @staticmethod
     def forward(
@@ -122,14 +111,15 @@ class _WithGradients(torch.autograd.Function):
         scale: float,
         chunk_size: int,
     ) -> tuple[Tensor, Tensor]:
-        trained = Projection(hidden=hidden, weight=weight, bias=bias)
+        head = Head(weight=weight, bias=bias, vocabulary_size=vocabulary_size)
+        trained = Outputs(hidden=hidden, head=head)
         buffers = [
-            torch.empty_like(tensor, dtype=trained.loss_dtype) if tensor is not None and needed else None
+            torch.empty_like(tensor, dtype=head.loss_dtype) if tensor is not None and needed else None
             for tensor, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
         ]
         gradients = _Gradients(hidden=buffers[0], weight=buffers[1], bias=buffers[2])
         gradients.clear(vocabulary_size if len(hidden) else 0)
-        sums = _walk(trained, terms, gradients, vocabulary_size=vocabulary_size, chunk_size=chunk_size)
+        sums = _all_chunks(trained, terms, gradients, chunk_size=chunk_size)
         ctx.save_for_backward(*buffers)
         ctx.mark_non_differentiable(sums)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias)]
@@ -155,50 +145,33 @@ def _scaled(buffer: Tensor, factor: Tensor, *, dtype: torch.dtype) -> Tensor:
     return torch.mul(buffer, factor, out=torch.empty_like(buffer, dtype=dtype))
 
 
-def _walk(
-    trained: Projection,
-    terms: Sequence[Term],
-    gradients: _Gradients,
-    *,
-    vocabulary_size: int,
-    chunk_size: int,
-) -> Tensor:
-    """Sum each term over all positions, chunk by chunk, and add to `gradients` what is wanted there."""
-    sums = torch.zeros(len(terms), dtype=trained.loss_dtype, device=trained.hidden.device)
-    for rows in _pieces(slice(0, len(trained.hidden)), size=chunk_size):
-        _work_on_chunk(trained, terms, gradients, sums, rows=rows, vocabulary_size=vocabulary_size)
+def _all_chunks(trained: Outputs, terms: Sequence[Term], gradients: _Gradients, *, chunk_size: int) -> Tensor:
+    """Sum each term over all positions, chunk by chunk, and add to the needed `gradients`."""
+    sums = torch.zeros(len(terms), dtype=trained.head.loss_dtype, device=trained.hidden.device)
+    for rows in chunks(len(trained), size=chunk_size):
+        _one_chunk(trained, terms, gradients, sums, rows=rows)
     return sums
 
 
-def _work_on_chunk(
-    trained: Projection,
-    terms: Sequence[Term],
-    gradients: _Gradients,
-    sums: Tensor,
-    *,
-    rows: slice,
-    vocabulary_size: int,
-) -> None:
-    """The same for the positions `rows`; what is of size [n, V] is gone on return."""
-    logits = trained.logits(rows, vocabulary_size=vocabulary_size)
-    targets = [
-        None if term.target is None else term.target.logits(rows, vocabulary_size=vocabulary_size) for term in terms
-    ]
+def _one_chunk(trained: Outputs, terms: Sequence[Term], gradients: _Gradients, sums: Tensor, *, rows: slice) -> None:
+    """The same for the positions `rows`; tensors of size [n, V] are freed on return."""
+    logits = trained.logits(rows)
+    targets = [None if term.target is None else term.target.logits(rows) for term in terms]
     gradient = logits if logits.dtype == sums.dtype else torch.empty_like(logits, dtype=sums.dtype)
-    for block in _pieces(slice(0, len(logits)), size=_block_rows(logits)):
-        _work_on_block(
+    for block in chunks(len(logits), size=_block_rows(logits)):
+        _one_block(
             logits[block],
             [None if target is None else target[block] for target in targets],
             terms,
             sums,
             rows=slice(rows.start + block.start, rows.start + block.stop),
-            gradient=gradient[block] if gradients.wanted else None,
+            gradient=gradient[block] if gradients.needed else None,
         )
-    if gradients.wanted:
+    if gradients.needed:
         gradients.add(trained, rows, gradient)
 
 
-def _work_on_block(
+def _one_block(
     logits: Tensor,
     targets: Sequence[Tensor | None],
     terms: Sequence[Term],
@@ -207,7 +180,7 @@ def _work_on_block(
     rows: slice,
     gradient: Tensor | None,
 ) -> None:
-    """Add each term's sum over `rows` to `sums`, and write the gradient of the logits [n, V] if it is wanted.
+    """Add each term's sum over `rows` to `sums`, and write the gradient of the logits [n, V] if it is needed.
 
     `gradient` may be the memory of `logits`. Each term is differentiated on its own, so that one target's
     log-probabilities are alive at a time.
@@ -231,14 +204,8 @@ def _work_on_block(
         gradient.addcmul_(log_probs.exp_(), gradient.sum(-1, keepdim=True), value=-1)
 
 
-def _pieces(rows: slice, *, size: int) -> Iterator[slice]:
-    """Consecutive slices of `rows` of at most `size`."""
-    for start in range(rows.start, rows.stop, size):
-        yield slice(start, min(start + size, rows.stop))
-
-
 def _block_rows(logits: Tensor) -> int:
-    return chunk_rows(logits.shape[1], byte_budget=BLOCK_BYTES.get(logits.device.type, DEFAULT_BLOCK_BYTES))
+    return chunk_rows(logits.shape[1], byte_budget=BLOCK_BYTES.get(logits.device.type, BLOCK_BYTES["cuda"]))
 
 
 def _total(terms: Sequence[Term], sums: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""MiniLLM's policy gradient (arXiv 2306.08543): what sampled tokens earn, and the term that learns from it.
+"""MiniLLM's policy gradient (arXiv 2306.08543): rewards of sampled tokens, and the loss term.
 
 A token y_t is drawn from the mixture α·p + (1-α)·q. `student` and `teacher` are log q(y_t) and log p(y_t) in nats at
 the time of sampling. T counts the tokens of one response, N those of all responses.
@@ -7,14 +7,16 @@ the time of sampling. T counts the tokens of one response, N those of all respon
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
+
+from kd.losses.terms import WeightedTerm
 
 
 def token_rewards(
     student: Float[Tensor, " T"], teacher: Float[Tensor, " T"], *, scale: float, limit: float
 ) -> Float[Tensor, " T"]:
-    """r_t = (log p(y_t) - log q(y_t)) / scale, cut to ±limit."""
+    """r_t = (log p(y_t) - log q(y_t)) / scale, clipped to ±limit."""
     return ((teacher - student) / scale).clamp(-limit, limit)
 
 
@@ -43,7 +45,7 @@ def importance_weights(
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PolicyGradientTerm:
+class PolicyGradientTerm(WeightedTerm):
     """max(-A ρ, -A clip(ρ, 1-ε, 1+ε)) with the ratio ρ_t = w_t q_θ(y_t) / q(y_t) to the time of sampling.
 
     `labels`, `sampled_log_probs` (log q(y_t)), `importance_weights` (w_t) and `advantages` (A_t) are [N].
@@ -54,7 +56,6 @@ class PolicyGradientTerm:
     importance_weights: Tensor
     advantages: Tensor
     ratio_clip: float
-    weight: float = 1.0
 
     def validate(self, *, num_rows: int, vocabulary_size: int) -> None:
         """Raise ValueError unless there is a number of each kind for each of the `num_rows` positions."""
@@ -65,47 +66,13 @@ class PolicyGradientTerm:
 
     @property
     def target(self) -> None:
-        """Nothing: the teacher is in the advantages."""
+        # The teacher enters through the advantages.
         return None
 
     def per_token(self, log_probs: Float[Tensor, "n V"], target: Tensor | None, rows: slice) -> Float[Tensor, " n"]:
         """The clipped loss at the positions `rows`, whose gradient is that of -A ρ where the ratio is not clipped."""
-        log_ratio = _log_probs_of(self.labels[rows], log_probs) - self.sampled_log_probs[rows]
+        log_ratio = log_probs.gather(-1, self.labels[rows].unsqueeze(-1)).squeeze(-1) - self.sampled_log_probs[rows]
         ratio = log_ratio.exp() * self.importance_weights[rows]
         clipped = ratio.clamp(1 - self.ratio_clip, 1 + self.ratio_clip)
         advantages = self.advantages[rows]
         return torch.maximum(-advantages * ratio, -advantages * clipped)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LogProbRecorder:
-    """Writes the log-probabilities of `labels` [N] into `values` [N] while the chunked loss walks over them."""
-
-    labels: Tensor
-    values: Tensor
-    weight: float = 0.0
-
-    @classmethod
-    def of(cls, labels: Int64[Tensor, " N"]) -> "LogProbRecorder":
-        """A recorder for `labels` that has nothing written yet."""
-        return cls(labels=labels, values=torch.empty(labels.shape, device=labels.device))
-
-    def validate(self, *, num_rows: int, vocabulary_size: int) -> None:
-        """Raise ValueError unless there is one label for each of the `num_rows` positions."""
-        if self.labels.shape != (num_rows,):
-            raise ValueError(f"labels are {list(self.labels.shape)}, expected [{num_rows}]")
-
-    @property
-    def target(self) -> None:
-        """Nothing: labels are no distribution."""
-        return None
-
-    def per_token(self, log_probs: Float[Tensor, "n V"], target: Tensor | None, rows: slice) -> Float[Tensor, " n"]:
-        """Log-probabilities of the labels at the positions `rows`, written down on the way."""
-        found = _log_probs_of(self.labels[rows], log_probs)
-        self.values[rows] = found
-        return found
-
-
-def _log_probs_of(labels: Int64[Tensor, " n"], log_probs: Float[Tensor, "n V"]) -> Float[Tensor, " n"]:
-    return log_probs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)

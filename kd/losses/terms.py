@@ -1,89 +1,65 @@
-"""What the chunked loss is made of: projections of hidden states, and the terms that compare or score them.
+"""Loss terms: the weighted summands of the per-token loss.
 
-N response positions, n rows of one chunk, H hidden size, V shared vocabulary, V_padded rows of a head.
+`kl(p, q)` is KL(p‖q). `TRAINED` stands for the model that the loss is differentiated for:
+`kl(TRAINED, teacher[micro])` is KL(q‖p) and `kl(teacher[micro], TRAINED)` is KL(p‖q). The argument order is the only
+place where a direction appears.
+
+N response positions, n of them in a chunk, V shared vocabulary.
 """
 
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.nn import functional
 
-from kd.losses.divergences import Divergence
+from kd.losses.divergences import Divergence, forward_kl, reverse_kl
+from kd.losses.outputs import Outputs
 
+TermType = TypeVar("TermType", bound="WeightedTerm")
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Projection:
-    """Hidden states [N, H] and the output head (weight [V_padded, H], bias [V_padded]) that reads them.
+TargetTransform = Callable[[Tensor, Tensor], Tensor]
+"""(log p of the target, log q of the trained model) [n, V] -> log r [n, V], the distribution to learn from instead.
 
-    Under ZeRO-3 the head must be gathered while `fused_loss` runs; at backward it need not be.
-    """
+Such as an interpolation between both. log r is normalised, and no gradient flows through it.
+"""
 
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None = None
+TokenWeight = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(log p of the target, log q of the trained model [n, V], index in the response [n]) -> weights w [n].
 
-    @property
-    def loss_dtype(self) -> torch.dtype:
-        """float64 for a float64 head, float32 for any other."""
-        return torch.float64 if self.weight.dtype == torch.float64 else torch.float32
-
-    def logits(self, rows: slice, *, vocabulary_size: int) -> Float[Tensor, "n V"]:
-        """Logits of `rows` over the first `vocabulary_size` rows of the head, in the head's dtype."""
-        weight = self.weight.detach()[:vocabulary_size]
-        bias = None if self.bias is None else self.bias.detach()[:vocabulary_size]
-        return functional.linear(self.hidden.detach()[rows].to(weight.dtype), weight, bias)
-
-    def validate(self, *, role: str, vocabulary_size: int) -> None:
-        """Raise ValueError, naming `role`, unless the shapes agree and the head covers the vocabulary."""
-        hidden, weight = self.hidden.shape, self.weight.shape
-        if len(hidden) != 2 or len(weight) != 2 or hidden[1] != weight[1]:
-            raise ValueError(
-                f"{role}: hidden states {list(hidden)} and head {list(weight)}, expected [N, H] and [V, H] "
-                "(a head of no or one dimension is a ZeRO-3 shard that was not gathered)"
-            )
-        if self.bias is not None and self.bias.shape != weight[:1]:
-            raise ValueError(f"{role}: bias {list(self.bias.shape)}, expected [{weight[0]}] like the head's rows")
-        if not 1 <= vocabulary_size <= weight[0]:
-            raise ValueError(
-                f"{role}: a shared vocabulary of {vocabulary_size} entries, but the head has {weight[0]} rows"
-            )
+No gradient flows through the weights. They scale each token's divergence; the mean still divides by all tokens.
+"""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Head:
-    """An output head in whole: weight [V_padded, H], bias [V_padded] or none."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def project(self, hidden: Float[Tensor, "N H"]) -> Projection:
-        """The distributions that this head reads from `hidden`."""
-        return Projection(hidden=hidden, weight=self.weight, bias=self.bias)
+class Trained:
+    """The place of the model being trained in a loss term; its outputs exist in the engine's forward pass only."""
 
 
-@runtime_checkable  # for beartype
+TRAINED = Trained()
+
+
+@runtime_checkable
 class Term(Protocol):
-    """One summand of the per-token loss."""
+    """One weighted summand of the per-token loss."""
 
     @property
     def weight(self) -> float:
-        """Factor of this summand; a summand of weight 0 is measured but has no part in loss and gradient."""
-        ...
-
-    def validate(self, *, num_rows: int, vocabulary_size: int) -> None:
-        """Raise ValueError unless this summand covers exactly `num_rows` positions of that vocabulary."""
+        """Factor of this term; a term of weight 0 is measured without a part in loss and gradient."""
         ...
 
     @property
-    def target(self) -> Projection | None:
-        """The other model's distributions that this summand compares with, if it compares."""
+    def target(self) -> Outputs | None:
+        """The other model's outputs, if the term compares with a distribution."""
+        ...
+
+    def validate(self, *, num_rows: int, vocabulary_size: int) -> None:
+        """Raise ValueError unless this term covers exactly `num_rows` positions of that vocabulary."""
         ...
 
     def per_token(self, log_probs: Tensor, target: Tensor | None, rows: slice) -> Tensor:
-        """Nats [n] for the positions `rows`, differentiable in their log-probabilities [n, V].
+        """Nats [n] for the positions `rows`, differentiable in the trained model's log-probabilities [n, V].
 
         `target` has the log-probabilities [n, V] of `self.target` at these positions, if there is one.
         """
@@ -91,22 +67,93 @@ class Term(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class DivergenceTerm:
-    """`divergence(trained, target)` in nats, a summand of Eq. 3 or 4; the target never gets a gradient."""
+class WeightedTerm:
+    """What terms have in common: `2 * term` is the term with twice the weight."""
 
-    divergence: Divergence
-    target: Projection
     weight: float = 1.0
 
+    def __rmul__(self: TermType, factor: float) -> TermType:
+        return replace(self, weight=factor * self.weight)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DivergenceTerm(WeightedTerm):
+    """`divergence(trained, target)` in nats, as in Eq. 3 and 4; the target never gets a gradient.
+
+    Two functions extend it to other methods: `transform` replaces the target's distribution, `token_weight` weighs
+    the tokens.
+    """
+
+    divergence: Divergence
+    target: Outputs
+    transform: TargetTransform | None = None
+    token_weight: TokenWeight | None = None
+
     def validate(self, *, num_rows: int, vocabulary_size: int) -> None:
-        """Raise ValueError unless the target has `num_rows` positions and `vocabulary_size` head rows."""
-        self.target.validate(role="target", vocabulary_size=vocabulary_size)
-        if len(self.target.hidden) != num_rows:
-            raise ValueError(f"target has {len(self.target.hidden)} positions, the trained model {num_rows}")
+        """Raise ValueError unless the target has `num_rows` positions and the same vocabulary."""
+        self.target.validate(role="target")
+        if len(self.target) != num_rows:
+            raise ValueError(f"target has {len(self.target)} positions, the trained model {num_rows}")
+        if self.target.head.vocabulary_size != vocabulary_size:
+            raise ValueError(
+                f"target has a vocabulary of {self.target.head.vocabulary_size}, the trained model {vocabulary_size}"
+            )
+        if self.token_weight is not None and self.target.token_indices is None:
+            raise ValueError("a token weight needs the outputs of a micro-batch, which know the tokens' indices")
 
     def per_token(
         self, log_probs: Float[Tensor, "n V"], target: Float[Tensor, "n V"] | None, rows: slice
     ) -> Float[Tensor, " n"]:
         """Divergence in nats for the positions `rows`, given both log-probabilities [n, V]."""
         assert target is not None
-        return self.divergence(log_probs, target)
+        learned = target if self.transform is None else self.transform(target, log_probs.detach()).detach()
+        values = self.divergence(log_probs, learned)
+        if self.token_weight is None:
+            return values
+        assert self.target.token_indices is not None
+        return values * self.token_weight(target, log_probs.detach(), self.target.token_indices[rows]).detach()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CrossEntropyTerm(WeightedTerm):
+    """Negative log-likelihood in nats of `labels` [N] (int64, each below the shared vocabulary's size).
+
+    The range of the labels is not checked: that would synchronise with the device in every step.
+    """
+
+    labels: Tensor
+
+    @property
+    def target(self) -> None:
+        return None
+
+    def validate(self, *, num_rows: int, vocabulary_size: int) -> None:
+        """Raise ValueError unless there is one int64 label for each of the `num_rows` positions."""
+        if self.labels.shape != (num_rows,) or self.labels.dtype != torch.int64:
+            raise ValueError(
+                f"labels are {self.labels.dtype} {list(self.labels.shape)}, expected torch.int64 "
+                f"[{num_rows}]: one label for each response position"
+            )
+
+    def per_token(self, log_probs: Float[Tensor, "n V"], target: Tensor | None, rows: slice) -> Float[Tensor, " n"]:
+        """-log p(label) in nats for the positions `rows`, given their log-probabilities [n, V]."""
+        # gather instead of nll_loss: an ignore index would drop tokens that the caller has counted.
+        return -log_probs.gather(-1, self.labels[rows].unsqueeze(-1)).squeeze(-1)
+
+
+def kl(p: Outputs | Trained, q: Outputs | Trained) -> DivergenceTerm:
+    """KL(p‖q) in nats per token, where exactly one of both is `TRAINED`.
+
+    Raises:
+        TypeError: both or none of them are `TRAINED`.
+    """
+    if isinstance(p, Trained) and isinstance(q, Outputs):
+        return DivergenceTerm(divergence=reverse_kl, target=q)
+    if isinstance(p, Outputs) and isinstance(q, Trained):
+        return DivergenceTerm(divergence=forward_kl, target=p)
+    raise TypeError("kl(p, q) takes TRAINED and the outputs of one model")
+
+
+def cross_entropy(labels: Int64[Tensor, " N"]) -> CrossEntropyTerm:
+    """-log q(y_t) in nats per token of `labels`."""
+    return CrossEntropyTerm(labels=labels)

@@ -1,1 +1,5 @@
-"""One training algorithm per file, all with the same engines, sampler and loss."""
+"""Training algorithms: one file each, with its settings, what it needs, and its step."""
+
+from kd.methods.load import METHODS, check_method, config_type, find_method, load_config, method_name
+
+__all__ = ["METHODS", "check_method", "config_type", "find_method", "load_config", "method_name"]

@@ -2,37 +2,49 @@
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from kd.config.fields import Count, NonNegativeFloat, Share, help_text
 from kd.config.schema import Config
 from kd.data.batch import TokenSequence
+from kd.data.global_batch import GlobalBatch
 from kd.data.loader import ExampleBatch
-from kd.distributed import World
-from kd.methods.distillation import Objective, PlainDistillation
-from kd.methods.method import Groundwork, Targets, own_responses
-from kd.methods.targets import chance
-from kd.models.student import Student
-from kd.models.teacher import Teacher
-from kd.rollout.sampler import PseudoTargets
-from kd.zero.recorder import StepMetrics
+from kd.errors import UserError
+from kd.losses.divergences import DivergenceName
+from kd.losses.terms import TRAINED
+from kd.methods.base import MethodContext, Needs, uniform
+from kd.methods.distillation import DistillationSettings
+from kd.methods.plain_teacher import PlainTeacherMethod
 
 THRESHOLD_STEP = 0.1
-"""What the threshold rises by, as in the published code."""
+"""Increment of the threshold, as in the published code."""
 
 Source = Literal["data", "buffer", "student"]
 
-# Streams beside those of `kd.methods.targets`.
-_CHOICE_OF_SOURCE, _CHOICE_OF_ROWS = 2, 3
+# Random streams beside those of `kd.methods.base`.
+_SOURCE, _BUFFER_ROWS = 2, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistiLLMSettings(DistillationSettings):
+    divergence: DivergenceName = field(default="skew_kl", metadata=help_text("D, as kd.divergence"))
+    initial_threshold: Share = field(
+        default=0.0, metadata=help_text("initial φ, probability that a global batch has responses of the student")
+    )
+    loss_tolerance: NonNegativeFloat = field(
+        default=0.1, metadata=help_text("ε: φ rises by 0.1 when the validation loss has risen by this much [nats]")
+    )
+    buffer_rows: Count = field(default=1000, metadata=help_text("size of the replay buffer [responses]"))
 
 
 def choose_source(number: float, *, threshold: float, step: int, num_steps: int, buffer_is_full: bool) -> Source:
-    """Where a window's responses come from, by a uniform number in [0, 1).
+    """Source of a global batch's responses, by a uniform number in [0, 1).
 
-    The student's responses have the chance φ = `threshold`: fresh ones φ·(1 - k/K), stored ones the rest of it.
+    The student's responses have the probability φ = `threshold`: fresh ones φ·(1 - k/K), stored ones the rest of it.
     While the buffer fills, all of them are fresh.
     """
     if number >= threshold:
@@ -43,7 +55,7 @@ def choose_source(number: float, *, threshold: float, step: int, num_steps: int,
 
 
 class ReplayBuffer:
-    """The newest responses of the student, those of all ranks on every rank."""
+    """The latest responses of the student, those of all ranks on every rank."""
 
     def __init__(self, *, num_rows: int) -> None:
         self._rows: deque[TokenSequence] = deque(maxlen=num_rows)
@@ -56,11 +68,11 @@ class ReplayBuffer:
         return len(self) == self._rows.maxlen
 
     def add(self, rows: Sequence[TokenSequence]) -> None:
-        """Store rows; as many of the oldest make room for them."""
+        """Store rows; they replace the oldest ones of a full buffer."""
         self._rows.extend(rows)
 
     def draw(self, num_rows: int, *, generator: np.random.Generator) -> list[TokenSequence]:
-        """Different rows, each with the same chance."""
+        """Different rows, uniformly."""
         return [self._rows[index] for index in generator.choice(len(self), size=num_rows, replace=False)]
 
     def state_dict(self) -> dict[str, list[Any]]:
@@ -72,7 +84,7 @@ class ReplayBuffer:
         }
 
     def load_state_dict(self, state: Mapping[str, list[Any]]) -> None:
-        """Hold the rows of `state` and no other."""
+        """Replace all rows by those of `state`."""
         columns = zip(state["row_ids"], state["prompts"], state["responses"], strict=True)
         self._rows.clear()
         self.add(
@@ -83,56 +95,84 @@ class ReplayBuffer:
         )
 
 
-class AdaptiveTargets:
-    """The data's, the student's fresh or its stored responses: one choice for each window, the same on all ranks."""
+class DistiLLM(PlainTeacherMethod):
+    """Minimises T²·D, a skew divergence by default, on responses that are off-policy as far as that does no harm."""
 
-    def __init__(self, config: Config, *, sampled: Targets, world: World) -> None:
-        """`sampled` makes fresh responses."""
-        settings = config.distillm
-        self.threshold = settings.initial_threshold
-        self.buffer = ReplayBuffer(num_rows=settings.buffer_rows)
-        self._tolerance = settings.loss_tolerance
+    label = "DistiLLM"
+    sections = {"distillm": DistiLLMSettings}
+    follows_validation = True
+
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__(context)
+        self.settings = self.config.section(DistiLLMSettings)
+        self.threshold = self.settings.initial_threshold
+        self.buffer = ReplayBuffer(num_rows=self.settings.buffer_rows)
         self._reference_loss: float | None = None
-        self._sampled = sampled
-        self._seed = config.run.seed
-        self._schedule = config.schedule
-        self._world = world
 
-    def __call__(self, window: ExampleBatch) -> PseudoTargets:
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        return Needs(teacher=True, rollouts=True, references=True)
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        if config.data.responses is not None:
+            return
+        if config.data.validation is None:
+            raise UserError("method distillm follows the validation loss; set data.validation")
+        num_rows = config.section(DistiLLMSettings).buffer_rows
+        if num_rows < config.schedule.global_batch:
+            raise UserError(
+                f"distillm.buffer_rows={num_rows} is less than schedule.global_batch={config.schedule.global_batch}; a"
+                " global batch could not be drawn from it"
+            )
+
+    def step(self, batch: ExampleBatch) -> None:
+        """One step on the data's, fresh or stored responses: one choice for each global batch."""
+        responses = self.responses(batch)
+        teacher = self.teacher.outputs(responses)
+        for micro in responses.micro_batches:
+            self.student.backward(micro, student_kd=self.settings.term(TRAINED, teacher[micro]))
+        self.student.step()
+        self.recorder.record("replay_threshold", self.threshold)
+
+    def responses(self, batch: ExampleBatch) -> GlobalBatch:
+        """The responses to learn from; the source is the same on all ranks."""
         source = choose_source(
-            chance(self._seed, window.step, stream=_CHOICE_OF_SOURCE),
+            uniform(self.config.run.seed, batch.step, stream=_SOURCE),
             threshold=self.threshold,
-            step=window.step,
-            num_steps=self._schedule.steps,
+            step=batch.step,
+            num_steps=self.config.schedule.steps,
             buffer_is_full=self.buffer.is_full,
         )
-        if source == "data":
-            return own_responses(window)
-        if source == "student":
-            targets = self._sampled(window)
-            rows = [row for share in self._world.gather_objects(targets.sequences) for row in share]
-            # An order that the number of ranks has no part in.
-            self.buffer.add(sorted(rows, key=lambda row: row.row_id))
-            return targets
-        return PseudoTargets(sequences=self._draw(window.step))
+        # Fixed responses leave nothing to choose.
+        if source == "data" or self.config.data.responses is not None:
+            return self.references(batch)
+        if source == "buffer":
+            return self.batcher(self._draw(batch.step))
+        rollouts = self.rollout(batch)
+        rows = [row for share in self.world.gather_objects(list(rollouts.sequences)) for row in share]
+        # An order that does not depend on the number of ranks.
+        self.buffer.add(sorted(rows, key=lambda row: row.row_id))
+        return rollouts
 
     def _draw(self, step: int) -> list[TokenSequence]:
-        """This rank's share of a window out of the buffer, dealt out like any other window."""
-        entropy = np.random.SeedSequence((self._seed, step), spawn_key=(_CHOICE_OF_ROWS,))
-        rows = self.buffer.draw(self._schedule.global_batch, generator=np.random.default_rng(entropy))
+        """This rank's share of a global batch from the buffer, distributed like any other."""
+        entropy = np.random.SeedSequence((self.config.run.seed, step), spawn_key=(_BUFFER_ROWS,))
+        generator = np.random.default_rng(entropy)
+        rows = self.buffer.draw(self.config.schedule.global_batch, generator=generator)
         rows.sort(key=lambda row: row.num_tokens)
-        return rows[self._world.rank :: self._world.size]
+        return rows[self.world.rank :: self.world.size]
 
-    def follow(self, loss: float) -> None:
-        """Raise the threshold if the validation loss has risen since it was raised last, or since the beginning."""
+    def follow_validation(self, loss: float) -> None:
+        """Raise the threshold if the loss [nats per token] has risen since the last raise, or since the beginning."""
         if self._reference_loss is None:
             self._reference_loss = loss
-        elif loss >= self._reference_loss + self._tolerance:
+        elif loss >= self._reference_loss + self.settings.loss_tolerance:
             self.threshold = min(1.0, self.threshold + THRESHOLD_STEP)
             self._reference_loss = loss
 
     def state_dict(self) -> dict[str, Any]:
-        """Threshold, the loss that the next one is compared with, and the buffer."""
+        """The threshold, the reference loss and the buffer; the same on all ranks."""
         return {
             "threshold": self.threshold,
             "reference_loss": self._reference_loss,
@@ -140,46 +180,7 @@ class AdaptiveTargets:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self.threshold = state["threshold"]
         self._reference_loss = state["reference_loss"]
         self.buffer.load_state_dict(state["buffer"])
-
-
-class DistiLLM(PlainDistillation):
-    """Minimises T²·D, a skew divergence by default, on responses that are off-policy as far as that does no harm."""
-
-    def __init__(
-        self, config: Config, *, student: Student, teacher: Teacher, sampled: Targets, groundwork: Groundwork
-    ) -> None:
-        """`sampled` are fresh responses, or fixed ones (data.responses), which leave nothing to choose."""
-        self._adaptive = AdaptiveTargets(config, sampled=sampled, world=groundwork.world)
-        super().__init__(
-            config,
-            student=student,
-            teacher=teacher,
-            targets=self._adaptive if config.samples_responses else sampled,
-            groundwork=groundwork,
-        )
-
-    @staticmethod
-    def objective(config: Config) -> Objective:
-        """D alone."""
-        return Objective.of(config.distillm)
-
-    def step(self, window: ExampleBatch) -> StepMetrics:
-        """One optimizer step of the student on a window."""
-        metrics = super().step(window)
-        return replace(metrics, values={**metrics.values, "replay_threshold": self._adaptive.threshold})
-
-    def follow_validation(self, loss: float) -> None:
-        """Take note of a validation loss [nats per token]."""
-        self._adaptive.follow(loss)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the choice of responses remembers; the same on all ranks."""
-        return self._adaptive.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
-        self._adaptive.load_state_dict(state)

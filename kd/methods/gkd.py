@@ -1,13 +1,62 @@
-"""GKD (arXiv 2306.13649): the plain teacher judges the student's own responses, and the data's if wanted."""
+"""GKD (arXiv 2306.13649): the teacher's divergence on the student's own responses, mixed with the data's."""
 
+from dataclasses import dataclass, field
+
+from kd.config.fields import NonNegativeFloat, Share, help_text
 from kd.config.schema import Config
-from kd.methods.distillation import Objective, PlainDistillation
+from kd.data.loader import ExampleBatch
+from kd.errors import UserError
+from kd.losses.divergences import DivergenceName
+from kd.losses.terms import TRAINED, cross_entropy
+from kd.methods.base import Needs, refuse_mixture_with_fixed_responses
+from kd.methods.distillation import DistillationSettings
+from kd.methods.plain_teacher import PlainTeacherMethod
 
 
-class GKD(PlainDistillation):
-    """Minimises T²·D per token, and with `gkd.sft_weight` also the cross entropy on the data's responses."""
+@dataclass(frozen=True, kw_only=True)
+class GKDSettings(DistillationSettings):
+    divergence: DivergenceName = field(default="reverse_kl", metadata=help_text("D, as kd.divergence"))
+    student_fraction: Share = field(
+        default=1.0, metadata=help_text("λ, probability that a row gets a sampled response instead of its own")
+    )
+    sft_weight: NonNegativeFloat = field(
+        default=0.0,
+        metadata=help_text("weight of the data's cross entropy, added to D; 0 disables it"),
+    )
 
-    @staticmethod
-    def objective(config: Config) -> Objective:
-        """D, and beside it the data's cross entropy where it has a weight."""
-        return Objective.of(config.gkd, data_weight=config.gkd.sft_weight)
+
+class GKD(PlainTeacherMethod):
+    """Minimises T²·D per token of rollouts, and with `gkd.sft_weight` the cross entropy on the data's responses too."""
+
+    label = "GKD"
+    sections = {"gkd": GKDSettings}
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        settings = config.section(GKDSettings)
+        mixes_data = settings.student_fraction < 1 or settings.sft_weight > 0
+        return Needs(teacher=True, rollouts=settings.student_fraction > 0, references=mixes_data)
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        settings = config.section(GKDSettings)
+        if settings.sft_weight > 0 and config.data.responses is not None:
+            raise UserError(
+                "gkd.sft_weight applies to the responses of data.train, but data.responses replaces them; set only one"
+            )
+        if settings.student_fraction > 0:
+            refuse_mixture_with_fixed_responses(
+                config, field="gkd.student_fraction", fraction=settings.student_fraction
+            )
+
+    def step(self, batch: ExampleBatch) -> None:
+        """One step on rollouts, and on the references where they have a weight."""
+        settings = self.config.section(GKDSettings)
+        rollouts = self.rollout(batch, student_fraction=settings.student_fraction)
+        references = self.references(batch) if settings.sft_weight else None
+        teacher = self.teacher.outputs(rollouts)
+        for micro in rollouts.micro_batches:
+            self.student.backward(micro, student_kd=settings.term(TRAINED, teacher[micro]))
+        for micro in () if references is None else references.micro_batches:
+            self.student.backward(micro, cross_entropy=settings.sft_weight * cross_entropy(micro.labels))
+        self.student.step()

@@ -1,13 +1,40 @@
 """Knowledge distillation (Hinton et al., arXiv 1503.02531; Sanh et al., arXiv 1910.01108) on the data's responses."""
 
+from dataclasses import dataclass, field
+
+from kd.config.fields import Probability, help_text
 from kd.config.schema import Config
-from kd.methods.distillation import Objective, PlainDistillation
+from kd.data.loader import ExampleBatch
+from kd.losses.terms import TRAINED, cross_entropy
+from kd.methods.base import Needs
+from kd.methods.distillation import DistillationSettings
+from kd.methods.plain_teacher import PlainTeacherMethod
 
 
-class KD(PlainDistillation):
-    """Minimises (1 - r)·CE + r·T²·D per response token."""
+@dataclass(frozen=True, kw_only=True)
+class KDSettings(DistillationSettings):
+    ratio: Probability = field(default=0.5, metadata=help_text("r in (1-r)·CE + r·D"))
 
-    @staticmethod
-    def objective(config: Config) -> Objective:
-        """D and the cross entropy, mixed by `kd.ratio`."""
-        return Objective.of(config.kd, ratio=config.kd.ratio)
+
+class KD(PlainTeacherMethod):
+    """Minimises (1 - r)·CE + r·T²·D per response token of the data."""
+
+    label = "KD"
+    sections = {"kd": KDSettings}
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        return Needs(teacher=True, rollouts=False, references=True)
+
+    def step(self, batch: ExampleBatch) -> None:
+        """One step on the references."""
+        settings = self.config.section(KDSettings)
+        references = self.references(batch)
+        teacher = self.teacher.outputs(references)
+        for micro in references.micro_batches:
+            self.student.backward(
+                micro,
+                student_kd=settings.ratio * settings.term(TRAINED, teacher[micro]),
+                cross_entropy=(1 - settings.ratio) * cross_entropy(micro.labels),
+            )
+        self.student.step()

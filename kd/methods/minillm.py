@@ -1,203 +1,168 @@
 """MiniLLM (arXiv 2306.08543): the reverse KL over whole responses, by policy gradient on teacher-mixed samples."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kd.config.schema import Config
-from kd.data.batch import SequenceBatch
-from kd.data.loader import BatchLoader, ExampleBatch
-from kd.losses.divergences import forward_kl, reverse_kl
-from kd.losses.likelihood import LikelihoodTerm
-from kd.losses.policy_gradient import LogProbRecorder, PolicyGradientTerm
-from kd.losses.terms import DivergenceTerm, Head, Projection, Term
-from kd.methods.method import Groundwork, Targets, WindowPlan, own_responses
-from kd.methods.minillm_rollouts import Rollout, RolloutStore, ScoredRollout, score
-from kd.models.student import Student
-from kd.models.teacher import Teacher
-from kd.rollout.sampler import PseudoTargets
-from kd.zero.recorder import StepMetrics, Stopwatch
-
-MakeTerms = Callable[[SequenceBatch, Projection], Sequence[Term]]
-"""From a micro-batch and the teacher's projection of its response positions to the terms of its loss."""
+from kd.data.corpus import find_corpus, load_corpus
+from kd.data.global_batch import GlobalBatch, MicroBatch
+from kd.data.loader import ExampleBatch
+from kd.errors import UserError
+from kd.losses.policy_gradient import PolicyGradientTerm
+from kd.losses.terms import TRAINED, cross_entropy, kl
+from kd.methods.base import MethodContext, Needs
+from kd.methods.minillm_rollouts import MiniLLMSettings, Rollout, RolloutStore, ScoredRollout, score
+from kd.methods.plain_teacher import PlainTeacherMethod
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Part:
-    """A part of the loss: sequences, and what it measures on each of their response tokens."""
-
-    plan: WindowPlan
-    terms: MakeTerms
-    names: tuple[str, ...]
-
-
-class MiniLLM:
+class MiniLLM(PlainTeacherMethod):
     """Minimises KL(q_θ ‖ p) over whole responses: the next token exactly, later ones by sampling; and a corpus loss."""
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        student: Student,
-        teacher: Teacher,
-        targets: Targets,
-        windows: Callable[[int], ExampleBatch],
-        corpus: BatchLoader | None,
-        groundwork: Groundwork,
-    ) -> None:
-        """`windows` gives this rank's prompts by number; `corpus` None leaves its loss out."""
-        self._student = student
-        self._teacher = teacher
-        self._targets = targets
-        self._windows = windows
-        self._corpus = corpus
-        self._groundwork = groundwork
-        self._settings = config.minillm
-        self._learning_rate = config.optimizer.learning_rate
-        self._store = RolloutStore(config)
+    label = "MiniLLM"
+    sections = {"minillm": MiniLLMSettings}
 
-    def state_dict(self) -> dict[str, Any]:
-        """The rollouts, which a run that goes on between two samplings cannot sample again."""
-        return self._store.state_dict()
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__(context)
+        self.settings = self.config.section(MiniLLMSettings)
+        self._store = RolloutStore(self.config)
+        self._loader = context.loader
+        self._corpus = None
+        if self.settings.corpus_source is not None:
+            self._corpus = load_corpus(
+                self.settings.corpus_source,
+                config=self.config,
+                tokenizer=context.vocabulary.tokenizer,
+                directory=context.run_dir,
+                world=self.world,
+                say=context.say,
+            )
+        if self._sampler is not None and self.settings.teacher_share > 0:
+            from kd.rollout.teacher_mixed import TeacherMixedSampler
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the rollouts of `state_dict`."""
-        self._store.load_state_dict(state)
+            self._sampler = TeacherMixedSampler.of(
+                self._sampler, teacher=self.teacher, teacher_share=self.settings.teacher_share
+            )
 
-    def step(self, window: ExampleBatch) -> StepMetrics:
-        """One optimizer step of the student; prompts come from its own windows, at the beginning of a collection."""
-        groundwork = self._groundwork
-        stopwatch = Stopwatch(groundwork.device)
-        learning_rate = groundwork.learning_rate(self._learning_rate, step=window.step)
-        groundwork.gather(self._student, self._teacher, stopwatch=stopwatch)
-        if self._store.lacks(window.step):
-            with stopwatch.time("generation"):
-                self._store.keep(self._collect(window.step), step=window.step)
-        rollouts = self._own_part(score(self._store.window(window.step), settings=self._settings))
-        plan = groundwork.plan(PseudoTargets(sequences=[rollout.sequence for rollout in rollouts]))
-        num_tokens = plan.mean.num_tokens
-        if num_tokens == 0:
-            return groundwork.skip(stopwatch)
-        parts = [self._rollouts_part(plan, rollouts)]
-        if self._corpus is not None:
-            parts.append(self._corpus_part(self._corpus.window(window.step)))
-        sums = self._accumulate(parts, num_tokens=num_tokens, stopwatch=stopwatch)
-        sums |= {
-            "reward": self._column([row.rewards for row in rollouts]).sum(),
-            "importance_weight": self._column([row.importance_weights for row in rollouts]).sum(),
-        }
-        return groundwork.finish(
-            self._student, learning_rate=learning_rate, num_tokens=num_tokens, token_sums=sums, stopwatch=stopwatch
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        return Needs(teacher=True, rollouts=True, references=False)
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        settings, generation = config.section(MiniLLMSettings), config.generation
+        if settings.corpus is None:
+            raise UserError(
+                "method minillm needs minillm.corpus, plain text such as the student was pre-trained on; give a file,"
+                " a folder of .txt files, or none to train without"
+            )
+        if settings.rollouts % config.schedule.global_batch:
+            raise UserError(
+                f"minillm.rollouts={settings.rollouts} is not a multiple of schedule.global_batch="
+                f"{config.schedule.global_batch}; change one of them"
+            )
+        if (generation.temperature, generation.top_p, generation.top_k) != (1, 1, 0):
+            raise UserError(
+                "method minillm weighs tokens by the models' own probabilities; set generation.temperature=1,"
+                " generation.top_p=1 and generation.top_k=0"
+            )
+
+    @classmethod
+    def check_files(cls, config: Config) -> None:
+        if (source := config.section(MiniLLMSettings).corpus_source) is not None:
+            find_corpus(source)
+
+    def step(self, batch: ExampleBatch) -> None:
+        """One step on stored rollouts, and on the corpus; a step that begins a collection samples it first."""
+        if self._store.lacks(batch.step):
+            with self.recorder.time("generation"):
+                self._store.keep(self._collect(batch.step), step=batch.step)
+        scored = self._own_share(score(self._store.batch(batch.step), settings=self.settings))
+        rollouts = self.batcher([rollout.sequence for rollout in scored])
+        corpus = None if self._corpus is None else self.references(self._corpus.batch(batch.step))
+        teacher = self.teacher.outputs(rollouts)
+        corpus_teacher = None if corpus is None else self.teacher.outputs(corpus)
+
+        for micro in rollouts.micro_batches:
+            self.student.backward(
+                micro, policy_gradient=self._policy_gradient(micro, scored), student_kd=kl(TRAINED, teacher[micro])
+            )
+        if corpus is not None and corpus_teacher is not None:
+            weight, ratio = self.settings.corpus_weight, self.settings.corpus_kd_ratio
+            for micro in corpus.micro_batches:
+                self.student.backward(
+                    micro,
+                    corpus_cross_entropy=weight * (1 - ratio) * cross_entropy(micro.labels),
+                    corpus_kd=weight * ratio * kl(corpus_teacher[micro], TRAINED),
+                )
+        self.student.step()
+        self._record(rollouts, scored)
+
+    def _policy_gradient(self, micro: MicroBatch, scored: Sequence[ScoredRollout]) -> PolicyGradientTerm:
+        """The long part of the gradient: all tokens but the next one."""
+        by_row = {rollout.sequence.row_id: rollout for rollout in scored}
+        rows = [by_row[row_id] for row_id in micro.batch.row_ids]
+        return PolicyGradientTerm(
+            labels=micro.labels,
+            sampled_log_probs=self._concatenate([row.sampled_log_probs for row in rows]),
+            importance_weights=self._concatenate([row.importance_weights for row in rows]),
+            advantages=self._concatenate([row.advantages for row in rows]),
+            ratio_clip=self.settings.ratio_clip,
         )
 
     def _collect(self, step: int) -> list[Rollout]:
-        """Sample the responses of the collection that `step` begins, on all ranks, and what both models say of them."""
-        world = self._groundwork.world
-        first = self._store.collection_of(step) * self._store.windows_per_epoch + 1
+        """Sample the collection that `step` begins, on all ranks, with both models' log-probabilities of its tokens."""
+        first = self._store.collection_of(step) * self._store.batches_per_epoch + 1
         prompts = [
             example
-            for number in range(first, first + self._store.windows_per_epoch)
-            for example in self._windows(number).examples
+            for number in range(first, first + self._store.batches_per_epoch)
+            for example in self._loader.batch(number).examples
         ]
-        # The place in the collection, the same for any number of ranks: a small data set has rows several times in it.
-        examples = [replace(row, row_id=place * world.size + world.rank) for place, row in enumerate(prompts)]
-        targets = self._targets(ExampleBatch(step=step, examples=tuple(examples)))
-        own = self._note_log_probs(targets)
-        return [rollout for rollouts in world.gather_objects(own) for rollout in rollouts]
+        # Numbered within the collection, the same for any number of ranks: a small data set repeats in it.
+        examples = [replace(row, row_id=index * self.world.size + self.world.rank) for index, row in enumerate(prompts)]
+        rollouts = self.rollout(ExampleBatch(step=step, examples=tuple(examples)))
+        own = self._with_log_probs(rollouts)
+        return [rollout for share in self.world.gather_objects(own) for rollout in share]
 
-    def _note_log_probs(self, targets: PseudoTargets) -> list[Rollout]:
-        """The sampled sequences of this rank, with the log-probabilities of their tokens under both models."""
-        plan = self._groundwork.plan(targets)
-        sequences = {sequence.row_id: sequence for sequence in targets.sequences}
-        with self._teacher.head() as head:
-
-            def teacher_log_probs(batch: SequenceBatch) -> Tensor:
-                recorder = LogProbRecorder.of(batch.labels)
-                self._groundwork.loss(head.project(self._teacher.hidden(batch)), [recorder], scale=1.0)
-                return recorder.values[:, None]
-
-            teacher = plan.hidden(teacher_log_probs)
-            # Of the sampling too, which may have run the sharded teacher.
-            self._teacher.pause()
-        student = plan.hidden(self._student_log_probs)
-        self._student.pause()
+    def _with_log_probs(self, rollouts: GlobalBatch) -> list[Rollout]:
+        """The sampled sequences of this rank with the log-probabilities of their tokens under both models."""
+        sequences = {sequence.row_id: sequence for sequence in rollouts.sequences}
+        lengths = [len(sequences[row_id].response_ids) for row_id in rollouts.row_ids]
+        teacher = self.teacher.outputs(rollouts).token_log_probs(rollouts.labels).cpu().split(lengths)
+        # Sampling has gathered the teacher too.
+        self.teacher.pause()
+        student = self.student.outputs(rollouts).token_log_probs(rollouts.labels).cpu().split(lengths)
+        self.student.pause()
         return [
-            # Clones: a part of a tensor is sent with all of its memory.
+            # Clones: pickling a view would send all of its memory.
             Rollout(
                 sequence=sequences[row_id], student_log_probs=of_student.clone(), teacher_log_probs=of_teacher.clone()
             )
-            for batch, *pair in zip(plan.batches, student, teacher, strict=True)
-            for row_id, of_student, of_teacher in zip(
-                batch.row_ids, *(values[:, 0].cpu().split(batch.response_lengths) for values in pair), strict=True
-            )
+            for row_id, of_student, of_teacher in zip(rollouts.row_ids, student, teacher, strict=True)
         ]
 
-    def _student_log_probs(self, batch: SequenceBatch) -> Tensor:
-        recorder = LogProbRecorder.of(batch.labels)
-        self._student.measure(batch, lambda student: self._groundwork.loss(student, [recorder], scale=1.0))
-        return recorder.values[:, None]
+    def _own_share(self, rollouts: Sequence[ScoredRollout]) -> Sequence[ScoredRollout]:
+        return rollouts[self.world.rank :: self.world.size]
 
-    def _own_part(self, rollouts: Sequence[ScoredRollout]) -> Sequence[ScoredRollout]:
-        world = self._groundwork.world
-        return rollouts[world.rank :: world.size]
+    def _concatenate(self, rows: Sequence[Tensor]) -> Tensor:
+        """Values of consecutive rows [N], as the loss reads them."""
+        return torch.cat(list(rows)).to(self.world.device, torch.float32)
 
-    def _rollouts_part(self, plan: WindowPlan, rollouts: Sequence[ScoredRollout]) -> _Part:
-        """The policy gradient and the single step's term."""
-        by_row = {rollout.sequence.row_id: rollout for rollout in rollouts}
+    def _record(self, rollouts: GlobalBatch, scored: Sequence[ScoredRollout]) -> None:
+        for name, values in (
+            ("reward", [row.rewards for row in scored]),
+            ("importance_weight", [row.importance_weights for row in scored]),
+        ):
+            total = self._concatenate(values).sum()
+            self.recorder.add_token_mean(name, total, num_tokens=rollouts.num_tokens)
 
-        def terms(batch: SequenceBatch, teacher: Projection) -> Sequence[Term]:
-            rows = [by_row[row_id] for row_id in batch.row_ids]
-            long_part = PolicyGradientTerm(
-                labels=batch.labels,
-                sampled_log_probs=self._column([row.sampled_log_probs for row in rows]),
-                importance_weights=self._column([row.importance_weights for row in rows]),
-                advantages=self._column([row.advantages for row in rows]),
-                ratio_clip=self._settings.ratio_clip,
-            )
-            return long_part, DivergenceTerm(divergence=reverse_kl, target=teacher)
+    def state_dict(self) -> dict[str, Any]:
+        """The rollouts: a run that resumes within a collection cannot sample them again."""
+        return self._store.state_dict()
 
-        return _Part(plan=plan, terms=terms, names=("policy_gradient", "student_kd"))
-
-    def _corpus_part(self, window: ExampleBatch) -> _Part:
-        """The corpus loss."""
-        weight, ratio = self._settings.corpus_weight, self._settings.corpus_kd_ratio
-
-        def terms(batch: SequenceBatch, teacher: Projection) -> Sequence[Term]:
-            return (
-                LikelihoodTerm(labels=batch.labels, weight=weight * (1 - ratio)),
-                DivergenceTerm(divergence=forward_kl, target=teacher, weight=weight * ratio),
-            )
-
-        plan = self._groundwork.plan(own_responses(window))
-        return _Part(plan=plan, terms=terms, names=("corpus_cross_entropy", "corpus_kd"))
-
-    def _accumulate(self, parts: Sequence[_Part], *, num_tokens: int, stopwatch: Stopwatch) -> dict[str, Tensor]:
-        """Gradient of the parts' token means; returns their terms' sums, which `num_tokens` divides into means."""
-        with stopwatch.time("teacher"):
-            hidden = [part.plan.hidden(self._teacher.hidden) for part in parts]
-        # Before the release: a teacher that is whole need not gather its head again.
-        with self._teacher.head() as head:
-            self._teacher.release()
-            with stopwatch.time("student"), self._student.window():
-                return {
-                    name: total * (num_tokens / part.plan.mean.num_tokens)
-                    for part, states in zip(parts, hidden, strict=True)
-                    for name, total in zip(
-                        part.names,
-                        self._accumulate_part(part, states, head=head, ends_window=part is parts[-1]),
-                        strict=True,
-                    )
-                }
-
-    def _accumulate_part(self, part: _Part, hidden: Sequence[Tensor], *, head: Head, ends_window: bool) -> Tensor:
-        terms = [
-            part.terms(batch, head.project(states)) for batch, states in zip(part.plan.batches, hidden, strict=True)
-        ]
-        return self._groundwork.accumulate(part.plan, terms, student=self._student, ends_window=ends_window)
-
-    def _column(self, rows: Sequence[Tensor]) -> Tensor:
-        """Values of consecutive rows, one after the other [N], as the loss reads them."""
-        return torch.cat(list(rows)).to(self._groundwork.device, torch.float32)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the rollouts of `state_dict`."""
+        self._store.load_state_dict(state)

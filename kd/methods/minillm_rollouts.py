@@ -1,7 +1,7 @@
-"""MiniLLM's rollouts: responses that are sampled together, trained on for a few epochs, and what their tokens earn."""
+"""MiniLLM's rollouts: responses that are sampled together and trained on for a few epochs, and their rewards."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,10 +9,40 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kd.config.methods import MiniLLMConfig
+from kd.config.fields import Count, MixtureShare, NonNegativeFloat, PositiveFloat, Section, Share, help_text
 from kd.config.schema import Config
 from kd.data.batch import TokenSequence
 from kd.losses.policy_gradient import future_returns, importance_weights, token_rewards, whiten
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniLLMSettings(Section):
+    corpus: str | None = field(
+        default=None,
+        metadata=help_text("pre-training text: a plain-text file, a folder of .txt files, or none to train without"),
+    )
+    corpus_weight: NonNegativeFloat = field(default=1.0, metadata=help_text("weight of the loss on the corpus"))
+    corpus_kd_ratio: Share = field(default=0.5, metadata=help_text("r in (1-r)·CE + r·KL(p||q) on the corpus"))
+    teacher_share: MixtureShare = field(
+        default=0.2, metadata=help_text("α: tokens are sampled from α·p + (1-α)·q; 0 samples from the student alone")
+    )
+    rollouts: Count = field(default=256, metadata=help_text("responses sampled at a time, over all ranks"))
+    inner_epochs: Count = field(default=4, metadata=help_text("epochs over these responses before the next ones"))
+    ratio_clip: PositiveFloat = field(default=0.2, metadata=help_text("ε: ratios are clipped to 1 ± ε"))
+    reward_scale: PositiveFloat = field(default=0.5, metadata=help_text("rewards are divided by it"))
+    reward_limit: PositiveFloat = field(default=100.0, metadata=help_text("then rewards are clipped to ± this"))
+    discount: Share = field(default=0.95, metadata=help_text("γ of later rewards"))
+    length_normalized: bool = field(
+        default=True, metadata=help_text("divide a return by the number of tokens that it sums over")
+    )
+    whitened: bool = field(
+        default=True, metadata=help_text("normalise the returns of a global batch to mean 0 and variance 1")
+    )
+
+    @property
+    def corpus_source(self) -> str | None:
+        """Path of the corpus; None without one."""
+        return None if self.corpus == "none" else self.corpus
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,7 +56,7 @@ class Rollout:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoredRollout:
-    """A rollout as a window learns from it; all values per token [T]."""
+    """A rollout with the values that the loss reads, per token [T]."""
 
     sequence: TokenSequence
     sampled_log_probs: Float[Tensor, " T"]
@@ -36,8 +66,8 @@ class ScoredRollout:
     advantages: Float[Tensor, " T"]
 
 
-def score(rollouts: Sequence[Rollout], *, settings: MiniLLMConfig) -> list[ScoredRollout]:
-    """Rewards, advantages and importance weights of the rollouts of one window, on all ranks together."""
+def score(rollouts: Sequence[Rollout], *, settings: MiniLLMSettings) -> list[ScoredRollout]:
+    """Rewards, advantages and importance weights of the rollouts of one global batch."""
     rewards = [
         token_rewards(
             rollout.student_log_probs.double(),
@@ -54,8 +84,8 @@ def score(rollouts: Sequence[Rollout], *, settings: MiniLLMConfig) -> list[Score
         ]
     )
     if settings.whitened:
-        # All tokens, the last ones and their returns of 0 too: a shift that some tokens of a position did not
-        # have would move the gradient's mean.
+        # Over all tokens, including the last ones with their returns of 0: a shift of some tokens only would bias the
+        # gradient's mean.
         advantages = whiten(advantages)
     return [
         ScoredRollout(
@@ -78,37 +108,38 @@ def score(rollouts: Sequence[Rollout], *, settings: MiniLLMConfig) -> list[Score
 class RolloutStore:
     """The rollouts of the current collection, all ranks' on each rank, and which of them each step trains on.
 
-    A collection lasts for `inner_epochs` passes in windows of the global batch, each in an order of its own.
+    A collection lasts for `inner_epochs` epochs of global batches, each in an order of its own.
     """
 
     def __init__(self, config: Config) -> None:
+        settings = config.section(MiniLLMSettings)
         self._seed = config.run.seed
         self._global_batch = config.schedule.global_batch
-        self.windows_per_epoch = config.minillm.rollouts // self._global_batch
-        self._windows_per_collection = self.windows_per_epoch * config.minillm.inner_epochs
+        self.batches_per_epoch = settings.rollouts // self._global_batch
+        self._batches_per_collection = self.batches_per_epoch * settings.inner_epochs
         self._collection: int | None = None
         self._rollouts: list[Rollout] = []
 
     def collection_of(self, step: int) -> int:
         """Which collection, counted from 0, optimizer step `step`, counted from 1, trains on."""
-        return (step - 1) // self._windows_per_collection
+        return (step - 1) // self._batches_per_collection
 
     def lacks(self, step: int) -> bool:
         """Whether rollouts must be sampled before `step`."""
         return self._collection != self.collection_of(step)
 
     def keep(self, rollouts: Sequence[Rollout], *, step: int) -> None:
-        """Take new rollouts in the place of the old ones, in any order; their row ids differ."""
+        """Replace the rollouts; their order does not matter, their row ids differ."""
         self._rollouts = sorted(rollouts, key=lambda rollout: rollout.sequence.row_id)
         self._collection = self.collection_of(step)
 
-    def window(self, step: int) -> list[Rollout]:
+    def batch(self, step: int) -> list[Rollout]:
         """The rollouts that all ranks train on at `step`, shortest first."""
-        epoch, window = divmod((step - 1) % self._windows_per_collection, self.windows_per_epoch)
+        epoch, index = divmod((step - 1) % self._batches_per_collection, self.batches_per_epoch)
         generator = np.random.default_rng([self._seed, self.collection_of(step), epoch])
         order = generator.permutation(len(self._rollouts))
-        chosen = order[window * self._global_batch : (window + 1) * self._global_batch]
-        return sorted((self._rollouts[index] for index in chosen), key=lambda rollout: rollout.sequence.num_tokens)
+        chosen = order[index * self._global_batch : (index + 1) * self._global_batch]
+        return sorted((self._rollouts[row] for row in chosen), key=lambda rollout: rollout.sequence.num_tokens)
 
     def state_dict(self) -> dict[str, Any]:
         """The current collection, in tensors, numbers, lists and dictionaries."""
@@ -125,7 +156,7 @@ class RolloutStore:
         return {"collection": self._collection, "rollouts": rows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the collection that `state_dict` has told of."""
+        """Restore the collection that `state_dict` returned."""
         self._collection = state["collection"]
         self._rollouts = [
             Rollout(

@@ -1,154 +1,164 @@
-"""PromptKD (arXiv 2402.12842, Algorithm 1): the teacher's prompt follows the student, the student the teacher."""
+"""PromptKD (arXiv 2402.12842, Algorithm 1): a soft prompt adapts the teacher to the student that learns from it."""
 
-from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, cast
 
-import torch
-from torch import Tensor
-
-from kd.config.fields import DivergenceName
-from kd.config.methods import PromptConfig
-from kd.config.schema import Config
+from kd.config.fields import MixtureShare, NonNegativeInt, Share, help_text
+from kd.config.schema import Config, LoraConfig, SoftPromptConfig
+from kd.data.global_batch import GlobalBatch
 from kd.data.loader import ExampleBatch
-from kd.losses.divergences import Divergence, make_divergence
-from kd.losses.fused import FusedLoss
-from kd.losses.terms import DivergenceTerm, Head, Term
-from kd.methods.distillation import Objective
-from kd.methods.method import Groundwork, Targets, WindowPlan
-from kd.methods.targets import is_answered_by_student
-from kd.models.student import Student
-from kd.models.teacher import AdaptedTeacher
-from kd.rollout.sampler import PseudoTargets
-from kd.zero.recorder import StepMetrics, Stopwatch
+from kd.errors import UserError
+from kd.losses.divergences import DivergenceName, make_divergence
+from kd.losses.outputs import Outputs
+from kd.losses.terms import TRAINED, DivergenceTerm, Trained
+from kd.methods.base import Method, MethodContext, Needs, refuse_mixture_with_fixed_responses
+
+if TYPE_CHECKING:
+    from kd.models.teacher import AdaptedTeacher
+    from kd.models.vocabulary import SharedVocabulary
+    from kd.zero.recorder import Recorder
 
 
-def regularization_weight(step: int, *, num_steps: int, settings: PromptConfig) -> float:
-    """Weight of L_reg at step k of K: (K - k) / K, which is (K - 1) / K first and 0 last (Eq. 3)."""
-    if settings.regularization == "linear":
-        return (num_steps - step) / num_steps
-    return 1.0 if settings.regularization == "constant" else 0.0
+@dataclass(frozen=True, kw_only=True)
+class PromptSettings(SoftPromptConfig):
+    regularization: Literal["linear", "constant", "none"] = field(
+        default="linear", metadata=help_text("weight of L_reg at step k of K: (K-k)/K (Eq. 3), 1, or 0")
+    )
+    kd_divergence: DivergenceName = field(
+        default="reverse_kl", metadata=help_text("L_kd; reverse: KL(p(.|P,x)||q) (Eq. 1)")
+    )
+    regularization_divergence: DivergenceName = field(
+        default="reverse_kl", metadata=help_text("L_reg; reverse: KL(p(.|P,x)||p(.|x)) (Eq. 2)")
+    )
+    student_divergence: DivergenceName = field(
+        default="reverse_kl", metadata=help_text("L_student; reverse: KL(q||p(.|P,x)) (Eq. 4)")
+    )
+    beta: Share = field(default=0.5, metadata=help_text("β of jsd in any of these three"))
+    alpha: MixtureShare = field(
+        default=0.1, metadata=help_text("α of skew_kl and skew_reverse_kl in any of these three")
+    )
+    student_fraction: Share = field(
+        default=1.0,
+        metadata=help_text("probability that P is tuned on the student's response to a row, not on the data's"),
+    )
 
 
-class PromptKD:
-    """Tunes the soft prompt P on the student's responses, then the student towards p(.|P, x)."""
+@dataclass(frozen=True, kw_only=True)
+class TeacherLoraSettings(LoraConfig):
+    rank: NonNegativeInt = field(
+        default=0, metadata=help_text("promptkd: r of adapters that replace the soft prompt (Table 9); 0 disables them")
+    )
 
-    def __init__(
-        self, config: Config, *, student: Student, teacher: AdaptedTeacher, targets: Targets, groundwork: Groundwork
-    ) -> None:
-        """`config.schedule.steps` is K, the number of steps of the whole run; `targets` are what Eq. 4 is about."""
-        self._student = student
-        self._teacher = teacher
-        self._targets = targets
-        self._groundwork = groundwork
-        self._settings = config.prompt
-        self._seed = config.run.seed
-        self._num_steps = config.schedule.steps
-        self._learning_rate = config.optimizer.learning_rate
 
-    def step(self, window: ExampleBatch) -> StepMetrics:
+class PromptKD(Method):
+    """Tunes the soft prompt P towards the student, then the student towards p(·|P, x)."""
+
+    label = "PromptKD"
+    sections = {"prompt": PromptSettings, "teacher_lora": TeacherLoraSettings}
+
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__(context)
+        self.teacher = cast("AdaptedTeacher", context.teacher)
+        self.settings = self.config.section(PromptSettings)
+
+    @classmethod
+    def create(cls, context: MethodContext) -> "PromptKD":
+        mixes_data = context.config.section(PromptSettings).student_fraction < 1
+        return PromptKDOnMixedResponses(context) if mixes_data else PromptKD(context)
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        only_rollouts = config.section(PromptSettings).student_fraction == 1
+        return Needs(teacher=True, rollouts=True, references=not only_rollouts)
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        settings, lora = config.section(PromptSettings), config.section(TeacherLoraSettings)
+        if lora.is_on and settings.regularization != "none":
+            raise UserError(
+                "teacher_lora starts as the plain teacher, which leaves L_reg without a purpose (Table 9); set"
+                " prompt.regularization=none"
+            )
+        refuse_mixture_with_fixed_responses(config, field="prompt.student_fraction", fraction=settings.student_fraction)
+
+    @classmethod
+    def teacher_slots(cls, config: Config) -> int:
+        return 0 if config.section(TeacherLoraSettings).is_on else config.section(PromptSettings).length
+
+    @classmethod
+    def load_teacher(cls, config: Config, *, vocabulary: "SharedVocabulary", recorder: "Recorder") -> "AdaptedTeacher":
+        from kd.models.teacher import LoraTeacher, PromptedTeacher
+
+        prompt, lora = config.section(PromptSettings), config.section(TeacherLoraSettings)
+        if not lora.is_on:
+            return PromptedTeacher(config, prompt=prompt, vocabulary=vocabulary, recorder=recorder)
+        return LoraTeacher(
+            config, lora=lora, learning_rate=prompt.learning_rate, vocabulary=vocabulary, recorder=recorder
+        )
+
+    def step(self, batch: ExampleBatch) -> None:
         """One iteration of Algorithm 1."""
-        groundwork = self._groundwork
-        stopwatch = Stopwatch(groundwork.device)
-        weight = regularization_weight(window.step, num_steps=self._num_steps, settings=self._settings)
-        prompt_rate = groundwork.learning_rate(self._settings.learning_rate, step=window.step)
-        student_rate = groundwork.learning_rate(self._learning_rate, step=window.step)
+        rollouts = self.rollout(batch, keep_hidden=True)  # y ~ q(·|x)
+        self.tune_prompt(rollouts, weight=self.regularization_weight(batch.step))
+        self.train_student(rollouts)
 
-        groundwork.gather(self._student, self._teacher, stopwatch=stopwatch)
-        with stopwatch.time("generation"):
-            targets = self._targets(window)
-        plan = groundwork.plan(targets)
-        shown = self._shown_to_prompt(window, targets)
-        prompt_plan = plan if shown is targets else groundwork.plan(shown)
-        if 0 in (plan.mean.num_tokens, prompt_plan.mean.num_tokens):
-            return groundwork.skip(stopwatch)
-        # Of the frozen teacher: one gathering serves both losses.
-        with self._teacher.head() as head:
-            prompt_sums = self._accumulate_prompt(prompt_plan, shown, head=head, weight=weight, stopwatch=stopwatch)
-            with stopwatch.time("optimizer"):
-                self._teacher.step(learning_rate=prompt_rate)
-            student_kd = self._accumulate_student(plan, head=head, stopwatch=stopwatch)
-        with stopwatch.time("optimizer"):
-            self._student.step(learning_rate=student_rate)
+    def tune_prompt(self, rollouts: GlobalBatch, *, weight: float) -> None:
+        """Eq. 3: L_kd + weight · L_reg; only P has a gradient."""
+        student = self.student.outputs(rollouts)
+        plain = self.teacher.outputs(rollouts, prompt=False) if self.regularizes else None
+        for micro in rollouts.micro_batches:
+            self.teacher.backward(
+                micro,
+                prompt_kd=self.kd(TRAINED, student[micro]),
+                prompt_regularization=None if plain is None else weight * self.regularization(TRAINED, plain[micro]),
+            )
+        self.teacher.step()
 
-        return StepMetrics(
-            num_tokens=plan.mean.num_tokens,
-            num_sequences=groundwork.num_sequences,
-            # Logged as means over the tokens of `plan`.
-            token_sums={"student_kd": student_kd}
-            | {
-                name: total * (plan.mean.num_tokens / prompt_plan.mean.num_tokens)
-                for name, total in prompt_sums.items()
-            },
-            values={
-                "regularization_weight": weight,
-                "learning_rate": student_rate,
-                "prompt_learning_rate": prompt_rate,
-                "grad_norm": self._student.engine.grad_norm,
-                "prompt_grad_norm": self._teacher.engine.grad_norm,
-            },
-            stopwatch=stopwatch,
-        )
+    def train_student(self, rollouts: GlobalBatch) -> None:
+        """Eq. 4: L_student, against the updated prompt; only θ has a gradient."""
+        prompted = self.teacher.outputs(rollouts)
+        for micro in rollouts.micro_batches:
+            self.student.backward(micro, student_kd=self.student_kd(TRAINED, prompted[micro]))
+        self.student.step()
 
-    def _shown_to_prompt(self, window: ExampleBatch, targets: PseudoTargets) -> PseudoTargets:
-        """What Eq. 3 is about: the student's responses, the data's, or some of both."""
-        fraction = self._settings.student_fraction
-        if fraction == 1:
-            return targets
-        return PseudoTargets(
-            sequences=[
-                sequence
-                if is_answered_by_student(row.row_id, seed=self._seed, step=window.step, student_fraction=fraction)
-                else row.with_response()
-                for row, sequence in zip(window.examples, targets.sequences, strict=True)
-            ]
-        )
+    def regularization_weight(self, step: int) -> float:
+        """Weight of L_reg at step k of K: (K - k) / K, which is (K - 1) / K first and 0 last (Eq. 3)."""
+        num_steps = self.config.schedule.steps
+        weight = {"linear": (num_steps - step) / num_steps, "constant": 1.0, "none": 0.0}[self.settings.regularization]
+        self.recorder.record("regularization_weight", weight)
+        return weight
 
-    def _accumulate_prompt(
-        self, plan: WindowPlan, targets: PseudoTargets, *, head: Head, weight: float, stopwatch: Stopwatch
-    ) -> dict[str, Tensor]:
-        """Gradient of Eq. 3 to P; returns the window's sums of L_kd and L_reg."""
-        kd_divergence = self._divergence(self._settings.kd_divergence)
-        regularization_divergence = self._divergence(self._settings.regularization_divergence)
-        regularizes = self._settings.regularization != "none"
-        names = ["prompt_kd", "prompt_regularization"] if regularizes else ["prompt_kd"]
-        sums = torch.zeros(len(names), device=self._groundwork.device)
-        plain_hidden: Sequence[Tensor | None] = [None] * len(plan.batches)
-        if regularizes:
-            with stopwatch.time("teacher"):
-                plain_hidden = plan.hidden(partial(self._teacher.hidden, condition="plain"))
-        with stopwatch.time("prompt"), self._student.head() as student_head, self._teacher.window():
-            guides = self._guides(plan, targets)
-            for (batch, is_last), guide, plain in zip(plan, guides, plain_hidden, strict=True):
-                terms = [DivergenceTerm(divergence=kd_divergence, target=student_head.project(guide))]
-                if plain is not None:
-                    target = head.project(plain)
-                    terms.append(DivergenceTerm(divergence=regularization_divergence, target=target, weight=weight))
+    @property
+    def regularizes(self) -> bool:
+        return self.settings.regularization != "none"
 
-                def loss(prompted: Tensor, terms: Sequence[Term] = terms) -> FusedLoss:
-                    return self._groundwork.loss(head.project(prompted), terms, scale=plan.mean.scale)
+    def kd(self, trained: Trained, student: Outputs) -> DivergenceTerm:
+        """L_kd, KL(p(·|P, x) ‖ q) unless configured otherwise (Eq. 1)."""
+        return self._term(self.settings.kd_divergence, student)
 
-                sums += self._teacher.accumulate(batch, loss, is_last=is_last)
-        return dict(zip(names, sums, strict=True))
+    def regularization(self, trained: Trained, plain: Outputs) -> DivergenceTerm:
+        """L_reg, KL(p(·|P, x) ‖ p(·|x)) unless configured otherwise (Eq. 2)."""
+        return self._term(self.settings.regularization_divergence, plain)
 
-    def _guides(self, plan: WindowPlan, targets: PseudoTargets) -> list[Tensor]:
-        """The student's hidden states [n, H] for each micro-batch, without gradient."""
-        if targets.hidden is None:
-            hidden = plan.hidden(self._student.hidden)
-            self._student.pause()
-            return hidden
-        # q_θ has not moved since it sampled: what predicted each token then is what guides now.
-        kept = targets.hidden
-        return [torch.cat([kept[row_id] for row_id in batch.row_ids]) for batch in plan.batches]
+    def student_kd(self, trained: Trained, prompted: Outputs) -> DivergenceTerm:
+        """L_student, KL(q ‖ p(·|P, x)) unless configured otherwise (Eq. 4)."""
+        return self._term(self.settings.student_divergence, prompted)
 
-    def _divergence(self, name: DivergenceName) -> Divergence:
-        return make_divergence(name, beta=self._settings.beta, alpha=self._settings.alpha)
+    def _term(self, name: DivergenceName, target: Outputs) -> DivergenceTerm:
+        divergence = make_divergence(name, beta=self.settings.beta, alpha=self.settings.alpha)
+        return DivergenceTerm(divergence=divergence, target=target)
 
-    def _accumulate_student(self, plan: WindowPlan, *, head: Head, stopwatch: Stopwatch) -> Tensor:
-        """Gradient of Eq. 4 to θ, against the prompt of this moment; returns the window's sum of L_student."""
-        with stopwatch.time("teacher"):
-            hidden = plan.hidden(partial(self._teacher.hidden, condition="adapted"))
-            self._teacher.release()
-        with stopwatch.time("student"), self._student.window():
-            objective = Objective(divergence=self._divergence(self._settings.student_divergence))
-            terms = objective.terms(plan, hidden, head=head)
-            return self._groundwork.accumulate(plan, terms, student=self._student)[0]
+
+class PromptKDOnMixedResponses(PromptKD):
+    """The ablation in which P is tuned on the data's responses to some rows; Eq. 4 keeps the student's."""
+
+    def step(self, batch: ExampleBatch) -> None:
+        """One iteration of Algorithm 1, with other responses in Eq. 3."""
+        rollouts = self.rollout(batch)
+        fraction = self.settings.student_fraction
+        mixed = [
+            sampled if self.is_student_row(row.row_id, batch, fraction) else row.with_response()
+            for row, sampled in zip(batch.examples, rollouts.sequences, strict=True)
+        ]
+        self.tune_prompt(self.batcher(mixed), weight=self.regularization_weight(batch.step))
+        self.train_student(rollouts)

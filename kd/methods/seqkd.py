@@ -1,16 +1,61 @@
-"""Sequence-level distillation (Kim and Rush, arXiv 1606.07947): the teacher's responses instead of the data's."""
+"""Sequence-level distillation (Kim and Rush, arXiv 1606.07947) on responses of the teacher."""
 
+from dataclasses import dataclass, field
+
+from kd.config.fields import Count, Share, help_text
 from kd.config.schema import Config
-from kd.methods.distillation import Objective, PlainDistillation
+from kd.data.loader import ExampleBatch
+from kd.errors import UserError
+from kd.losses.terms import TRAINED, cross_entropy
+from kd.methods.base import Method, MethodContext, Needs
+from kd.methods.distillation import DistillationSettings
 
 
-class SeqKD(PlainDistillation):
-    """Minimises (1 - r)·CE + r·T²·D per token of responses that `launch/generate_pseudo_data.py` has written.
+@dataclass(frozen=True, kw_only=True)
+class SeqKDSettings(DistillationSettings):
+    ratio: Share = field(default=0.5, metadata=help_text("r in (1-r)·CE + r·D; 0 needs no teacher while training"))
+    samples: Count = field(
+        default=1, metadata=help_text("responses of the teacher to each prompt that `promptkd generate` writes")
+    )
 
-    With r = 0, as Kim and Rush have it, no teacher is needed any more and this is fine-tuning.
+
+class SeqKD(Method):
+    """Minimises (1 - r)·CE + r·T²·D per token of the teacher's responses, which `promptkd generate` has written.
+
+    With r = 0, as Kim and Rush define it, training needs no teacher.
     """
 
-    @staticmethod
-    def objective(config: Config) -> Objective:
-        """D and the cross entropy, mixed by `seqkd.ratio`."""
-        return Objective.of(config.seqkd, ratio=config.seqkd.ratio)
+    label = "SeqKD"
+    sections = {"seqkd": SeqKDSettings}
+    alternative_sources = False
+
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__(context)
+        self.teacher = context.teacher
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        return Needs(teacher=config.section(SeqKDSettings).ratio > 0, rollouts=False, references=True)
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        if config.model.teacher is None:
+            raise UserError("method seqkd needs model.teacher, a directory or hub name")
+        if config.data.responses is None:
+            raise UserError(
+                "method seqkd learns from the teacher's responses: set data.responses, the file that"
+                " `promptkd generate` writes"
+            )
+
+    def step(self, batch: ExampleBatch) -> None:
+        """One step on the teacher's responses."""
+        settings = self.config.section(SeqKDSettings)
+        responses = self.references(batch)
+        teacher = None if self.teacher is None else self.teacher.outputs(responses)
+        for micro in responses.micro_batches:
+            self.student.backward(
+                micro,
+                student_kd=None if teacher is None else settings.ratio * settings.term(TRAINED, teacher[micro]),
+                cross_entropy=(1 - settings.ratio) * cross_entropy(micro.labels),
+            )
+        self.student.step()

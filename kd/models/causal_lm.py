@@ -1,8 +1,9 @@
-"""Any Hugging Face causal language model as embeddings in, hidden states out, and a linear head."""
+"""A family-agnostic view of a Hugging Face causal language model: embeddings in, hidden states out, a linear head."""
 
 import contextlib
 import inspect
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class CausalLM:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "CausalLM":
-        """The view of `model`; keeps references to the head's parameters, never copies of them."""
+        """The view of `model`; refers to the head's parameters without copies."""
         # transformers types both as any module.
         embeddings: Any = model.get_input_embeddings()
         head: Any = model.get_output_embeddings()
@@ -68,7 +69,7 @@ class CausalLM:
         position_ids: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        """What the head reads: the last hidden states [B, T, H] of T new slots.
+        """The last hidden states [B, T, H] of T new slots, which the head reads.
 
         Args:
             attention_mask: [B, cached + T], True on real slots.
@@ -125,7 +126,7 @@ def load_causal_lm(
     keep_dropout: bool,
     trust_remote_code: bool,
 ) -> PreTrainedModel:
-    """Load a model for training; under ZeRO-3 straight into shards.
+    """Load a model for training; under ZeRO-3 directly into partitions.
 
     Args:
         name: from_pretrained directory or hub name.
@@ -143,9 +144,9 @@ def load_causal_lm(
         # eval() would do the same and switch activation checkpointing off without a word.
         for setting in dropout_settings(config):
             setattr(config, setting, 0.0)
-    sharded = zero_stage(deepspeed_config) == 3
+    partitioned = zero_stage(deepspeed_config) == 3
     with (
-        _sharding_while_loading(loading_config(deepspeed_config, dtype=dtype)) if sharded else contextlib.nullcontext()
+        _partitioned_loading(loading_config(deepspeed_config, dtype=dtype)) if partitioned else contextlib.nullcontext()
     ):
         model = _read_weights(name, config=config, dtype=dtype, trust_remote_code=trust_remote_code)
     if not keep_dropout:
@@ -177,6 +178,16 @@ def _read_weights(name: str, *, config: PretrainedConfig, dtype: str, trust_remo
     return model
 
 
+def enable_checkpointing(model: PreTrainedModel) -> None:
+    """Recompute activations in backward."""
+    # The non-reentrant kind compares tensors between forward and recomputation, and takes ZeRO-3's empty partitions
+    # for a mismatch.
+    with warnings.catch_warnings():
+        # Its new name does not exist in all versions that this project supports.
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing_enable.*", category=FutureWarning)
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+
+
 def training_settings(config: PretrainedConfig) -> dict[str, object]:
     """Settings of a model's configuration that training changes, with their values: an export restores them."""
     return {**dropout_settings(config), **fused_activations(config)}
@@ -198,8 +209,8 @@ def fused_activations(config: PretrainedConfig) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _sharding_while_loading(settings: Json) -> Iterator[None]:
-    # transformers shards whatever is created while this object lives, decoding copies included:
+def _partitioned_loading(settings: Json) -> Iterator[None]:
+    # transformers partitions whatever is created while this object lives, inference copies included:
     # it must not outlive the load.
     alive = HfDeepSpeedConfig(settings)
     try:

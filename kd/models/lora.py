@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from kd.config.methods import LoraConfig
+from kd.config.schema import LoraConfig
 from kd.errors import UserError
-from kd.zero.engine import gathered
+from kd.zero.residency import gathered
 
 if TYPE_CHECKING:
     from peft.tuners.lora import Linear as AdaptedLinear

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from kd.config.methods import PromptConfig
+from kd.config.schema import SoftPromptConfig
 from kd.errors import UserError
 
 FILE_NAME = "soft_prompt.safetensors"
@@ -56,7 +56,7 @@ def _put_before(
     return embeds, mask
 
 
-def initial_token_ids(settings: PromptConfig, *, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def initial_token_ids(settings: SoftPromptConfig, *, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The m token ids whose embeddings P starts from: the text repeated or cut, or the padding token.
 
     Raises:
@@ -74,7 +74,7 @@ def initial_token_ids(settings: PromptConfig, *, tokenizer: PreTrainedTokenizerB
 
 
 def initial_values(
-    settings: PromptConfig,
+    settings: SoftPromptConfig,
     *,
     embedding_weight: Float[Tensor, "V H"],
     tokenizer: PreTrainedTokenizerBase,

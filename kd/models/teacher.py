@@ -1,29 +1,39 @@
-"""The teacher's engine: frozen and, under ZeRO-3, sharded; what adapts it is its only trainable part."""
+"""The teacher p: frozen and, under ZeRO-3, partitioned; its soft prompt or adapters are its only trainable part."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from kd.config.schema import Config
+from kd.config.schema import Config, LoraConfig, SoftPromptConfig
 from kd.data.batch import SequenceBatch
-from kd.losses.fused import FusedLoss
-from kd.models.causal_lm import CausalLM, load_causal_lm, read_model_config
+from kd.data.global_batch import GlobalBatch, MicroBatch
+from kd.losses.outputs import Outputs
+from kd.models.causal_lm import CausalLM, enable_checkpointing, load_causal_lm, read_model_config
+from kd.models.handle import MicroBatchLoss, ModelHandle, TrainedHandle
 from kd.models.lora import adapter_parameters, adapter_writer, adapters_off, add_adapters
-from kd.models.soft_prompt import FILE_NAME, SoftPrompt, SoftPromptOrigin, initial_values, save_soft_prompt
-from kd.zero.config import teacher_deepspeed_config, zero_stage
-from kd.zero.engine import Engine, EngineModel, TrainedModel, enable_checkpointing, gathered
+from kd.models.soft_prompt import (
+    FILE_NAME,
+    SoftPrompt,
+    SoftPromptOrigin,
+    initial_values,
+    save_soft_prompt,
+)
+from kd.models.vocabulary import SharedVocabulary
+from kd.zero.config import teacher_deepspeed_config
 from kd.zero.optimizer import make_optimizer, parameter_groups
+from kd.zero.recorder import Recorder
+from kd.zero.residency import gathered
+
+TEACHER_ADAPTER = "teacher_adapter"
+"""Folder of a student's directory with the adapters of its teacher, for peft to load."""
 
 Condition = Literal["adapted", "plain"]
-"""p(.|P, x) or p(.|x): the same sharded weights with and without the soft prompt, or what stands in its place."""
-
-AdaptedLoss = Callable[[Float[Tensor, "N H"]], FusedLoss]
-"""From the adapted teacher's hidden states at the response positions to the loss of a micro-batch."""
+"""p(·|P, x) or p(·|x): the same weights with and without the soft prompt, or the adapters."""
 
 
 class _TeacherModule(nn.Module):
@@ -33,20 +43,19 @@ class _TeacherModule(nn.Module):
         self.view = CausalLM.of(model)
 
     def forward(
-        self, sequences: SequenceBatch, condition: Condition, loss: AdaptedLoss | None = None
+        self,
+        batch: SequenceBatch,
+        condition: Condition,
+        loss: Callable[[Float[Tensor, "N H"]], tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        hidden = self.plain(sequences) if condition == "plain" else self.adapted(sequences)
-        if loss is None:
-            return hidden
-        result = loss(hidden)
-        # A tuple, not the dataclass: DeepSpeed's hooks find the tensors of plain containers only.
-        return result.loss, result.term_sums
+        hidden = self.plain(batch) if condition == "plain" else self.adapted(batch)
+        return hidden if loss is None else loss(hidden)
 
-    def plain(self, sequences: SequenceBatch) -> Float[Tensor, "N H"]:
-        states = self.view.hidden_states(input_ids=sequences.input_ids, attention_mask=sequences.attention_mask)
-        return states.flatten(0, 1)[sequences.response_positions]
+    def plain(self, batch: SequenceBatch) -> Float[Tensor, "N H"]:
+        states = self.view.hidden_states(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        return states.flatten(0, 1)[batch.response_positions]
 
-    def adapted(self, sequences: SequenceBatch) -> Float[Tensor, "N H"]:
+    def adapted(self, batch: SequenceBatch) -> Float[Tensor, "N H"]:
         raise TypeError("a plain teacher has no soft prompt")
 
 
@@ -55,64 +64,103 @@ class _PromptedModule(_TeacherModule):
         super().__init__(model)
         self.soft_prompt = soft_prompt
 
-    def adapted(self, sequences: SequenceBatch) -> Float[Tensor, "N H"]:
-        embeds, mask = self.soft_prompt(self.view.embed(sequences.input_ids), sequences.attention_mask)
+    def adapted(self, batch: SequenceBatch) -> Float[Tensor, "N H"]:
+        embeds, mask = self.soft_prompt(self.view.embed(batch.input_ids), batch.attention_mask)
         states = self.view.hidden_states(inputs_embeds=embeds, attention_mask=mask)
-        return states.flatten(0, 1)[sequences.shifted_positions(self.soft_prompt.num_tokens)]
+        return states.flatten(0, 1)[batch.shifted_positions(self.soft_prompt.num_tokens)]
 
 
 class _LoraModule(_TeacherModule):
-    def plain(self, sequences: SequenceBatch) -> Float[Tensor, "N H"]:
+    def plain(self, batch: SequenceBatch) -> Float[Tensor, "N H"]:
         with adapters_off(self.model):
-            return super().plain(sequences)
+            return super().plain(batch)
 
-    def adapted(self, sequences: SequenceBatch) -> Float[Tensor, "N H"]:
-        return super().plain(sequences)
+    def adapted(self, batch: SequenceBatch) -> Float[Tensor, "N H"]:
+        return super().plain(batch)
 
 
-class Teacher(EngineModel):
-    """p(.|x): loaded once, never trained."""
+class Teacher(ModelHandle):
+    """p(·|x): loaded once, never trained."""
 
-    def __init__(self, config: Config) -> None:
-        """Load the model, into shards under ZeRO-3, freeze it and start its engine.
+    def __init__(self, config: Config, *, vocabulary: SharedVocabulary, recorder: Recorder) -> None:
+        """Load the model, partitioned under ZeRO-3, freeze it and start its engine.
 
         Raises:
             UserError: the DeepSpeed JSON or the checkpoint cannot be used.
         """
-        self._start(config, _TeacherModule(_load_frozen(config)))
+        module = _TeacherModule(_load_frozen(config))
+        super().__init__(
+            module,
+            module.view,
+            optimizer=None,
+            settings=teacher_deepspeed_config(config),
+            config=config,
+            vocabulary=vocabulary,
+            recorder=recorder,
+        )
 
-    def _start(self, config: Config, module: _TeacherModule, *, trained: Sequence[object] = ()) -> None:
-        self.view = module.view
-        optimizer = None
-        if trained:
-            optimizer = make_optimizer(trained, settings=config.optimizer, learning_rate=config.prompt.learning_rate)
-        settings = teacher_deepspeed_config(config)
-        self.zero_stage = zero_stage(settings)
-        self.engine = Engine(module, optimizer=optimizer, settings=settings)
-
-    def hidden(self, sequences: SequenceBatch, condition: Condition = "plain") -> Float[Tensor, "N H"]:
-        """Hidden states that predict the response tokens, without gradient."""
-        return self.engine.hidden(sequences, condition)
+    def outputs(self, batch: GlobalBatch) -> Outputs:
+        """The outputs p(·|x, y_<t) at the response positions, without gradient."""
+        return self._infer(batch, "plain", phase="teacher")
 
 
-class AdaptedTeacher(Teacher, TrainedModel, ABC):
-    """p(.|P, x) and p(.|x), loaded once; only P, or what stands in its place, is trained."""
+class AdaptedTeacher(TrainedHandle):
+    """p(·|P, x) and p(·|x) from weights that are loaded once; only P, or adapters instead of it, is trained."""
 
-    def accumulate(self, sequences: SequenceBatch, loss: AdaptedLoss, *, is_last: bool) -> Float[Tensor, " terms"]:
-        """Add a micro-batch's gradient; returns the loss terms' sums over its tokens."""
-        return self.engine.accumulate(sequences, "adapted", loss, is_last=is_last)
+    training_phase = "prompt"
+    metric_prefix = "prompt_"
+
+    def __init__(
+        self,
+        module: _TeacherModule,
+        *,
+        trained: Sequence[object],
+        config: Config,
+        learning_rate: float,
+        vocabulary: SharedVocabulary,
+        recorder: Recorder,
+    ) -> None:
+        super().__init__(
+            module,
+            module.view,
+            optimizer=make_optimizer(trained, settings=config.optimizer, learning_rate=learning_rate),
+            settings=teacher_deepspeed_config(config),
+            config=config,
+            vocabulary=vocabulary,
+            recorder=recorder,
+            learning_rate=learning_rate,
+        )
+
+    def outputs(self, batch: GlobalBatch, *, prompt: bool = True) -> Outputs:
+        """The outputs p(·|P, x, y_<t) at the response positions, without gradient.
+
+        Args:
+            prompt: False for p(·|x, y_<t), the teacher without its soft prompt or adapters.
+        """
+        condition: Condition = "adapted" if prompt else "plain"
+        return self._infer(batch, condition, phase="teacher")
+
+    def _backward(self, micro: MicroBatch, loss: MicroBatchLoss, *, is_last: bool) -> Tensor:
+        head = self._current_head()
+
+        def prompted(hidden: Float[Tensor, "N H"]) -> tuple[Tensor, Tensor]:
+            return loss(Outputs(hidden=hidden, head=head))
+
+        return self.engine.backward(micro.batch, "adapted", prompted, is_last=is_last)
 
     @abstractmethod
     def writer(self) -> Callable[[Path], None]:
-        """Gather what was trained, all ranks together; returns what writes it into a student's directory."""
+        """Gather the trained part, all ranks together; returns a function that writes it into a directory."""
         ...
 
 
 class PromptedTeacher(AdaptedTeacher):
-    """Adapted by a soft prompt."""
+    """A teacher with a soft prompt."""
 
-    def __init__(self, config: Config, *, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Load the model as a plain teacher, put P beside it and start the engine.
+    def __init__(
+        self, config: Config, *, prompt: SoftPromptConfig, vocabulary: SharedVocabulary, recorder: Recorder
+    ) -> None:
+        """Load the model as a plain teacher, initialise P and start the engine.
 
         Raises:
             UserError: the DeepSpeed JSON, the checkpoint or the prompt's initialisation cannot be used.
@@ -121,18 +169,22 @@ class PromptedTeacher(AdaptedTeacher):
         embedding_weight = CausalLM.of(model).embedding_weight
         with gathered([embedding_weight]):
             values = initial_values(
-                config.prompt, embedding_weight=embedding_weight, tokenizer=tokenizer, seed=config.run.seed
+                prompt, embedding_weight=embedding_weight, tokenizer=vocabulary.tokenizer, seed=config.run.seed
             )
-        # Made after, hence outside, the sharded load; DeepSpeed shards it when the engine starts.
+        # Created after, hence outside, the partitioned load; DeepSpeed partitions it when the engine starts.
         self.soft_prompt = SoftPrompt(values)
         if config.model.dtype == "fp16":
             # DeepSpeed scales the loss for fp16 parameters only, and keeps fp32 values of them itself.
             self.soft_prompt.half()
-        self._origin = SoftPromptOrigin(
-            teacher=str(config.model.teacher), init=config.prompt.init, init_text=config.prompt.init_text
+        self._origin = SoftPromptOrigin(teacher=str(config.model.teacher), init=prompt.init, init_text=prompt.init_text)
+        super().__init__(
+            _PromptedModule(model, self.soft_prompt),
+            trained=[self.soft_prompt.values],
+            config=config,
+            learning_rate=prompt.learning_rate,
+            vocabulary=vocabulary,
+            recorder=recorder,
         )
-        module = _PromptedModule(model, self.soft_prompt)
-        self._start(config, module, trained=[self.soft_prompt.values])
 
     def values(self) -> Float[Tensor, "M H"]:
         """The current soft prompt, gathered, on every rank."""
@@ -140,19 +192,23 @@ class PromptedTeacher(AdaptedTeacher):
             return self.soft_prompt.values.detach().float().clone()
 
     def writer(self) -> Callable[[Path], None]:
-        """Gather the soft prompt, all ranks together; returns what writes it into a student's directory."""
+        """Gather the soft prompt, all ranks together; returns a function that writes it into a directory."""
         values = self.values()
-
-        def write(directory: Path) -> None:
-            save_soft_prompt(values, directory / FILE_NAME, origin=self._origin)
-
-        return write
+        return lambda directory: save_soft_prompt(values, directory / FILE_NAME, origin=self._origin)
 
 
 class LoraTeacher(AdaptedTeacher):
-    """Adapted by LoRA in the place of a soft prompt (Table 9); it starts as the plain teacher."""
+    """A teacher with LoRA adapters instead of a soft prompt (Table 9); it starts as the plain teacher."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        lora: LoraConfig,
+        learning_rate: float,
+        vocabulary: SharedVocabulary,
+        recorder: Recorder,
+    ) -> None:
         """Load the model as a plain teacher, add the adapters and start the engine.
 
         Raises:
@@ -160,21 +216,24 @@ class LoraTeacher(AdaptedTeacher):
         """
         self.model = _load_frozen(config)
         name = str(config.model.teacher)
-        add_adapters(self.model, config.teacher_lora, section="teacher_lora", name=name, seed=config.run.seed)
+        add_adapters(self.model, lora, section="teacher_lora", name=name, seed=config.run.seed)
         for parameter in adapter_parameters(self.model).values():
             # As with a soft prompt: fp32 beside bf16 weights, half precision for fp16's loss scale.
             parameter.data = parameter.data.half() if config.model.dtype == "fp16" else parameter.data.float()
         module = _LoraModule(self.model)
-        self._start(config, module, trained=parameter_groups(module, weight_decay=config.optimizer.weight_decay))
+        super().__init__(
+            module,
+            trained=parameter_groups(module, weight_decay=config.optimizer.weight_decay),
+            config=config,
+            learning_rate=learning_rate,
+            vocabulary=vocabulary,
+            recorder=recorder,
+        )
 
     def writer(self) -> Callable[[Path], None]:
-        """Gather the adapters, all ranks together; returns what writes them into a student's directory."""
+        """Gather the adapters, all ranks together; returns a function that writes them into a directory."""
         write = adapter_writer(self.model)
         return lambda directory: write(directory / TEACHER_ADAPTER)
-
-
-TEACHER_ADAPTER = "teacher_adapter"
-"""Where a student's directory has the adapters of its teacher, for peft to load."""
 
 
 def _load_frozen(config: Config) -> PreTrainedModel:

@@ -68,8 +68,11 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, *, name: str, directory: 
         shutil.copyfile(path, directory / path.name)
 
 
-def share_vocabulary(config: Config) -> SharedVocabulary:
+def share_vocabulary(config: Config, *, teacher_slots: int = 0) -> SharedVocabulary:
     """Check the pair of models without loading their weights.
+
+    Args:
+        teacher_slots: soft prompt tokens that precede the teacher's sequences.
 
     Raises:
         UserError: tokenizers that differ, a vocabulary that a model does not cover, sequences
@@ -83,7 +86,7 @@ def share_vocabulary(config: Config) -> SharedVocabulary:
     _check_model(student, name=config.model.student, vocabulary=size, longest=config.data.max_sequence_tokens)
     if config.model.teacher is not None:
         teacher = read_model_config(config.model.teacher, trust_remote_code=trust)
-        longest = config.data.max_sequence_tokens + (config.prompt.length if config.tunes_prompt else 0)
+        longest = config.data.max_sequence_tokens + teacher_slots
         _check_model(teacher, name=config.model.teacher, vocabulary=size, longest=longest)
         check_same_entries(tokenizer, load_tokenizer(config.model.teacher, trust_remote_code=trust))
     return SharedVocabulary(tokenizer=tokenizer, size=size, eos_id=int(tokenizer.eos_token_id))

@@ -50,7 +50,7 @@ def decode(
     settings: DecodingSettings,
     streams: Sequence[Streams],
     soft_prompt: SoftPrompt | None = None,
-    keeps_hidden: bool = False,
+    keep_hidden: bool = False,
     any_rank_active: Callable[[bool], bool] = bool,
     agreed_tokens: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Response]:
@@ -60,7 +60,7 @@ def decode(
         view: the model; on return its weights and modes are as they were.
         streams: one for each sample; a prompt runs through the model once, whatever the number of samples.
         soft_prompt: stands in front of each prompt when given.
-        keeps_hidden: return the hidden states too, which are the model's own q(.|x, y_<t) before its head.
+        keep_hidden: return the hidden states too, which are the model's own q(.|x, y_<t) before its head.
         any_rank_active: told whether this rank has unfinished rows, answers whether any rank has. Under
             ZeRO-3's hooks every rank must run every forward pass; a rank that is done runs it for show.
         agreed_tokens: replaces the chosen tokens [A] by those of the first rank, where ranks decode together.
@@ -70,7 +70,7 @@ def decode(
     """
     rows = DecodingRows(prompts, settings=settings, streams=streams)
     hidden = _prefill(view, prompts, rows, soft_prompt)
-    if keeps_hidden:
+    if keep_hidden:
         rows.keep_hidden(width=hidden.shape[-1], dtype=hidden.dtype)
     while True:
         logits = next_logits(view, hidden, settings)

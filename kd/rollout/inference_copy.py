@@ -13,7 +13,7 @@ from kd.distributed import RankGroup
 from kd.models.causal_lm import CausalLM
 from kd.models.lora import PlainParameter, plain_parameters
 from kd.rollout.tensor_parallel import split_dimensions, split_layers
-from kd.zero.engine import gathered
+from kd.zero.residency import full_shape, gathered
 
 GATHER_BYTES = 24 * 2**20
 """Parameters gathered together while a copy is refreshed: few waits, never the whole model.
@@ -35,12 +35,12 @@ class _Part:
 
     @property
     def shape(self) -> list[int]:
-        return _part_shape(_whole_shape(self.source.base), dimension=self.dimension, num_ranks=self.num_ranks)
+        return _part_shape(full_shape(self.source.base), dimension=self.dimension, num_ranks=self.num_ranks)
 
     @property
     def gathered_bytes(self) -> int:
         """Bytes of what is whole on this rank while the part is filled."""
-        return sum(_whole_shape(source).numel() * source.element_size() for source in self.source.sources)
+        return sum(full_shape(source).numel() * source.element_size() for source in self.source.sources)
 
     def allocate(self) -> None:
         if self.target.numel() != math.prod(self.shape):
@@ -63,7 +63,7 @@ class InferenceCopy:
     All ranks of the world must refresh together; those of a group must decode together.
     """
 
-    runs_hooks = False
+    is_collective = False
 
     def __init__(
         self, source: PreTrainedModel, *, keep: bool, device: torch.device, group: RankGroup | None = None
@@ -123,8 +123,8 @@ class InferenceCopy:
 def blank_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A model of the same published architecture, without adapters and without storage."""
     with torch.device("meta"):
-        copy: PreTrainedModel = type(model)._from_config(model.config, dtype=model.dtype)
-    return copy
+        copy: PreTrainedModel = type(model)(model.config)
+    return copy.to(model.dtype)  # type: ignore[arg-type, no-any-return]
 
 
 def copy_bytes(blank: PreTrainedModel, *, num_ranks: int = 1) -> int:
@@ -186,12 +186,6 @@ def _groups(parts: Sequence[_Part], *, byte_budget: int) -> Iterator[list[_Part]
         group.append(part)
         size += part.gathered_bytes
     yield group
-
-
-def _whole_shape(parameter: nn.Parameter) -> torch.Size:
-    """Shape of a parameter, sharded or not."""
-    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
-    return shape
 
 
 def _part_shape(shape: torch.Size, *, dimension: int | None, num_ranks: int) -> list[int]:

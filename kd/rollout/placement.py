@@ -22,7 +22,7 @@ class Placement(Protocol):
     """A layout of the student's weights for decoding."""
 
     @property
-    def runs_hooks(self) -> bool:
+    def is_collective(self) -> bool:
         """Whether a forward pass is a collective operation that all ranks must run together."""
         ...
 
@@ -53,15 +53,15 @@ class InPlaceWeights:
     """The trained module itself: whole under ZeRO-0, 1, 2; gathered at once, or by ZeRO-3's hooks layer by layer."""
 
     view: CausalLM
-    runs_hooks: bool
+    is_collective: bool
     gather: Callable[[], None]
     """Makes a sharded model whole that no hooks gather; who asks for it must release the model too."""
     group: None = None
 
     @classmethod
-    def of(cls, model: "Sampled") -> "InPlaceWeights":
+    def of(cls, model: "InPlaceModel") -> "InPlaceWeights":
         """Those of a model as it is."""
-        return cls(view=model.view, runs_hooks=model.runs_hooks, gather=model.gather)
+        return cls(view=model.view, is_collective=model.is_collective, gather=model.gather)
 
     @contextmanager
     def ready(self) -> Iterator[CausalLM]:
@@ -70,8 +70,8 @@ class InPlaceWeights:
             yield self.view
 
 
-class Sampled(Protocol):
-    """A model that is sampled from: the student, or the teacher."""
+class InPlaceModel(Protocol):
+    """A model that can be rolled out: the student, or the teacher."""
 
     @property
     def view(self) -> CausalLM: ...
@@ -80,13 +80,13 @@ class Sampled(Protocol):
     def zero_stage(self) -> int: ...
 
     @property
-    def runs_hooks(self) -> bool: ...
+    def is_collective(self) -> bool: ...
 
     def gather(self) -> None: ...
 
 
 def choose_placement(
-    sampled: Sampled, *, settings: GenerationConfig, world: World, role: str = "student"
+    sampled: InPlaceModel, *, settings: GenerationConfig, world: World, role: str = "student"
 ) -> tuple[Placement, str]:
     """The decoding layout, and one sentence that says which and why; all ranks call it together.
 
@@ -102,7 +102,7 @@ def choose_placement(
     free_bytes = scarcest_bytes(world, hosts=hosts)
     choice = choose_layout(blank_copy(sampled.view.model), settings=settings, free_bytes=free_bytes, hosts=hosts)
     if choice.layout == "zero3":
-        where = "ZeRO-3 shards" if sampled.runs_hooks else f"the {role}'s own weights, gathered for the window"
+        where = "ZeRO-3 shards" if sampled.is_collective else f"the {role}'s own weights, gathered for the window"
         return InPlaceWeights.of(sampled), f"sampling from {where} ({choice.reason})"
     group = None
     if choice.layout == "tensor_parallel":

@@ -17,7 +17,7 @@ from kd.models.causal_lm import CausalLM
 from kd.models.vocabulary import SharedVocabulary
 from kd.rollout.decode import DecodingRows, Response, Streams, next_logits
 from kd.rollout.kv_cache import PreallocatedCache
-from kd.rollout.placement import Placement
+from kd.rollout.placement import InPlaceModel, InPlaceWeights, Placement
 from kd.rollout.sampler import Sampler
 from kd.rollout.sampling import DecodingSettings, choose_tokens
 
@@ -27,30 +27,43 @@ class TeacherMixedSampler(Sampler):
 
     def __init__(
         self,
-        student: Placement,
-        teacher: Placement,
+        weights: "_Pair",
         *,
         teacher_share: float,
         settings: GenerationConfig,
         vocabulary: SharedVocabulary,
         world: World,
-        say: Callable[[str], None] | None = None,
+        say: Callable[[str], None] | None,
     ) -> None:
-        """`teacher_share` is α, above 0; `say` gets a line whenever the run's log should tell something."""
-        pair = _Pair(student=student, teacher=teacher)
-        super().__init__(pair, settings=settings, vocabulary=vocabulary, world=world, say=say)
-        self._teacher = teacher
+        super().__init__(weights, settings=settings, vocabulary=vocabulary, world=world, say=say)
+        self._teacher = weights.teacher
         self._teacher_share = teacher_share
 
-    def _decode(self, view: CausalLM, prompts: PromptBatch, *, streams: Streams, keeps_hidden: bool) -> list[Response]:
-        group = self._weights.group
+    @classmethod
+    def of(cls, student: Sampler, *, teacher: InPlaceModel, teacher_share: float) -> "TeacherMixedSampler":
+        """The sampler of `student` with the teacher's help.
+
+        Args:
+            teacher_share: α, above 0.
+        """
+        return cls(
+            _Pair(student=student.weights, teacher=InPlaceWeights.of(teacher)),
+            teacher_share=teacher_share,
+            settings=student.settings,
+            vocabulary=student.vocabulary,
+            world=student.world,
+            say=student.say,
+        )
+
+    def _decode(self, view: CausalLM, prompts: PromptBatch, *, streams: Streams, keep_hidden: bool) -> list[Response]:
+        group = self.weights.group
         with self._teacher.ready() as teacher:
             return decode_mixed(
                 view,
                 teacher,
                 prompts,
                 teacher_share=self._teacher_share,
-                settings=self._settings,
+                settings=self._decoding,
                 streams=streams,
                 any_rank_active=self._any_rank_active,
                 agreed_tokens=None if group is None else group.from_first,
@@ -65,8 +78,8 @@ class _Pair:
     teacher: Placement
 
     @property
-    def runs_hooks(self) -> bool:
-        return self.student.runs_hooks or self.teacher.runs_hooks
+    def is_collective(self) -> bool:
+        return self.student.is_collective or self.teacher.is_collective
 
     @property
     def group(self) -> RankGroup | None:

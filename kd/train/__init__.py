@@ -1,0 +1,1 @@
+"""A run: assembling its parts, the training loop, validation, checkpoints, logs."""

@@ -1,4 +1,4 @@
-"""Checkpoints to go on from, and students to load with `from_pretrained`."""
+"""Checkpoints to resume from, and exports of the student for `from_pretrained`."""
 
 import json
 import os
@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 
 from kd.distributed import World
 from kd.errors import UserError
-from kd.methods.method import Method, StatefulMethod
+from kd.methods.base import Method
 from kd.models.lora import plain_parameters
 from kd.models.student import Student
 from kd.models.teacher import AdaptedTeacher
 from kd.models.vocabulary import SharedVocabulary, save_tokenizer
-from kd.zero.engine import gathered
+from kd.zero.residency import gathered
 
 _STATE_FILE = "trainer.json"
 _STEP_NAME = re.compile(r"step-(\d+)")
@@ -25,7 +25,7 @@ _STEP_NAME = re.compile(r"step-(\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class StateLayout:
-    """How the engines' state is cut into files, which only the same cut can read."""
+    """How the engines' state is divided into files, which only the same division can read."""
 
     num_ranks: int
     zero_stage: int
@@ -34,7 +34,7 @@ class StateLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerState:
-    """Where a run stands. Data order, sampling and learning rates follow from the step alone."""
+    """The progress of a run. Data order, sampling and learning rates follow from the step alone."""
 
     step: int = 0
     best: float | None = None
@@ -42,7 +42,7 @@ class TrainerState:
 
 
 class Checkpoints:
-    """The directory `checkpoints/` of a run: complete steps only, the newest few of them."""
+    """The directory `checkpoints/` of a run: complete steps only, the latest few of them."""
 
     def __init__(self, run_dir: Path, *, keep: int, layout: StateLayout, world: World) -> None:
         self._layout = layout
@@ -50,8 +50,8 @@ class Checkpoints:
         self._keep = keep
         self._world = world
 
-    def newest(self) -> TrainerState:
-        """State of the newest complete checkpoint, or of a run that has not begun.
+    def latest(self) -> TrainerState:
+        """State of the latest complete checkpoint, or of a run that has not begun.
 
         Raises:
             UserError: it was written by another number of ranks, or with another ZeRO stage.
@@ -72,7 +72,7 @@ class Checkpoints:
     def save(
         self, state: TrainerState, *, student: Student, adapted_teacher: AdaptedTeacher | None, method: Method
     ) -> None:
-        """Write all of a run's state; an interrupted write leaves the older checkpoints as they were."""
+        """Write all state of a run; an interrupted write leaves the older checkpoints intact."""
         final, partial = self._path(state.step), self._directory / f"step-{state.step}.partial"
         if self._world.is_main:
             shutil.rmtree(partial, ignore_errors=True)
@@ -82,8 +82,7 @@ class Checkpoints:
         if adapted_teacher is not None:
             adapted_teacher.engine.save(partial / "teacher", with_frozen=False)
         torch.save(_random_states(self._world), partial / f"random-{self._world.rank}.pt")
-        if isinstance(method, StatefulMethod):
-            torch.save(method.state_dict(), partial / f"method-{self._world.rank}.pt")
+        torch.save(method.state_dict(), partial / f"method-{self._world.rank}.pt")
         self._world.barrier()
         if self._world.is_main:
             values = {"state": asdict(state), "layout": asdict(self._layout)}
@@ -97,14 +96,13 @@ class Checkpoints:
     def restore(
         self, state: TrainerState, *, student: Student, adapted_teacher: AdaptedTeacher | None, method: Method
     ) -> None:
-        """Bring engines and method to where `state` was saved."""
+        """Load the state of engines and method that was saved with `state`."""
         path = self._path(state.step)
         student.engine.load(path / "student", with_frozen=not student.is_adapted)
         if adapted_teacher is not None:
             adapted_teacher.engine.load(path / "teacher", with_frozen=False)
-        if isinstance(method, StatefulMethod):
-            remembered = torch.load(path / f"method-{self._world.rank}.pt", weights_only=True, map_location="cpu")
-            method.load_state_dict(remembered)
+        state_dict = torch.load(path / f"method-{self._world.rank}.pt", weights_only=True, map_location="cpu")
+        method.load_state_dict(state_dict)
         states = torch.load(path / f"random-{self._world.rank}.pt", weights_only=True)
         torch.set_rng_state(states["cpu"])
         if "cuda" in states:
@@ -120,7 +118,7 @@ class Checkpoints:
 
 
 def _random_states(world: World) -> dict[str, torch.Tensor]:
-    # Only dropout draws from these; sampling has its own streams.
+    # Only dropout uses these; sampling has streams of its own.
     states = {"cpu": torch.get_rng_state()}
     if world.device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(world.device)
@@ -135,16 +133,16 @@ def export_student(
     vocabulary: SharedVocabulary,
     world: World,
 ) -> None:
-    """Write the student (and what adapts its teacher) as a Hugging Face directory; all ranks call it together.
+    """Write the student (and its teacher's prompt or adapters) as a Hugging Face directory; all ranks call it together.
 
     A student with adapters is written merged, with the adapters beside it. Weights are gathered one by one; only
-    the main rank holds a whole copy, in host memory.
+    the main rank holds all of them, in host memory.
     """
     weights: dict[str, torch.Tensor] = {}
     for parameter in plain_parameters(student.model):
         with gathered(parameter.sources):
             if world.is_main:
-                # A copy also on a CPU, where the gathered parameter is about to be released.
+                # A copy on a CPU too, where the gathered parameter is about to be partitioned.
                 weights[parameter.name] = parameter.value().to("cpu", copy=True)
     writers = [] if adapted_teacher is None else [adapted_teacher.writer()]
     if student.is_adapted:

@@ -31,6 +31,7 @@ class MetricLog:
         self._interval: list[StepMetrics] = []
         self._elapsed = 0.0
         self._started = time.perf_counter()
+        self._global_batch = config.schedule.global_batch
         self._may_overflow = config.model.dtype == "fp16"
         self._mirrors: list[Callable[[Record], None]] = []
         self._path = run_dir / FILE_NAME
@@ -57,7 +58,7 @@ class MetricLog:
         self._count_time()
         elapsed = self._elapsed / len(steps)
         record: Record = {"step": step, "epoch": epoch}
-        record |= self._token_means(trained, tokens)
+        record |= self._token_means(trained)
         for name, value in steps[-1].values.items():
             record |= self._finite(name, float(value))
         for name in PHASES:
@@ -65,7 +66,7 @@ class MetricLog:
                 record[f"{name}_seconds"] = sum(spans.get(name, 0.0) for spans in seconds) / len(steps)
         record |= {
             "response_tokens": tokens / len(steps),
-            "mean_response_length": tokens / sum(metrics.num_sequences for metrics in steps),
+            "mean_response_length": tokens / (len(steps) * self._global_batch),
             "step_seconds": elapsed,
             "tokens_per_second": tokens / len(steps) / elapsed,
             "peak_memory_bytes": self._peak_memory(),
@@ -91,15 +92,18 @@ class MetricLog:
         """Leave what has just been done (validation, a checkpoint) out of the next step's time."""
         self._started = time.perf_counter()
 
-    def _token_means(self, trained: list[StepMetrics], tokens: int) -> Record:
+    def _token_means(self, trained: list[StepMetrics]) -> Record:
         if not trained:
             return {}
-        names = list(trained[0].token_sums)
-        sums = torch.stack([sum(m.token_sums[name].double() for m in trained) for name in names])  # type: ignore[misc]
+        # The terms of a step may differ from those of the next one: each mean is over the steps that have it.
+        names = list(dict.fromkeys(name for metrics in trained for name in metrics.token_means))
+        steps_of = {name: [metrics for metrics in trained if name in metrics.token_means] for name in names}
+        parts = [torch.stack([m.token_means[name].double() * m.num_tokens for m in steps_of[name]]) for name in names]
+        sums = torch.stack([part.sum() for part in parts])
         self._world.sum_across_ranks(sums)
         means: Record = {}
-        for name, value in zip(names, (sums / tokens).tolist(), strict=True):
-            means |= self._finite(name, value)
+        for name, value in zip(names, sums.tolist(), strict=True):
+            means |= self._finite(name, value / sum(metrics.num_tokens for metrics in steps_of[name]))
         return means
 
     def _finite(self, name: str, value: float) -> Record:

@@ -13,24 +13,25 @@ from typing import Any
 
 import torch
 
-from kd.config.load import read_config, to_yaml
+from kd.config.load import to_yaml
 from kd.config.schema import Config
 from kd.distributed import World
 from kd.errors import UserError
+from kd.methods import load_config
 
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 LOG_FILE = "log.txt"
 _PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "safetensors")
 
-# What a resumed run may have changed: none of it alters the course of training.
-_FREE_SECTIONS = ("run", "checkpoints")
-_FREE_FIELDS = (
+RESUMABLE_SECTIONS = ("run", "checkpoints")
+"""Sections that may change when a run resumes (except run.seed): they do not affect the result of training."""
+RESUMABLE_FIELDS = (
     "model.gradient_checkpointing",
     "schedule.micro_batch",
     "engine.gather",
     "engine.loss_chunk_mib",
-    "engine.pass_tokens",
+    "engine.inference_batch_tokens",
     "generation.max_batch_tokens",
     "generation.keep_weights",
     "generation.layout",
@@ -73,10 +74,10 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _check_same_course(config: Config, previous: Path) -> None:
-    old, new = _flatten(asdict(read_config(previous))), _flatten(asdict(config))
+    old, new = _flatten(asdict(load_config(previous))), _flatten(asdict(config))
     for name, value in new.items():
-        free = name.split(".")[0] in _FREE_SECTIONS and name != "run.seed"
-        if not free and name not in _FREE_FIELDS and old[name] != value:
+        free = name.split(".")[0] in RESUMABLE_SECTIONS and name != "run.seed"
+        if not free and name not in RESUMABLE_FIELDS and old[name] != value:
             raise UserError(
                 f"run.dir {previous.parent}: was started with {name}={old[name]}, now it is {value};"
                 " restore it to go on, or choose another run.dir"

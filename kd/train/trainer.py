@@ -1,4 +1,4 @@
-"""The loop around a method: windows, logs, validation, checkpoints, the end."""
+"""The training loop around a method: global batches, logs, validation, checkpoints."""
 
 import time
 from collections.abc import Callable
@@ -8,23 +8,25 @@ from pathlib import Path
 import torch
 
 from kd.config.schema import Config
+from kd.data.global_batch import EmptyBatchError
 from kd.data.loader import BatchLoader
 from kd.distributed import World
-from kd.methods.method import Method, ValidationFollower
+from kd.methods.base import Method
 from kd.models.student import Student
 from kd.models.teacher import AdaptedTeacher
 from kd.train.checkpoint import Checkpoints, TrainerState
 from kd.train.console import RunConsole
 from kd.train.metric_log import MetricLog
 from kd.train.validation import Validator
+from kd.zero.recorder import Recorder, StepMetrics
 
 Export = Callable[[Path], None]
-"""Writes the student of this moment as a Hugging Face directory."""
+"""Writes the current student as a Hugging Face directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """Everything a run needs, put together by `kd.train.assemble`."""
+    """Everything that a run needs, connected by `kd.train.assemble`."""
 
     config: Config
     world: World
@@ -37,26 +39,27 @@ class Trainer:
     checkpoints: Checkpoints
     console: RunConsole
     log: MetricLog
+    recorder: Recorder
     export: Export
 
     def train(self, state: TrainerState) -> TrainerState:
-        """Go on from `state` to the last step, or until run.max_hours have passed; returns the state then."""
+        """Train from `state` to the last step, or until run.max_hours have passed; returns the state reached."""
         started = time.monotonic()
         num_steps = self.config.schedule.steps
-        if state.step == 0 and self.validator is not None and isinstance(self.method, ValidationFollower):
+        if state.step == 0 and self.validator is not None and self.method.follows_validation:
             self.method.follow_validation(self.validator.loss())
         self.log.restart_clock()
         while state.step < num_steps:
             step = state.step + 1
-            metrics = self.method.step(self.loader.window(step))
+            metrics = self.step(step)
             self.log.add(metrics)
             if metrics.num_tokens == 0:
-                self.console.say(f"step {step}: no response token in the whole window; the step is skipped")
+                self.console.say(f"step {step}: the global batch has no response token; the step is skipped")
             out_of_time = self._out_of_time(started)
             saves = step == num_steps or out_of_time or step % self.config.checkpoints.every == 0
             state = self._finish_step(replace(state, step=step), saves=saves)
-            # Before the checkpoint: a run that is killed in between comes here again.
-            self._export_on_the_way(state.step)
+            # Before the checkpoint: a run that is killed in between repeats this step.
+            self._export_if_due(state.step)
             if saves:
                 self.checkpoints.save(
                     state, student=self.student, adapted_teacher=self.adapted_teacher, method=self.method
@@ -65,32 +68,48 @@ class Trainer:
             if out_of_time and step < num_steps:
                 self.console.say(
                     f"run.max_hours={self.config.run.max_hours} have passed: stopped after step {step} of {num_steps};"
-                    " the same command goes on from here"
+                    " the same command resumes from here"
                 )
                 return state
         self.export(self.run_dir / "final")
         return state
 
-    def _export_on_the_way(self, step: int) -> None:
-        """Keep the student of this step where `checkpoints.export_every` asks for it."""
+    def step(self, step: int) -> StepMetrics:
+        """Run optimizer step `step`, which counts from 1; all ranks call it together."""
+        models = [model for model in (self.student, self.adapted_teacher) if model is not None]
+        self.recorder.start(step=step)
+        is_complete = False
+        try:
+            self.method.step(self.loader.batch(step))
+            is_complete = True
+        except EmptyBatchError:
+            return self.recorder.skip()
+        finally:
+            if not is_complete:
+                for model in models:
+                    model.discard()
+        return self.recorder.finish()
+
+    def _export_if_due(self, step: int) -> None:
+        """Export the student of this step if `checkpoints.export_every` says so."""
         every = self.config.checkpoints.export_every
         if every is not None and step % every == 0:
             self.export(self.run_dir / "exports" / f"step-{step}")
             self.log.restart_clock()
 
     def _finish_step(self, state: TrainerState, *, saves: bool) -> TrainerState:
-        """Log and validate where it is due."""
+        """Log and validate when due."""
         is_last = state.step == self.config.schedule.steps
         validates = self.validator is not None and (is_last or state.step % self.config.validation.every == 0)
-        # A checkpoint ends an interval too: it must not keep numbers that nobody has looked at, and a resumed
-        # run starts with an empty interval.
+        # A checkpoint ends an interval too: a resumed run starts with an empty one, and what is saved has been checked
+        # to be finite.
         if not (validates or saves or state.step % self.config.run.log_every == 0):
             return state
         record = self.log.close_interval(step=state.step, epoch=self.loader.epoch_at(state.step))
         if self.validator is not None and validates:
             results = self.validator.measure()
             record |= results
-            if isinstance(self.method, ValidationFollower):
+            if self.method.follows_validation:
                 self.method.follow_validation(results["validation/loss"])
             state = self._keep_best(state, results)
             self.log.restart_clock()
@@ -99,8 +118,9 @@ class Trainer:
         return state
 
     def _keep_best(self, state: TrainerState, results: dict[str, float]) -> TrainerState:
-        """Export the student where it is better than all before: by ROUGE-L, or by loss without sampling."""
-        score = results.get("validation/rougeL", -results["validation/loss"])
+        """Export the student if its validation score is the best so far."""
+        assert self.validator is not None
+        score = self.validator.score(results)
         if state.best is not None and not score > state.best:
             return state
         self.export(self.run_dir / "best")

@@ -1,40 +1,38 @@
-"""Validation while training: cross entropy on the references, ROUGE-L of sampled responses."""
+"""Validation while training: cross entropy on the references, and metrics of generated responses."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from evaluation.rouge_l import rouge_l
 from kd.config.schema import Config
-from kd.data.batch import SequenceBatch, TokenSequence, cut_micro_batches
+from kd.data.batch import TokenSequence
 from kd.data.encoding import Example
+from kd.data.global_batch import EmptyBatchError, GlobalBatcher
 from kd.distributed import World
 from kd.errors import UserError
-from kd.losses.fused import FusedLoss
-from kd.losses.likelihood import LikelihoodTerm
-from kd.losses.terms import Projection
-from kd.methods.method import Groundwork
 from kd.models.student import Student
 from kd.models.vocabulary import SharedVocabulary
 from kd.rollout.sampler import Sampler
+from kd.text_metrics import METRICS, Metric, find_metric
 
 
 def check_validation(examples: Sequence[Example], *, config: Config, world: World) -> None:
-    """Check that every rank gets a row.
+    """Check that every rank gets a row, and that the metric can be computed.
 
     Raises:
-        UserError: fewer rows than ranks.
+        UserError: fewer rows than ranks, or an answer pattern that is not a regular expression.
     """
     num_rows = min(len(examples), config.validation.rows)
     if num_rows < world.size:
         raise UserError(
             f"{config.data.validation}: {num_rows} validation rows for {world.size} ranks; give at least one each"
         )
+    _metrics(config)
 
 
 class Validator:
-    """Measures the student on held-out rows, shared out over the ranks."""
+    """Measures the student on held-out rows, which are distributed over the ranks."""
 
     def __init__(
         self,
@@ -44,54 +42,72 @@ class Validator:
         student: Student,
         sampler: Sampler | None,
         vocabulary: SharedVocabulary,
-        groundwork: Groundwork,
+        batcher: GlobalBatcher,
         world: World,
     ) -> None:
-        """`sampler` None leaves ROUGE-L out."""
-        rows = examples[: config.validation.rows]
-        self._examples = rows[world.rank :: world.size]
-        self._num_rows = len(rows)
+        """Without a `sampler`, only the loss is measured."""
+        self._rows = examples[: config.validation.rows]
         self._student = student
         self._sampler = sampler
         self._vocabulary = vocabulary
-        self._groundwork = groundwork
+        self._batcher = batcher
         self._world = world
         self._seed = config.validation.seed
-        self._micro_batch = config.schedule.micro_batch
+        self._rows_per_batch = config.schedule.global_batch
+        self._metrics = _metrics(config) if sampler is not None else {}
+        self._criterion = config.validation.metric if config.validation.metric in self._metrics else "loss"
 
     def measure(self) -> dict[str, float]:
-        """validation/loss (nats per response token) and validation/rougeL (×100); all ranks call it together."""
+        """validation/loss [nats per response token] and, of generated responses, metrics such as validation/rougeL.
+
+        Metrics are ×100. All ranks call it together.
+        """
         results = {"validation/loss": self.loss()}
         if self._sampler is not None:
-            results["validation/rougeL"] = self._rouge_l(self._sampler)
+            results |= self._response_metrics(self._sampler)
         return results
+
+    def score(self, results: dict[str, float]) -> float:
+        """The result of `measure` that selects the best student; higher is better."""
+        value = results[f"validation/{self._criterion}"]
+        return -value if self._criterion == "loss" else value
 
     def loss(self) -> float:
         """Cross entropy on the references [nats per response token]; all ranks call it together."""
-        batches = cut_micro_batches([row.with_response() for row in self._examples], micro_batch=self._micro_batch)
-        # Under ZeRO-3 a forward pass needs all ranks: those with fewer batches run one without a response.
-        most = int(self._world.max_across_ranks(torch.tensor(len(batches), device=self._world.device)).item())
-        first = self._examples[0]
-        silent = TokenSequence(row_id=0, prompt_ids=first.prompt_ids, response_ids=np.zeros(0, dtype=np.int32))
-        batches += [[silent]] * (most - len(batches))
-        totals = torch.zeros(2, dtype=torch.float64, device=self._world.device)
-        for rows in batches:
-            batch = SequenceBatch.collate(rows, pad_id=self._vocabulary.pad_id, device=self._world.device)
-
-            def loss(student: Projection, labels: torch.Tensor = batch.labels) -> FusedLoss:
-                return self._groundwork.loss(student, [LikelihoodTerm(labels=labels)], scale=1.0)
-
-            totals[0] += self._student.measure(batch, loss)[0]
-            totals[1] += batch.num_response_tokens
-        self._student.release()
-        nats, tokens = self._world.sum_across_ranks(totals).tolist()
-        return float(nats / tokens)
-
-    def _rouge_l(self, sampler: Sampler) -> float:
-        sequences = sampler.sample(self._examples, seed=self._seed, step=0).sequences
-        self._student.release()
         total = torch.zeros((), dtype=torch.float64, device=self._world.device)
-        for example, sequence in zip(self._examples, sequences, strict=True):
+        num_tokens = 0
+        for start in range(0, len(self._rows), self._rows_per_batch):
+            rows = self._rows[start : start + self._rows_per_batch]
+            own = [row.with_response() for row in rows[self._world.rank :: self._world.size]]
+            try:
+                batch = self._batcher(own or [self._dummy()])
+            except EmptyBatchError:
+                continue
+            log_probs = self._student.outputs(batch).token_log_probs(batch.labels)
+            total -= log_probs.sum(dtype=torch.float64)
+            num_tokens += batch.num_tokens
+        self._student.release()
+        return float(self._world.sum_across_ranks(total).item() / num_tokens)
+
+    def _dummy(self) -> TokenSequence:
+        """A row without a response, for a rank that has none of a batch."""
+        prompt = self._rows[0].prompt_ids
+        return TokenSequence(row_id=0, prompt_ids=prompt, response_ids=np.zeros(0, dtype=np.int32))
+
+    def _response_metrics(self, sampler: Sampler) -> dict[str, float]:
+        examples = self._rows[self._world.rank :: self._world.size]
+        sequences = sampler.sample(examples, seed=self._seed, step=0).sequences
+        self._student.release()
+        totals = torch.zeros(len(self._metrics), dtype=torch.float64, device=self._world.device)
+        for example, sequence in zip(examples, sequences, strict=True):
             text = str(self._vocabulary.tokenizer.decode(sequence.response_ids, skip_special_tokens=True))
-            total += rouge_l(text, example.references)
-        return float(100 * self._world.sum_across_ranks(total).item() / self._num_rows)
+            totals += totals.new_tensor([metric(text, example.references) for metric in self._metrics.values()])
+        means = (100 * self._world.sum_across_ranks(totals) / len(self._rows)).tolist()
+        return {f"validation/{name}": mean for name, mean in zip(self._metrics, means, strict=True)}
+
+
+def _metrics(config: Config) -> dict[str, Metric]:
+    """The metrics of generated responses: ROUGE-L always, and the one that selects the best student."""
+    names = [name for name in ("rougeL", config.validation.metric) if name in METRICS or name == "accuracy"]
+    pattern = config.validation.answer_pattern
+    return {name: find_metric(name, answer_pattern=pattern) for name in dict.fromkeys(names)}

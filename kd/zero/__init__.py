@@ -1,0 +1,1 @@
+"""DeepSpeed engines: one global batch, where ZeRO has the parameters, and what a step measures."""

@@ -1,4 +1,4 @@
-"""Update rules and the course of the learning rates."""
+"""Optimizers and learning rate schedules."""
 
 import math
 from collections.abc import Iterable
@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from kd.config.schema import OptimizerConfig, ScheduleConfig
+from kd.zero.residency import full_shape
 
 
 def learning_rate_factor(step: int, *, schedule: ScheduleConfig) -> float:
-    """What a base learning rate is multiplied by at `step` (from 1 to `schedule.steps`).
+    """Factor of a base learning rate at `step` (from 1 to `schedule.steps`).
 
     The factor depends on the step alone, so a resumed run needs no state for it.
     """
@@ -41,5 +42,4 @@ def make_optimizer(
 
 
 def _num_dimensions(parameter: nn.Parameter) -> int:
-    # Under ZeRO-3 every parameter looks one-dimensional; its real shape is ds_shape.
-    return len(getattr(parameter, "ds_shape", parameter.shape))
+    return len(full_shape(parameter))

@@ -1,4 +1,4 @@
-"""What one optimizer step reports, without waiting for the device."""
+"""What one optimizer step measures, without synchronising with the device."""
 
 import time
 from collections.abc import Iterator
@@ -11,28 +11,36 @@ from torch import Tensor
 
 Phase = Literal["generation", "teacher", "prompt", "student", "optimizer"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-"""What a step's seconds are split into: sampling, the teacher's passes without gradient, forward and backward of
-the prompt's and of the student's loss, and the update rules."""
+"""Parts of a step's time: rollouts, the teacher's inference, forward and backward of the prompt's and of the
+student's loss, and the optimizers."""
 
 
 class Stopwatch:
-    """Times the parts of a step; on a GPU with events, which do not stop the device."""
+    """Times the phases of a step; on a GPU with events, which do not stall the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
         self._spans: list[tuple[Phase, float | torch.cuda.Event, float | torch.cuda.Event]] = []
+        self._is_running = False
 
     @contextmanager
     def time(self, phase: Phase) -> Iterator[None]:
-        """Add the time of the body to `phase`."""
-        start = self._now()
-        # So that a profile of the step shows its phases too.
-        with torch.profiler.record_function(phase):
+        """Add the time of the body to `phase`; inside another phase it belongs to that one."""
+        if self._is_running:
             yield
+            return
+        self._is_running = True
+        start = self._now()
+        try:
+            # Profiles of the step show its phases, too.
+            with torch.profiler.record_function(phase):
+                yield
+        finally:
+            self._is_running = False
         self._spans.append((phase, start, self._now()))
 
     def seconds(self) -> dict[Phase, float]:
-        """Seconds of each phase; waits for a GPU to finish what was timed."""
+        """Seconds of each phase; on a GPU, this waits for the timed work."""
         if self._on_gpu:
             torch.cuda.synchronize()
         total: dict[Phase, float] = {}
@@ -59,12 +67,58 @@ def _elapsed(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> 
 class StepMetrics:
     """Measurements of one optimizer step on one rank."""
 
-    num_tokens: int
-    """Response tokens of the window on all ranks; 0 means that the step was skipped."""
-    num_sequences: int
-    """Sequences of the window on all ranks."""
-    token_sums: dict[str, Tensor] = field(default_factory=dict)
-    """Sums over this rank's response tokens; logged as means over all ranks' tokens."""
+    num_tokens: int = 0
+    """Response tokens, on all ranks, of the batch that the student was trained on; 0 for a skipped step."""
+    token_means: dict[str, Tensor] = field(default_factory=dict)
+    """This rank's part of means over response tokens: their sum over the ranks is logged."""
     values: dict[str, float | Tensor] = field(default_factory=dict)
     """Numbers that are the same on all ranks."""
     stopwatch: Stopwatch
+
+
+class Recorder:
+    """Collects the measurements of the step in progress: its models, its method and the rollouts report to it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.start(step=0)
+
+    def start(self, *, step: int) -> None:
+        """Begin optimizer step `step`, which counts from 1."""
+        self.step = step
+        self._stopwatch = Stopwatch(self._device)
+        self._num_tokens = 0
+        self._means: dict[str, Tensor] = {}
+        self._values: dict[str, float | Tensor] = {}
+
+    @contextmanager
+    def time(self, phase: Phase) -> Iterator[None]:
+        """Add the time of the body to a phase of the step."""
+        with self._stopwatch.time(phase):
+            yield
+
+    def trained_on(self, num_tokens: int) -> None:
+        """Note the size of the batch that the student is trained on; the first one counts."""
+        self._num_tokens = self._num_tokens or num_tokens
+
+    def add_token_mean(self, name: str, token_sum: Tensor, *, num_tokens: int) -> None:
+        """Add this rank's sum over some response tokens to a mean over `num_tokens` tokens of all ranks."""
+        part = token_sum / num_tokens
+        self._means[name] = self._means[name] + part if name in self._means else part
+
+    def record(self, name: str, value: float | Tensor) -> None:
+        """Note a number that is the same on all ranks."""
+        self._values[name] = value
+
+    def finish(self) -> StepMetrics:
+        """The measurements of the step."""
+        return StepMetrics(
+            num_tokens=self._num_tokens,
+            token_means=self._means,
+            values=self._values,
+            stopwatch=self._stopwatch,
+        )
+
+    def skip(self) -> StepMetrics:
+        """The measurements of a step without a response token."""
+        return StepMetrics(stopwatch=self._stopwatch)

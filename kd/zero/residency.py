@@ -1,14 +1,18 @@
-"""A ZeRO-3 model in one piece for the passes of a window, where memory allows.
+"""Where ZeRO-3 has the parameters, and every private DeepSpeed name that this project uses.
 
-Left to itself, DeepSpeed gathers each layer for each pass, through a buffer for several parameters and a copy out of
-it, and all ranks wait for each other at every layer. Gathered at once, the parameters move once for all passes of a
-window and without a copy, and an fp32 gradient is reduced once for all of its micro-batches.
+Parameters are *partitioned* over the ranks, *gathered* for some work, or *resident* in full on every rank. DeepSpeed's
+hooks gather each layer for each forward and backward pass, through a buffer and a copy out of it, and all ranks wait
+for each other at every layer. Where memory allows, `ResidentParameters` gathers the model once for a global batch:
+the parameters move once, without a copy, and an fp32 gradient is reduced once for all micro-batches.
+
+setup.py bounds DeepSpeed's version; `tests/unit/zero/test_residency.py` names what a new version has changed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import deepspeed
 import torch
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import nn
@@ -18,27 +22,71 @@ from kd.distributed import World
 from kd.zero.memory import gib, scarcest_bytes
 
 _SHARE = 8
-"""`auto` keeps a model whole where it takes at most one part in so many of the free memory."""
-# DeepSpeed shards no parameter that a module is at work with; it numbers its modules from 0.
+"""`auto` keeps a model resident where it takes at most this fraction (1 / 8) of the free memory."""
+# DeepSpeed partitions no parameter that a module is active with; it numbers its modules from 0.
 _IN_USE = -1
 _SMALL = 2**17
-"""Elements below which moving a parameter costs less than an operation of its own."""
+"""Number of elements below which an all-gather of its own costs more than a copy out of a shared buffer."""
+
+
+def is_zero3(parameter: nn.Parameter) -> bool:
+    """Whether ZeRO-3 manages a parameter."""
+    return hasattr(parameter, "ds_id")
+
+
+def is_gathered(parameter: nn.Parameter) -> bool:
+    """Whether a parameter can be read as it is: gathered, or not managed by ZeRO-3."""
+    return bool(getattr(parameter, "ds_status", ZeroParamStatus.AVAILABLE) == ZeroParamStatus.AVAILABLE)
+
+
+def full_shape(parameter: nn.Parameter) -> torch.Size:
+    """Shape of a parameter, partitioned or not; a partitioned one looks one-dimensional."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
+
+
+def gathered(parameters: Sequence[nn.Parameter]) -> deepspeed.zero.GatheredParameters:
+    """Gathered parameters inside the context, for reading only."""
+    partitioned = [parameter for parameter in parameters if not is_gathered(parameter)]
+    return deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned))
+
+
+def remove_hooks(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Stop an engine's hooks from gathering its parameters; the caller gathers them from now on."""
+    optimizer = engine.optimizer
+    # Without an optimizer, the engine has the object that gathers in its place.
+    getattr(optimizer, "parameter_offload", optimizer).destroy()
+    # After an update DeepSpeed gathers small parameters again, the frozen ones too.
+    optimizer.persistent_parameters = [p for p in optimizer.persistent_parameters if p.requires_grad]
+
+
+def release_gathered(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Partition what an engine's hooks have gathered for a backward pass that an inference batch does not have.
+
+    The engine's own method for it also collects garbage, which takes longer than a small model's forward pass.
+    """
+    engine.optimizer.empty_partition_cache()
+
+
+def records_grad_norm(engine: deepspeed.DeepSpeedEngine) -> bool:
+    """Whether the engine's optimizer computes the gradient's norm; plain ones (ZeRO-0 in fp32) do not."""
+    return hasattr(engine.optimizer, "_global_grad_norm")
 
 
 class ResidentParameters:
-    """The parameters of a sharded model, gathered and sharded again together; all ranks call it together."""
+    """The parameters of a partitioned model, gathered and partitioned together; all ranks call it together."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._parameters: list[Any] = [parameter for parameter in module.parameters() if hasattr(parameter, "ds_id")]
+        self._parameters: list[Any] = [parameter for parameter in module.parameters() if is_zero3(parameter)]
 
     @property
     def keeps_gradient(self) -> bool:
-        """Whether the gradient of a window can stay whole in the parameters' own precision, which loses nothing."""
+        """Whether a global batch's gradient can accumulate in the parameters' own precision without loss."""
         return all(parameter.ds_tensor.dtype == torch.float32 for parameter in self._trained)
 
     @property
     def num_bytes(self) -> int:
-        """Of the whole model, and of the gradient that it keeps."""
+        """Size of the gathered model, and of the gradient that it keeps."""
         kept = [*self._parameters, *(self._trained if self.keeps_gradient else [])]
         return sum(int(parameter.ds_numel) * int(parameter.ds_tensor.element_size()) for parameter in kept)
 
@@ -47,21 +95,21 @@ class ResidentParameters:
         return [parameter for parameter in self._parameters if parameter.requires_grad]
 
     def gather(self) -> None:
-        """Make every parameter whole until `shard`; nothing moves that is whole already."""
+        """Make every parameter resident until `partition`; nothing moves that is resident already."""
         missing = [parameter for parameter in self._parameters if _IN_USE not in parameter.ds_active_sub_modules]
-        sharded = [parameter for parameter in missing if not is_whole(parameter)]
-        small = [parameter for parameter in sharded if parameter.ds_numel < _SMALL]
-        large = [parameter for parameter in sharded if parameter.ds_numel >= _SMALL]
+        partitioned = [parameter for parameter in missing if not is_gathered(parameter)]
+        small = [parameter for parameter in partitioned if parameter.ds_numel < _SMALL]
+        large = [parameter for parameter in partitioned if parameter.ds_numel >= _SMALL]
         if small:
-            # One operation, and a copy out of its buffer.
+            # One collective, and a copy out of its buffer.
             small[0].all_gather_coalesced(small).wait()
         if large:
             large[0].all_gather(param_list=large)
         for parameter in missing:
             parameter.ds_active_sub_modules.add(_IN_USE)
 
-    def shard(self, *, trained_only: bool = False) -> None:
-        """Leave shards of what was gathered, or of the trained parameters, which an update is about to change."""
+    def partition(self, *, trained_only: bool = False) -> None:
+        """Partition what was gathered, or only the trained parameters, which an update is about to change."""
         kept = [
             parameter
             for parameter in self._parameters
@@ -69,15 +117,15 @@ class ResidentParameters:
         ]
         for parameter in kept:
             parameter.ds_active_sub_modules.discard(_IN_USE)
-        whole = [parameter for parameter in kept if is_whole(parameter) and not parameter.ds_persist]
-        if whole:
-            whole[0].partition(param_list=whole, has_been_updated=False)
+        resident = [parameter for parameter in kept if is_gathered(parameter) and not parameter.ds_persist]
+        if resident:
+            resident[0].partition(param_list=resident, has_been_updated=False)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Keep what is gathered through an update, in which DeepSpeed leaves shards of all parameters.
+        """Keep what is resident through an update, in which DeepSpeed partitions all parameters.
 
-        The trained ones must have been sharded before.
+        The trained ones must have been partitioned before.
         """
         kept = [
             (parameter, parameter.data) for parameter in self._parameters if _IN_USE in parameter.ds_active_sub_modules
@@ -89,44 +137,39 @@ class ResidentParameters:
             parameter.ds_active_sub_modules.add(_IN_USE)
 
 
-def is_whole(parameter: nn.Parameter) -> bool:
-    """Whether a parameter can be read as it is: gathered, or never sharded."""
-    return bool(getattr(parameter, "ds_status", ZeroParamStatus.AVAILABLE) == ZeroParamStatus.AVAILABLE)
+class PartitionedEngine(Protocol):
+    """An engine whose model may be partitioned."""
 
-
-class ShardedEngine(Protocol):
-    """An engine whose model may be sharded."""
-
-    is_sharded: bool
-    offloads_shards: bool
-    shards: ResidentParameters
+    is_partitioned: bool
+    offloads_parameters: bool
+    resident: ResidentParameters
 
     def gather_once(self) -> None: ...
 
 
-def choose_gathering(engines: Mapping[str, ShardedEngine], *, settings: EngineConfig, world: World) -> list[str]:
-    """Tell the engines of sharded models whether to gather them once for a window; all ranks call it together.
+def choose_gathering(engines: Mapping[str, PartitionedEngine], *, settings: EngineConfig, world: World) -> list[str]:
+    """Choose what the engines of partitioned models gather at a time; all ranks call it together.
 
     Args:
         engines: by role, such as teacher.
 
     Returns:
-        A sentence about each sharded model: what was chosen and why.
+        A sentence about each partitioned model: the choice and its reason.
     """
-    sharded = {role: engine for role, engine in engines.items() if engine.is_sharded}
-    if not sharded:
+    partitioned = {role: engine for role, engine in engines.items() if engine.is_partitioned}
+    if not partitioned:
         return []
     free_bytes = scarcest_bytes(world, hosts=world.hosts())
     sentences = []
-    for role, engine in sharded.items():
-        fits = engine.shards.num_bytes * _SHARE <= free_bytes and not engine.offloads_shards
+    for role, engine in partitioned.items():
+        fits = engine.resident.num_bytes * _SHARE <= free_bytes and not engine.offloads_parameters
         how = "layer by layer"
         if settings.gather == "model" or (settings.gather == "auto" and fits):
             engine.gather_once()
-            how = "once for the passes of a window"
-        reason = f"as engine.gather asks; {gib(engine.shards.num_bytes)}"
+            how = "once for each global batch"
+        reason = f"engine.gather={settings.gather}; {gib(engine.resident.num_bytes)}"
         if settings.gather == "auto":
-            place = "its shards are offloaded" if engine.offloads_shards else f"{gib(free_bytes)} are free on each rank"
-            reason = f"it takes {gib(engine.shards.num_bytes)}; {place}"
-        sentences.append(f"gathering the {role} {how} ({reason})")
+            memory = "parameters are offloaded" if engine.offloads_parameters else f"{gib(free_bytes)} free per rank"
+            reason = f"{gib(engine.resident.num_bytes)}; {memory}"
+        sentences.append(f"ZeRO-3 gathers the {role} {how} ({reason})")
     return sentences

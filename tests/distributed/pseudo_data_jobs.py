@@ -5,7 +5,7 @@ from pathlib import Path
 from kd.config.load import read_config
 from kd.distributed import World
 from kd.errors import UserError
-from kd.rollout.response_file import ResponseFile
+from kd.train.response_file import ResponseFile
 from launch.generate_pseudo_data import run_on
 
 

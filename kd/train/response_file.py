@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from kd.config.schema import Config
-from kd.data.batch import TokenIds, cut_prompt_batches
+from kd.data.batch import TokenIds, split_prompts
 from kd.data.encoding import Example
 from kd.distributed import RankGroup, World
 from kd.errors import UserError
+from kd.methods.seqkd import SeqKDSettings
 from kd.models.causal_lm import CausalLM
 from kd.models.teacher import Teacher
 from kd.models.vocabulary import SharedVocabulary
 from kd.rollout.placement import choose_placement
 from kd.rollout.sampler import Sampler
+from kd.zero.recorder import Recorder
 
 Answers = dict[tuple[int, int], dict[str, Any]]
 """Lines of the file by (row id, number of the sample)."""
@@ -37,7 +39,7 @@ class ResponseFile:
             "generation": {
                 name: getattr(config.generation, name) for name in ("max_new_tokens", "temperature", "top_p", "top_k")
             },
-            "seqkd": {"samples": config.seqkd.samples},
+            "seqkd": {"samples": config.section(SeqKDSettings).samples},
             "run": {"seed": config.run.seed},
         }
         self._settings_path = self._path.with_name(f"{self._path.name}.settings.json")
@@ -127,7 +129,7 @@ def write_responses(
         UserError: the teacher cannot be loaded, or memory ran out.
     """
     answers = _merge(world.gather_objects(file.read_parts()))
-    total = len(examples) * config.seqkd.samples
+    total = len(examples) * config.section(SeqKDSettings).samples
     if answers:
         say(f"going on after {len(answers)} of {total} responses")
     if len(answers) < total:
@@ -161,9 +163,9 @@ def _blocks(
     config: Config, examples: Sequence[Example], *, done: Container[tuple[int, int]], num_ranks: int
 ) -> Iterator[tuple[int, list[Example]]]:
     """What is still to do: the number of a sample, and rows that all ranks decode at once."""
-    for number in range(config.seqkd.samples):
+    for number in range(config.section(SeqKDSettings).samples):
         missing = [row for row in examples if (row.row_id, number) not in done]
-        for block in cut_prompt_batches(
+        for block in split_prompts(
             missing,
             slots_per_row=config.generation.max_new_tokens,
             max_batch_tokens=config.generation.max_batch_tokens * num_ranks,
@@ -183,7 +185,7 @@ class _HeldWeights:
     """Weights that never change: made ready once, for all that is sampled."""
 
     view: CausalLM
-    runs_hooks: bool
+    is_collective: bool
     group: RankGroup | None
 
     def ready(self) -> AbstractContextManager[CausalLM]:
@@ -194,11 +196,11 @@ class _HeldWeights:
 def _teacher_sampler(
     config: Config, *, vocabulary: SharedVocabulary, world: World, say: Callable[[str], None]
 ) -> Iterator[Sampler]:
-    teacher = Teacher(config)
+    teacher = Teacher(config, vocabulary=vocabulary, recorder=Recorder(world.device))
     weights, sentence = choose_placement(teacher, settings=config.generation, world=world, role="teacher")
     say(sentence)
     with weights.ready() as view:
-        held = _HeldWeights(view=view, runs_hooks=weights.runs_hooks, group=weights.group)
+        held = _HeldWeights(view=view, is_collective=weights.is_collective, group=weights.group)
         yield Sampler(held, settings=config.generation, vocabulary=vocabulary, world=world, say=say)
 
 

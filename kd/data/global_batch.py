@@ -1,0 +1,134 @@
+"""The global batch: the sequences of one optimizer step over all ranks, seen from one of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kd.data.batch import SequenceBatch, TokenSequence, split_by_rows, split_by_slots
+from kd.distributed import World
+
+
+class EmptyBatchError(Exception):
+    """No rank has a response token in a global batch, so that there is no mean over its tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MicroBatch:
+    """Sequences that go forward and backward at a time on one rank."""
+
+    batch: SequenceBatch
+    tokens: slice
+    """Its response tokens among those of the rank's share of the global batch."""
+    num_tokens: int
+    """Response tokens of the global batch on all ranks: the divisor of the mean."""
+    loss_scale: float
+    """Factor that turns a sum over tokens into this rank's part of the mean over the global batch's tokens.
+
+    DeepSpeed averages gradients over the ranks, so it is ranks / tokens: the sum of all parts does not depend on how
+    the global batch is split into ranks and micro-batches.
+    """
+
+    @property
+    def labels(self) -> Tensor:
+        """Response tokens y_t [N]."""
+        return self.batch.labels
+
+    @property
+    def token_indices(self) -> Tensor:
+        """Index of each response token in its response [N]."""
+        return self.batch.token_indices
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GlobalBatch:
+    """This rank's share of a global batch, in micro-batches and inference batches over the same order of tokens."""
+
+    sequences: Sequence[TokenSequence]
+    micro_batches: Sequence[MicroBatch]
+    inference_batches: Sequence[SequenceBatch]
+    """As many on every rank, because a ZeRO-3 forward pass is collective: a rank with fewer repeats its last one."""
+    num_own_inference_batches: int
+    num_tokens: int
+    """Response tokens on all ranks, at least one."""
+    student_hidden: Mapping[int, Tensor] | None = None
+    """By row id, the student's hidden states [n, H] that predicted each response token, where sampling kept them.
+
+    They are those of a forward pass over the finished sequence, up to rounding.
+    """
+
+    @property
+    def labels(self) -> Tensor:
+        """Response tokens of this rank [N], in the order of the micro-batches."""
+        return torch.cat([micro.labels for micro in self.micro_batches])
+
+    @property
+    def row_ids(self) -> list[int]:
+        """Rows of this rank, in the order of the micro-batches."""
+        return [row_id for micro in self.micro_batches for row_id in micro.batch.row_ids]
+
+
+class GlobalBatcher:
+    """Makes global batches: pads, splits and counts the sequences of all ranks."""
+
+    def __init__(self, *, micro_batch: int, inference_batch_tokens: int | None, pad_id: int, world: World) -> None:
+        """Describe the batches.
+
+        Args:
+            micro_batch: sequences of a micro-batch.
+            inference_batch_tokens: padded slots of an inference batch; None for the micro-batches themselves. Longer
+                batches pad more: they pay off only where each forward pass gathers a model.
+        """
+        self._micro_batch = micro_batch
+        self._inference_batch_tokens = inference_batch_tokens
+        self._pad_id = pad_id
+        self._world = world
+
+    def __call__(
+        self, sequences: Sequence[TokenSequence], *, student_hidden: Mapping[int, Tensor] | None = None
+    ) -> GlobalBatch:
+        """The global batch of every rank's `sequences` (at least one each); all ranks call it together.
+
+        Counting its tokens is the one host synchronisation of a step outside of rollouts.
+
+        Raises:
+            EmptyBatchError: on all ranks, when none has a response token.
+        """
+        batches = [self._collate(rows) for rows in split_by_rows(sequences, num_rows=self._micro_batch)]
+        inference = batches
+        if self._inference_batch_tokens is not None:
+            parts = split_by_slots(sequences, max_slots=self._inference_batch_tokens)
+            inference = [self._collate(rows) for rows in parts]
+        counts = self._world.gather_counts([sum(batch.num_response_tokens for batch in batches), len(inference)])
+        num_tokens = sum(tokens for tokens, _ in counts)
+        if num_tokens == 0:
+            raise EmptyBatchError
+        num_missing = max(number for _, number in counts) - len(inference)
+        return GlobalBatch(
+            sequences=sequences,
+            micro_batches=self._micro_batches(batches, num_tokens=num_tokens),
+            inference_batches=inference + inference[-1:] * num_missing,
+            num_own_inference_batches=len(inference),
+            num_tokens=num_tokens,
+            student_hidden=student_hidden,
+        )
+
+    def _micro_batches(self, batches: Sequence[SequenceBatch], *, num_tokens: int) -> list[MicroBatch]:
+        micro_batches = []
+        start = 0
+        for batch in batches:
+            end = start + batch.num_response_tokens
+            micro_batches.append(
+                MicroBatch(
+                    batch=batch,
+                    tokens=slice(start, end),
+                    num_tokens=num_tokens,
+                    loss_scale=self._world.size / num_tokens,
+                )
+            )
+            start = end
+        return micro_batches
+
+    def _collate(self, rows: Sequence[TokenSequence]) -> SequenceBatch:
+        return SequenceBatch.collate(rows, pad_id=self._pad_id, device=self._world.device)

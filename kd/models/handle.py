@@ -1,0 +1,204 @@
+"""A model as methods use it: outputs without gradient, backward on a micro-batch, one optimizer step.
+
+Gathering and releasing parameters, dummy forwards, heads, accumulation boundaries, timing, metrics and learning rates
+live here; a method sees none of them.
+"""
+
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kd.config.schema import Config
+from kd.data.global_batch import GlobalBatch, MicroBatch
+from kd.losses.fused import fused_loss
+from kd.losses.outputs import Head, Outputs, chunk_rows
+from kd.losses.terms import Term
+from kd.models.causal_lm import CausalLM
+from kd.models.vocabulary import SharedVocabulary
+from kd.zero.config import Json, zero_stage
+from kd.zero.engine import Engine
+from kd.zero.optimizer import learning_rate_factor
+from kd.zero.recorder import Phase, Recorder
+from kd.zero.residency import gathered, is_gathered
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MicroBatchLoss:
+    """The loss of one micro-batch, computed inside the engine's forward pass, where the parameters are gathered."""
+
+    terms: Mapping[str, Term]
+    scale: float
+    chunk_size: int
+
+    def __call__(self, trained: Outputs) -> tuple[Tensor, Tensor]:
+        """The loss and the sums of its terms [terms]; a tuple, because DeepSpeed's hooks look for tensors in it."""
+        result = fused_loss(trained, list(self.terms.values()), scale=self.scale, chunk_size=self.chunk_size)
+        return result.loss, result.term_sums
+
+
+class ModelHandle:
+    """A model in its DeepSpeed engine, one of several on the same devices."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        view: CausalLM,
+        *,
+        optimizer: torch.optim.Optimizer | None,
+        settings: Json,
+        config: Config,
+        vocabulary: SharedVocabulary,
+        recorder: Recorder,
+    ) -> None:
+        self.view = view
+        self.zero_stage = zero_stage(settings)
+        self.engine = Engine(module, optimizer=optimizer, settings=settings)
+        self._recorder = recorder
+        self._vocabulary_size = vocabulary.size
+        self._chunk_size = chunk_rows(vocabulary.size, byte_budget=config.engine.loss_chunk_mib * 2**20)
+        self._head: weakref.ref[Head] | None = None
+
+    @property
+    def is_collective(self) -> bool:
+        """Whether a forward pass is a collective operation that all ranks must run together."""
+        return self.engine.is_collective
+
+    def gather(self) -> None:
+        """Gather a model that is gathered once for a global batch; its step, or `release`, partitions it again."""
+        self.engine.gather()
+
+    def pause(self) -> None:
+        """Release what forward passes have gathered, before another model works on the same global batch."""
+        self.engine.pause()
+
+    def release(self) -> None:
+        """Partition all parameters."""
+        self.engine.release()
+
+    def _infer(self, batch: GlobalBatch, *inputs: object, phase: Phase) -> Outputs:
+        """Outputs at the response positions of this rank's share of a global batch, without gradient."""
+        with self._recorder.time(phase):
+            hidden: list[Tensor] = []
+            for index, part in enumerate(batch.inference_batches):
+                states = self.engine.infer(part, *inputs)
+                # The rest are dummy forwards, which keep the ranks' collectives in step.
+                if index < batch.num_own_inference_batches:
+                    hidden.append(states)
+            return self._outputs(torch.cat(hidden))
+
+    def _outputs(self, hidden: Float[Tensor, "N H"]) -> Outputs:
+        return Outputs(hidden=hidden, head=self._current_head())
+
+    def _current_head(self) -> Head:
+        """The head as it is now, gathered once for as long as some outputs refer to it."""
+        head = None if self._head is None else self._head()
+        if head is None:
+            head = self._read_head()
+            self._head = weakref.ref(head)
+        return head
+
+    def _read_head(self) -> Head:
+        parameters = self.view.head_parameters
+        if all(is_gathered(parameter) for parameter in parameters):
+            # These tensors outlive the partitioning of a gathered model.
+            tensors = [parameter.detach() for parameter in parameters]
+        else:
+            with gathered(parameters):
+                # A copy: the hooks would release a gathered parameter that is also the embedding after its forward.
+                tensors = [parameter.detach().clone() for parameter in parameters]
+        bias = tensors[1] if len(tensors) > 1 else None
+        return Head(weight=tensors[0], bias=bias, vocabulary_size=self._vocabulary_size)
+
+
+class TrainedHandle(ModelHandle):
+    """A model of which at least a part is trained."""
+
+    training_phase: Phase
+    metric_prefix = ""
+    """Of the learning rate and the gradient norm in the metrics."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        view: CausalLM,
+        *,
+        optimizer: torch.optim.Optimizer,
+        settings: Json,
+        config: Config,
+        vocabulary: SharedVocabulary,
+        recorder: Recorder,
+        learning_rate: float,
+    ) -> None:
+        """Start the engine; `learning_rate` is the base of the schedule in `config`."""
+        super().__init__(
+            module,
+            view,
+            optimizer=optimizer,
+            settings=settings,
+            config=config,
+            vocabulary=vocabulary,
+            recorder=recorder,
+        )
+        self._schedule = config.schedule
+        self._learning_rate = learning_rate
+        self._pending: tuple[MicroBatch, dict[str, Term]] | None = None
+        self._has_gradient = False
+        self._before_backward: list[Callable[[], None]] = []
+
+    def before_backward(self, make_room: Callable[[], None]) -> None:
+        """Call `make_room` before the first backward pass of each global batch: another model frees its memory."""
+        self._before_backward.append(make_room)
+
+    def backward(self, micro: MicroBatch, **terms: Term | None) -> None:
+        """Add a micro-batch's gradient: of the weighted terms' mean over the response tokens of its global batch.
+
+        The pass runs with the next call of `backward` or `step`: only then is it known whether this micro-batch is
+        the last one, after which DeepSpeed reduces the gradient.
+
+        Args:
+            terms: at least one loss term; each is logged under its name as a mean over the tokens, without its
+                weight. None leaves a term out.
+        """
+        self._run_pending(is_last=False)
+        self._pending = micro, {name: term for name, term in terms.items() if term is not None}
+
+    def step(self) -> None:
+        """One optimizer step with the gradient of all micro-batches since the last one."""
+        self._run_pending(is_last=True)
+        learning_rate = self._learning_rate * learning_rate_factor(self._recorder.step, schedule=self._schedule)
+        with self._recorder.time("optimizer"):
+            self.engine.step(learning_rate=learning_rate)
+        self._recorder.record(f"{self.metric_prefix}learning_rate", learning_rate)
+        self._recorder.record(f"{self.metric_prefix}grad_norm", self.engine.grad_norm)
+        self._has_gradient = False
+        # The update may have changed it.
+        self._head = None
+
+    def discard(self) -> None:
+        """Forget the gradient of a global batch that failed."""
+        self._pending = None
+        if self._has_gradient:
+            self._has_gradient = False
+            self.engine.discard()
+
+    def _run_pending(self, *, is_last: bool) -> None:
+        if self._pending is None:
+            return
+        (micro, terms), self._pending = self._pending, None
+        if not self._has_gradient:
+            for make_room in self._before_backward:
+                make_room()
+            self._has_gradient = True
+        with self._recorder.time(self.training_phase):
+            loss = MicroBatchLoss(terms=terms, scale=micro.loss_scale, chunk_size=self._chunk_size)
+            term_sums = self._backward(micro, loss, is_last=is_last)
+        for name, term_sum in zip(terms, term_sums, strict=True):
+            self._recorder.add_token_mean(name, term_sum, num_tokens=micro.num_tokens)
+
+    def _backward(self, micro: MicroBatch, loss: MicroBatchLoss, *, is_last: bool) -> Tensor:
+        """Run the engine's forward and backward pass; the sums of the loss terms [terms]."""
+        raise NotImplementedError
