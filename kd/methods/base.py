@@ -10,7 +10,7 @@ import numpy as np
 
 from kd.config.fields import Section
 from kd.config.schema import Config
-from kd.data.global_batch import GlobalBatch, GlobalBatcher
+from kd.data.global_batch import EmptyBatchError, GlobalBatch, GlobalBatcher
 from kd.data.loader import BatchLoader, ExampleBatch
 from kd.distributed import World
 from kd.errors import UserError
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from kd.models.teacher import AdaptedTeacher, Teacher
     from kd.models.vocabulary import SharedVocabulary
     from kd.rollout.sampler import Sampler
-    from kd.zero.recorder import Recorder
+    from kd.zero.recorder import Recorder, StepMetrics
 
-# Random streams beside those of rollouts, which have no spawn key.
-_STUDENT_ROWS = 1
+STUDENT_ROWS = 1
+"""A random stream beside those of rollouts, which have no spawn key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,7 @@ class Method(ABC):
         self.batcher = context.batcher
         self.recorder = context.recorder
         self._sampler = context.sampler
+        self._models = [model for model in (context.student, context.teacher) if model is not None]
 
     @classmethod
     def create(cls, context: MethodContext) -> "Method":
@@ -97,6 +98,21 @@ class Method(ABC):
     def step(self, batch: ExampleBatch) -> None:
         """One optimizer step on a global batch; all ranks call it together."""
         ...
+
+    def run(self, batch: ExampleBatch) -> "StepMetrics":
+        """Run `step` and return what it measured; a failed step leaves no gradient behind."""
+        self.recorder.start(step=batch.step)
+        is_complete = False
+        try:
+            self.step(batch)
+            is_complete = True
+        except EmptyBatchError:
+            return self.recorder.skip()
+        finally:
+            if not is_complete:
+                for model in self._models:
+                    model.discard()
+        return self.recorder.finish()
 
     @classmethod
     def check(cls, config: Config) -> None:
@@ -156,7 +172,11 @@ class Method(ABC):
         """
         if self._sampler is None:
             return self.references(batch)
-        rows = [row for row in batch.examples if self.is_student_row(row.row_id, batch, student_fraction)]
+        rows = [
+            row
+            for row in batch.examples
+            if self.is_student_row(row.row_id, step=batch.step, student_fraction=student_fraction)
+        ]
         with self.recorder.time("generation"):
             # All ranks must sample together: a rank without such a row discards the response of its first row.
             sampled = self._sampler.sample(
@@ -172,9 +192,9 @@ class Method(ABC):
         """The rows' own responses: references, or the fixed responses of data.responses."""
         return self.batcher([example.with_response() for example in batch.examples])
 
-    def is_student_row(self, row_id: int, batch: ExampleBatch, student_fraction: float) -> bool:
-        """Whether a row gets a sampled response in this step: the same on any rank and in any split."""
-        return uniform(self.config.run.seed, batch.step, row_id, stream=_STUDENT_ROWS) < student_fraction
+    def is_student_row(self, row_id: int, *, step: int, student_fraction: float) -> bool:
+        """Whether a row gets a sampled response in a step: the same on any rank and in any split."""
+        return uniform(self.config.run.seed, step, row_id, stream=STUDENT_ROWS) < student_fraction
 
 
 def uniform(*entropy: int, stream: int) -> float:

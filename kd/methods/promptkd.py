@@ -157,7 +157,9 @@ class PromptKDOnMixedResponses(PromptKD):
         rollouts = self.rollout(batch)
         fraction = self.settings.student_fraction
         mixed = [
-            sampled if self.is_student_row(row.row_id, batch, fraction) else row.with_response()
+            sampled
+            if self.is_student_row(row.row_id, step=batch.step, student_fraction=fraction)
+            else row.with_response()
             for row, sampled in zip(batch.examples, rollouts.sequences, strict=True)
         ]
         self.tune_prompt(self.batcher(mixed), weight=self.regularization_weight(batch.step))

@@ -1,6 +1,6 @@
 """From a configuration to a finished run: reads and checks the inputs, loads the models, connects the parts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,10 @@ from kd.data.templates import load_template
 from kd.distributed import World, end_world, start_deepspeed, start_world
 from kd.errors import UserError
 from kd.methods import find_method
-from kd.methods.base import MethodContext
+from kd.methods.base import Method, MethodContext
 from kd.models.handle import ModelHandle
 from kd.models.student import Student
-from kd.models.teacher import AdaptedTeacher
+from kd.models.teacher import AdaptedTeacher, Teacher
 from kd.models.vocabulary import SharedVocabulary, share_vocabulary
 from kd.rollout.placement import choose_placement
 from kd.rollout.sampler import Sampler
@@ -135,76 +135,111 @@ def read_inputs(config: Config, *, world: World) -> Inputs:
     return Inputs(config=config, vocabulary=vocabulary, train=train, validation=validation, loader=loader, notes=notes)
 
 
-def assemble(
-    inputs: Inputs, *, run_dir: Path, checkpoints: Checkpoints, world: World, console: RunConsole, last_step: int
-) -> Trainer:
-    """Load the models and connect them with the method, the data and the run directory."""
-    config, vocabulary = inputs.config, inputs.vocabulary
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Parts:
+    """A method with its models, ready to train."""
+
+    method: Method
+    student: Student
+    teacher: Teacher | AdaptedTeacher | None
+    batcher: GlobalBatcher
+    sampler: Sampler | None
+    """Rolls out the student: for the method or for validation."""
+
+
+def build_method(
+    config: Config,
+    *,
+    vocabulary: SharedVocabulary,
+    loader: BatchLoader,
+    run_dir: Path,
+    world: World,
+    say: Callable[[str], None],
+    samples_validation: bool = False,
+) -> Parts:
+    """Load the models and create the method; all ranks call it together.
+
+    Raises:
+        UserError: a checkpoint, a DeepSpeed JSON or a rollout layout cannot be used.
+    """
     method, recorder = find_method(config.method), Recorder(world.device)
     needs = method.needs(config)
     student = Student(config, vocabulary=vocabulary, recorder=recorder)
     teacher = method.load_teacher(config, vocabulary=vocabulary, recorder=recorder) if needs.teacher else None
-    adapted_teacher = teacher if isinstance(teacher, AdaptedTeacher) else None
-    models: dict[str, ModelHandle] = {"student": student} | ({} if teacher is None else {"teacher": teacher})
-    engines = {role: model.engine for role, model in models.items()}
+    engines = {"student": student.engine} | ({} if teacher is None else {"teacher": teacher.engine})
     for sentence in choose_gathering(engines, settings=config.engine, world=world):
-        console.say(sentence)
+        say(sentence)
     _share_memory(student, teacher)
     rolls_out = needs.rollouts and config.data.responses is None
-    samples_validation = inputs.validation is not None and config.validation.generate
     sampler = None
     if rolls_out or samples_validation:
         placement, sentence = choose_placement(student, settings=config.generation, world=world)
-        console.say(sentence)
-        sampler = Sampler(placement, settings=config.generation, vocabulary=vocabulary, world=world, say=console.say)
+        say(sentence)
+        sampler = Sampler(placement, settings=config.generation, vocabulary=vocabulary, world=world, say=say)
+    is_collective = teacher is not None and teacher.is_collective
     batcher = GlobalBatcher(
         micro_batch=config.schedule.micro_batch,
-        inference_batch_tokens=(
-            config.engine.inference_batch_tokens if teacher is not None and teacher.is_collective else None
-        ),
+        inference_batch_tokens=config.engine.inference_batch_tokens if is_collective else None,
         pad_id=vocabulary.pad_id,
         world=world,
+    )
+    context = MethodContext(
+        config=config,
+        world=world,
+        student=student,
+        teacher=teacher,
+        sampler=sampler if rolls_out else None,
+        loader=loader,
+        batcher=batcher,
+        vocabulary=vocabulary,
+        recorder=recorder,
+        run_dir=run_dir,
+        say=say,
+    )
+    return Parts(method=method.create(context), student=student, teacher=teacher, batcher=batcher, sampler=sampler)
+
+
+def assemble(
+    inputs: Inputs, *, run_dir: Path, checkpoints: Checkpoints, world: World, console: RunConsole, last_step: int
+) -> Trainer:
+    """Connect the method with the data and the run directory."""
+    config, vocabulary = inputs.config, inputs.vocabulary
+    samples_validation = inputs.validation is not None and config.validation.generate
+    parts = build_method(
+        config,
+        vocabulary=vocabulary,
+        loader=inputs.loader,
+        run_dir=run_dir,
+        world=world,
+        say=console.say,
+        samples_validation=samples_validation,
     )
     validator = None
     if inputs.validation is not None:
         validator = Validator(
             config,
             examples=inputs.validation.examples,
-            student=student,
-            sampler=sampler if samples_validation else None,
+            student=parts.student,
+            sampler=parts.sampler if samples_validation else None,
             vocabulary=vocabulary,
-            batcher=batcher,
+            batcher=parts.batcher,
             world=world,
         )
+    adapted_teacher = parts.teacher if isinstance(parts.teacher, AdaptedTeacher) else None
     return Trainer(
         config=config,
         world=world,
         run_dir=run_dir,
-        student=student,
+        student=parts.student,
         adapted_teacher=adapted_teacher,
-        method=method.create(
-            MethodContext(
-                config=config,
-                world=world,
-                student=student,
-                teacher=teacher,
-                sampler=sampler if rolls_out else None,
-                loader=inputs.loader,
-                batcher=batcher,
-                vocabulary=vocabulary,
-                recorder=recorder,
-                run_dir=run_dir,
-                say=console.say,
-            )
-        ),
+        method=parts.method,
         loader=inputs.loader,
         validator=validator,
         checkpoints=checkpoints,
         console=console,
         log=MetricLog(run_dir, config=config, world=world, last_step=last_step),
-        recorder=recorder,
         export=partial(
-            export_student, student=student, adapted_teacher=adapted_teacher, vocabulary=vocabulary, world=world
+            export_student, student=parts.student, adapted_teacher=adapted_teacher, vocabulary=vocabulary, world=world
         ),
     )
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from kd.config.schema import Config
-from kd.data.global_batch import EmptyBatchError
 from kd.data.loader import BatchLoader
 from kd.distributed import World
 from kd.methods.base import Method
@@ -18,7 +17,7 @@ from kd.train.checkpoint import Checkpoints, TrainerState
 from kd.train.console import RunConsole
 from kd.train.metric_log import MetricLog
 from kd.train.validation import Validator
-from kd.zero.recorder import Recorder, StepMetrics
+from kd.zero.recorder import StepMetrics
 
 Export = Callable[[Path], None]
 """Writes the current student as a Hugging Face directory."""
@@ -39,7 +38,6 @@ class Trainer:
     checkpoints: Checkpoints
     console: RunConsole
     log: MetricLog
-    recorder: Recorder
     export: Export
 
     def train(self, state: TrainerState) -> TrainerState:
@@ -76,19 +74,7 @@ class Trainer:
 
     def step(self, step: int) -> StepMetrics:
         """Run optimizer step `step`, which counts from 1; all ranks call it together."""
-        models = [model for model in (self.student, self.adapted_teacher) if model is not None]
-        self.recorder.start(step=step)
-        is_complete = False
-        try:
-            self.method.step(self.loader.batch(step))
-            is_complete = True
-        except EmptyBatchError:
-            return self.recorder.skip()
-        finally:
-            if not is_complete:
-                for model in models:
-                    model.discard()
-        return self.recorder.finish()
+        return self.method.run(self.loader.batch(step))
 
     def _export_if_due(self, step: int) -> None:
         """Export the student of this step if `checkpoints.export_every` says so."""

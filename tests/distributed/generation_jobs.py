@@ -6,19 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from kd.config.load import read_config
 from kd.config.schema import Config
 from kd.data.encoding import Example
+from kd.data.global_batch import GlobalBatcher
 from kd.distributed import World
 from kd.errors import UserError
-from kd.methods.method import Groundwork, own_responses
-from kd.methods.sft import SupervisedFineTuning
+from kd.losses.terms import cross_entropy
+from kd.methods import load_config
 from kd.models.student import Student
 from kd.models.vocabulary import SharedVocabulary, share_vocabulary
 from kd.rollout.placement import Placement, choose_placement
-from kd.rollout.sampler import PseudoTargets, Sampler
+from kd.rollout.sampler import SampledResponses, Sampler
+from kd.zero.recorder import Recorder
 from kd.zero.residency import choose_gathering
-from tests.distributed.promptkd_jobs import window_of
+from tests.distributed.harness import example_batch
 
 Prompts = list[list[int]]
 
@@ -53,11 +54,13 @@ class Sampling:
     @classmethod
     def prepare(cls, world: World, *, config_file: Path, overrides: list[str], eos_id: int | None = None) -> "Sampling":
         """As a run does it; `eos_id` takes the place of the tokenizer's."""
-        config = read_config(config_file, overrides=overrides)
+        config = load_config(config_file, overrides=overrides)
         vocabulary = share_vocabulary(config)
         if eos_id is not None:
             vocabulary = replace(vocabulary, eos_id=eos_id)
-        student = Student(config)
+        recorder = Recorder(world.device)
+        recorder.start(step=1)
+        student = Student(config, vocabulary=vocabulary, recorder=recorder)
         choose_gathering({"student": student.engine}, settings=config.engine, world=world)
         weights, sentence = choose_placement(student, settings=config.generation, world=world)
         said: list[str] = []
@@ -72,22 +75,29 @@ class Sampling:
             said=said,
         )
 
-    def sample(self, prompts: Prompts, *, step: int, keeps_hidden: bool = False) -> PseudoTargets:
+    def sample(self, prompts: Prompts, *, step: int, keep_hidden: bool = False) -> SampledResponses:
         """This rank's share of the prompts; row ids count over all of them."""
         mine = make_examples(prompts)[self.world.rank :: self.world.size]
-        targets = self.sampler.sample(mine, seed=7, step=step, keeps_hidden=keeps_hidden)
+        targets = self.sampler.sample(mine, seed=7, step=step, keep_hidden=keep_hidden)
         assert [sequence.row_id for sequence in targets.sequences] == [example.row_id for example in mine]
         assert self.student.model.training
         return targets
 
     def train(self, prompts: Prompts) -> None:
         """One optimizer step of the student, towards saying each prompt backwards."""
-        groundwork = Groundwork(self.config, vocabulary=self.vocabulary, world=self.world)
-        method = SupervisedFineTuning(self.config, student=self.student, targets=own_responses, groundwork=groundwork)
-        method.step(window_of([(ids, ids[::-1]) for ids in prompts], step=1, world=self.world))
+        batcher = GlobalBatcher(
+            micro_batch=self.config.schedule.micro_batch,
+            inference_batch_tokens=None,
+            pad_id=self.vocabulary.pad_id,
+            world=self.world,
+        )
+        rows = example_batch([(ids, ids[::-1]) for ids in prompts], step=1, world=self.world)
+        for micro in batcher([row.with_response() for row in rows.examples]).micro_batches:
+            self.student.backward(micro, cross_entropy=cross_entropy(micro.labels))
+        self.student.step()
 
 
-def responses(targets: PseudoTargets) -> dict[int, list[int]]:
+def responses(targets: SampledResponses) -> dict[int, list[int]]:
     return {sequence.row_id: sequence.response_ids.tolist() for sequence in targets.sequences}
 
 
@@ -108,7 +118,7 @@ def sample(
 def describe(world: World, *, config_file: Path, overrides: list[str], prompts: Prompts) -> dict[str, Any]:
     """How the weights lie, and the responses of step 1 with their hidden states."""
     sampling = Sampling.prepare(world, config_file=config_file, overrides=overrides)
-    targets = sampling.sample(prompts, step=1, keeps_hidden=True)
+    targets = sampling.sample(prompts, step=1, keep_hidden=True)
     group, parameters = sampling.weights.group, list(sampling.student.model.parameters())
     assert targets.hidden is not None
     return {

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import torch
 
-from kd.config.load import read_config
 from kd.distributed import World
 from kd.errors import UserError
+from kd.methods import load_config
 from kd.models.causal_lm import load_causal_lm, read_model_config
 from kd.models.student import Student
+from kd.models.vocabulary import share_vocabulary
+from kd.zero.recorder import Recorder
 from tests.peak_memory import watched
 
 
@@ -36,7 +38,8 @@ def peak_bytes_while_loading(world: World, *, model: Path, deepspeed_config: dic
 def load_student(world: World, *, config_file: Path) -> str | None:
     """The message of the user error, if loading raises one."""
     try:
-        Student(read_config(config_file))
+        config = load_config(config_file)
+        Student(config, vocabulary=share_vocabulary(config), recorder=Recorder(world.device))
     except UserError as error:
         return str(error)
     return None

@@ -1,140 +1,65 @@
-"""What the ranks do in the PromptKD tests: build engines, run steps, bring back what moved."""
+"""Jobs of the PromptKD tests that need more than `harness.train`."""
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from evaluation.bench.communication import CollectiveBytes
-from kd.config.load import read_config
-from kd.config.schema import Config
-from kd.data.encoding import Example
-from kd.data.loader import ExampleBatch
 from kd.distributed import World
-from kd.methods.method import Groundwork, own_responses
+from kd.methods import load_config
 from kd.methods.promptkd import PromptKD
-from kd.models.student import Student
-from kd.models.teacher import PromptedTeacher
 from kd.models.vocabulary import share_vocabulary
-from kd.zero.engine import Engine, gathered
-from kd.zero.recorder import Stopwatch
-from kd.zero.residency import choose_gathering
-
-Pair = tuple[list[int], list[int]]
+from kd.zero.recorder import Recorder
+from tests.distributed.harness import FIXED_RESPONSES, Harness, Pair, full_weights, train
 
 
-def window_of(rows: list[Pair], *, step: int, world: World) -> ExampleBatch:
-    """This rank's share of prompts with fixed responses."""
-    examples = [
-        Example(
-            row_id=index,
-            prompt="",
-            prompt_ids=np.array(prompt, dtype=np.int32),
-            response_ids=np.array(response, dtype=np.int32),
-            references=(),
-            source="",
-        )
-        for index, (prompt, response) in enumerate(rows)
-    ]
-    return ExampleBatch(step=step, examples=tuple(examples[world.rank :: world.size]))
+def count_bytes(world: World, *, config_file: Path, overrides: list[str], batches: list[list[Pair]]) -> dict[str, int]:
+    """Bytes that collectives gather and reduce in the second of two steps."""
+    harness = Harness(world, config_file, overrides, batches=batches)
+    harness.step(1)
+    with CollectiveBytes() as counted:
+        harness.step(2)
+    return counted.num_bytes
 
 
-def build(world: World, config: Config) -> tuple[PromptKD, Student, PromptedTeacher]:
-    """Both engines and the method, with the rows' own responses as pseudo-targets."""
-    vocabulary = share_vocabulary(config)
-    student = Student(config)
-    teacher = PromptedTeacher(config, tokenizer=vocabulary.tokenizer)
-    choose_gathering({"student": student.engine, "teacher": teacher.engine}, settings=config.engine, world=world)
-    method = PromptKD(
-        config,
-        student=student,
-        teacher=teacher,
-        targets=own_responses,
-        groundwork=Groundwork(config, vocabulary=vocabulary, world=world, shards_teacher=teacher.runs_hooks),
-    )
-    return method, student, teacher
-
-
-def whole_weights(model: torch.nn.Module) -> dict[str, Tensor]:
-    """fp32 copies of all parameters, gathered from their shards."""
-    weights = {}
-    for name, parameter in model.named_parameters():
-        with gathered([parameter]):
-            weights[name] = parameter.detach().float().clone()
-    return weights
-
-
-def is_released(model: torch.nn.Module) -> bool:
-    """Whether ZeRO-3 has left nothing but shards of the parameters that it does not keep."""
-    return all(
-        "NOT_AVAILABLE" in str(parameter.ds_status) and parameter.numel() == 0
-        for parameter in model.parameters()
-        if hasattr(parameter, "ds_id") and not parameter.ds_persist
-    )
-
-
-def reduced_by_a_failing_step(method: PromptKD, engine: Engine, window: ExampleBatch) -> int:
-    """Bytes of gradient that a step still reduces when the last micro-batch of an engine's window fails."""
-    accumulate = engine.accumulate
-
-    def failing(*inputs: object, is_last: bool) -> Tensor:
-        if is_last:
-            raise MemoryError("no memory for the last micro-batch")
-        return accumulate(*inputs, is_last=is_last)
-
-    with pytest.MonkeyPatch.context() as patch, CollectiveBytes() as counted:
-        patch.setattr(engine, "accumulate", failing)
-        with pytest.raises(MemoryError):
-            method.step(window)
-    return counted.num_bytes["reduced"]
-
-
-def train(
-    world: World, *, config_file: Path, overrides: list[str], windows: list[list[Pair]], fails_first: bool = False
+def train_after_a_failure(
+    world: World, *, config_file: Path, overrides: list[str], batches: list[list[Pair]]
 ) -> dict[str, Any]:
-    """Run one step per window; returns weights before and after, and the logged means.
+    """As `train`, after a first step that failed in the last backward pass of the prompt's loss."""
+    reduced = {}
 
-    Args:
-        fails_first: try the first step once before, and fail in the prompt's part of it.
-    """
-    config = read_config(config_file, overrides=overrides)
-    method, student, teacher = build(world, config)
-    before = {"student": whole_weights(student.model), "teacher": whole_weights(teacher.view.model)}
-    prompt_before = teacher.values()[0]
-    means: dict[str, list[float]] = {}
-    norms: list[float] = []
-    num_bytes: dict[str, int] = {}
-    reduced_in_vain = 0
-    if fails_first:
-        window = window_of(windows[0], step=1, world=world)
-        reduced_in_vain = reduced_by_a_failing_step(method, teacher.engine, window)
-    for step, rows in enumerate(windows, start=1):
-        with CollectiveBytes() as counted:
-            metrics = method.step(window_of(rows, step=step, world=world))
-        num_bytes = counted.num_bytes
-        for name, value in metrics.token_sums.items():
-            means.setdefault(name, []).append(world.sum_across_ranks(value.clone()).item() / metrics.num_tokens)
-        norms.append(float(metrics.values.get("grad_norm", float("nan"))))
-    return {
-        "before": before,
-        "after": {"student": whole_weights(student.model), "teacher": whole_weights(teacher.view.model)},
-        "prompt_before": prompt_before,
-        "prompt_after": teacher.values()[0],
-        "means": means,
-        "norms": norms,
-        "released": {"student": is_released(student.model), "teacher": is_released(teacher.view.model)},
-        "num_bytes": num_bytes,
-        "reduced_in_vain": reduced_in_vain,
-    }
+    class FailingHarness(Harness):
+        def step(self, number: int, rows: Any = None) -> Any:
+            if not reduced:
+                engine = self.teacher.engine  # type: ignore[union-attr]
+                backward = engine.backward
+
+                def failing(*inputs: object, is_last: bool) -> Tensor:
+                    if is_last:
+                        raise MemoryError("no memory for the last micro-batch")
+                    return backward(*inputs, is_last=is_last)
+
+                with pytest.MonkeyPatch.context() as patch, CollectiveBytes() as counted:
+                    patch.setattr(engine, "backward", failing)
+                    with pytest.raises(MemoryError):
+                        self.method.run(self.loader.batch(number))
+                reduced["bytes"] = counted.num_bytes["reduced"]
+            return super().step(number, rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.distributed.harness.Harness", FailingHarness)
+        result = train(world, config_file=config_file, overrides=overrides, batches=batches)
+    return result | {"reduced_in_vain": reduced["bytes"]}
 
 
-def train_counting_layers(world: World, *, config_file: Path, overrides: list[str], windows: list[list[Pair]]) -> Any:
-    """As `train`, and how often the first layer of each model ran."""
-    config = read_config(config_file, overrides=overrides)
-    method, student, teacher = build(world, config)
+def train_counting_layers(
+    world: World, *, config_file: Path, overrides: list[str], batches: list[list[Pair]]
+) -> dict[str, Any]:
+    """Weights before and after, and how often the first layer of each model ran."""
+    harness = Harness(world, config_file, [*FIXED_RESPONSES, *overrides], batches=batches)
     calls = {"student": 0, "teacher": 0}
 
     def count(name: str) -> Any:
@@ -143,45 +68,43 @@ def train_counting_layers(world: World, *, config_file: Path, overrides: list[st
 
         return hook
 
-    student.model.model.layers[0].mlp.register_forward_hook(count("student"))
-    teacher.view.model.model.layers[0].mlp.register_forward_hook(count("teacher"))
-    before = {"student": whole_weights(student.model)}
-    prompt_before = teacher.values()[0]
-    for step, rows in enumerate(windows, start=1):
-        method.step(window_of(rows, step=step, world=world))
+    models: dict[str, Any] = {"student": harness.student.model, "teacher": harness.teacher.view.model}  # type: ignore[union-attr]
+    for name, model in models.items():
+        model.model.layers[0].mlp.register_forward_hook(count(name))
+    before, prompt_before = full_weights(models["student"]), harness.prompt()
+    for step in range(1, len(batches) + 1):
+        harness.step(step)
     return {
-        "before": before,
-        "after": {"student": whole_weights(student.model)},
+        "before": {"student": before},
+        "after": {"student": full_weights(models["student"])},
         "prompt_before": prompt_before,
-        "prompt_after": teacher.values()[0],
+        "prompt_after": harness.prompt(),
         "layer_calls": calls,
     }
 
 
 def hidden_twice(world: World, *, config_file: Path, rows: list[Pair]) -> dict[str, bool]:
-    """Whether two passes agree: of guidance, which nothing may disturb, and of training, which dropout does."""
-    config = read_config(config_file, overrides=["model.student_dropout=true"])
-    method, student, _ = build(world, config)
-    plan = method._groundwork.plan(own_responses(window_of(rows, step=1, world=world)))
-    batch = plan.batches[0]
-    training = [student.engine.deepspeed(batch).detach() for _ in range(2)]
-    return {
-        "guidance": torch.equal(student.hidden(batch), student.hidden(batch)),
-        "training": torch.equal(*training),
-    }
+    """Whether two forward passes agree: of inference, without dropout, and of training, with it."""
+    overrides = [*FIXED_RESPONSES, "model.student_dropout=true"]
+    harness = Harness(world, config_file, overrides, batches=[rows])
+    batch = harness.global_batch()
+    engine = harness.student.engine
+    training = [engine.deepspeed(batch.micro_batches[0].batch).detach() for _ in range(2)]
+    inference = [harness.student.outputs(batch).hidden for _ in range(2)]
+    return {"inference": torch.equal(*inference), "training": torch.equal(*training)}
 
 
 def what_moves(world: World, *, config_file: Path, rows: list[Pair]) -> dict[str, set[str]]:
     """Which of prompt, teacher and student change in each of the two optimizer steps."""
-    method, student, teacher = build(world, read_config(config_file))
-    targets = own_responses(window_of(rows, step=1, world=world))
-    plan = method._groundwork.plan(targets)
+    harness = Harness(world, config_file, FIXED_RESPONSES, batches=[rows])
+    method, batch = harness.method, harness.global_batch()
+    method.recorder.start(step=1)
 
     def state() -> dict[str, list[Tensor]]:
         return {
-            "prompt": [teacher.values()[0]],
-            "teacher": list(whole_weights(teacher.view.model).values()),
-            "student": list(whole_weights(student.model).values()),
+            "prompt": [harness.prompt()],  # type: ignore[list-item]
+            "teacher": list(full_weights(harness.teacher.view.model).values()),  # type: ignore[union-attr]
+            "student": list(full_weights(harness.student.model).values()),
         }
 
     def moved(before: dict[str, list[Tensor]], after: dict[str, list[Tensor]]) -> set[str]:
@@ -192,12 +115,24 @@ def what_moves(world: World, *, config_file: Path, rows: list[Pair]) -> dict[str
         }
 
     start = state()
-    stopwatch = Stopwatch(world.device)
-    with teacher.head() as head:
-        method._accumulate_prompt(plan, targets, head=head, weight=1.0, stopwatch=stopwatch)
-    teacher.step(learning_rate=0.1)
+    method.tune_prompt(batch, weight=1.0)
     middle = state()
-    with teacher.head() as head:
-        method._accumulate_student(plan, head=head, stopwatch=stopwatch)
-    student.step(learning_rate=0.1)
+    method.train_student(batch)
     return {"prompt step": moved(start, middle), "student step": moved(middle, state())}
+
+
+def initial_prompts(world: World, *, config_file: Path, length: int) -> dict[str, Tensor]:
+    """The soft prompt [M, H] of each initialisation before any step."""
+    values = {}
+    for init in ("text", "padding", "random"):
+        config = load_config(config_file, overrides=[f"prompt.init={init}", f"prompt.length={length}"])
+        vocabulary = share_vocabulary(config)
+        teacher: Any = PromptKD.load_teacher(config, vocabulary=vocabulary, recorder=Recorder(world.device))
+        values[init] = teacher.values()
+    return values
+
+
+def regularization_weights(world: World, *, config_file: Path, overrides: list[str]) -> list[float]:
+    """The weight of L_reg in each step of the run."""
+    harness = Harness(world, config_file, overrides)
+    return [harness.method.regularization_weight(k) for k in range(1, harness.config.schedule.steps + 1)]

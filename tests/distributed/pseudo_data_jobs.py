@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from kd.config.load import read_config
 from kd.distributed import World
 from kd.errors import UserError
+from kd.methods import load_config
 from kd.train.response_file import ResponseFile
 from launch.generate_pseudo_data import run_on
 
@@ -12,7 +12,7 @@ from launch.generate_pseudo_data import run_on
 def write(world: World, *, config_file: Path, overrides: list[str]) -> str | None:
     """Write or go on; the message of a user error, if there was one."""
     try:
-        run_on(world, read_config(config_file, overrides=overrides))
+        run_on(world, load_config(config_file, overrides=overrides))
     except UserError as error:
         return str(error)
     return None
@@ -35,7 +35,7 @@ def write_until_killed(world: World, *, config_file: Path, overrides: list[str],
 
     ResponseFile.append = append_or_die  # type: ignore[method-assign]
     try:
-        run_on(world, read_config(config_file, overrides=overrides))
+        run_on(world, load_config(config_file, overrides=overrides))
     except Killed:
         return sum(num_answers)
     finally:

@@ -1,17 +1,17 @@
-"""What the ranks do in the tests of whole runs."""
+"""Job of the tests of whole runs."""
 
 from pathlib import Path
 
-from kd.config.load import read_config
 from kd.distributed import World
 from kd.errors import UserError
+from kd.methods import load_config
 from kd.train.assemble import run_on
 
 
 def run(world: World, *, config_file: Path, overrides: list[str]) -> str | None:
-    """Run or go on; the message of a user error, if there was one."""
+    """Run or resume; the message of a user error, if there was one."""
     try:
-        run_on(world, read_config(config_file, overrides=overrides), command=["train.py"])
+        run_on(world, load_config(config_file, overrides=overrides), command=["train.py"])
     except UserError as error:
         return str(error)
     return None

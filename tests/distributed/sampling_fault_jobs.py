@@ -16,7 +16,7 @@ from kd.errors import UserError
 from kd.models.causal_lm import CausalLM
 from kd.rollout.inference_copy import InferenceCopy
 from tests.distributed.generation_jobs import Prompts, Sampling, responses
-from tests.distributed.promptkd_jobs import whole_weights
+from tests.distributed.harness import full_weights
 
 NO_MEMORY = (
     "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
@@ -74,7 +74,7 @@ def sample_train_sample(
     before = responses(sampling.sample(prompts, step=1))
     sampling.train(prompts)
     after = responses(sampling.sample(prompts, step=1))
-    return {"left": left, "before": before, "after": after, "weights": whole_weights(student.model)}
+    return {"left": left, "before": before, "after": after, "weights": full_weights(student.model)}
 
 
 def run_out_of_memory(

@@ -9,19 +9,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.distributed import distillation_jobs as jobs
-from tests.distributed.test_promptkd_step import NUM_STEPS, RATE, make_windows, write_config
+from tests.distributed import harness
+from tests.distributed.harness import NUM_STEPS, RATE, assert_same_on_all_ranks, make_batches, write_config
 from tests.reference import plain_distillation as reference
 from tests.reference import plain_promptkd
 from tests.reference.plain_losses import PLAIN_DIVERGENCES, plain_jsd, plain_kl, plain_skew_kl
 from tests.tiny_models import FAMILIES, save_tiny_model
 
 VOCABULARY = 400
-# With this seed: a window of fresh responses, one out of the buffer, one of the data.
+# With this seed: a batch of fresh responses, one from the buffer, one from the data.
 DISTILLM = ["method=distillm", "distillm.buffer_rows=4", "distillm.initial_threshold=0.6", "run.seed=7"]
-# Gradients of two losses meet in one window, which each stage of the student's engine must get right.
+# Gradients of two losses meet in one global batch, in each stage of the student's engine.
 ZERO_STAGES = {"gpt2": 3, "opt": 2, "llama": 3, "gpt_neox": 1}
-# With this seed the second rank has no row for the student in two of three windows.
+# With this seed the second rank has no row for the student in two of three batches.
 MIXED_GKD = ["method=gkd", "gkd.student_fraction=0.5", "run.seed=24", "generation.layout=zero3"]
 MIXED_GKD += ["gkd.divergence=jsd", "gkd.beta=0.3", "gkd.sft_weight=0.6"]
 
@@ -50,14 +50,13 @@ class Pairs:
         key = (family, *overrides, num_ranks, stage, teacher_stage)
         if key not in self._results:
             self._results[key] = self._ranks(num_ranks).run(
-                jobs.train,
+                harness.train,
                 config_file=write_config(self.directory(family), stage=stage, teacher_stage=teacher_stage),
                 overrides=["data.validation=unused", *overrides],
-                windows=make_windows(vocabulary=VOCABULARY),
+                batches=make_batches(vocabulary=VOCABULARY),
             )
         first, *others = self._results[key]
-        for name, value in first["after"].items():
-            assert all(torch.equal(value, other["after"][name]) for other in others), name
+        assert_same_on_all_ranks([first, *others])
         return first
 
 
@@ -80,12 +79,12 @@ def vocabulary_of(pair: Path) -> int:
 def assert_equal_to_reference(result: dict[str, Any], pair: Path, *, loss: reference.Loss) -> None:
     """The updates and logged means of a run are those of the reference on the sequences that the run learned from."""
     models = models_of(pair)
-    windows = [[reference.Row(prompt, response) for _, prompt, response in rows] for rows in result["sequences"]]
-    data = [[reference.Row(*row) for row in rows] for rows in make_windows(vocabulary=VOCABULARY)]
+    batches = [[reference.Row(prompt, response) for _, prompt, response in rows] for rows in result["sequences"]]
+    data = [[reference.Row(*row) for row in rows] for rows in make_batches(vocabulary=VOCABULARY)]
     means = reference.train(
         models["teacher"],
         models["student"],
-        windows,
+        batches,
         loss=loss,
         data=data if loss.data_weight else None,
         vocabulary=vocabulary_of(pair),
@@ -98,17 +97,15 @@ def assert_equal_to_reference(result: dict[str, Any], pair: Path, *, loss: refer
 
 def assert_same_update(result: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
     """A run ends with `weights`, but for a small part of what it changed."""
-    updates = {name: value.detach().double() - result["before"][name].double() for name, value in weights.items()}
-    largest = max(update.abs().max().item() for update in updates.values())
-    assert largest >= 1e-3
-    for name, update in updates.items():
-        ours = result["after"][name].double() - result["before"][name].double()
-        assert (ours - update).abs().max().item() <= 1e-4 * largest, name
+    before, after = result["before"]["student"], result["after"]["student"]
+    harness.assert_same_updates(
+        before, after, {name: value.detach().double() - before[name].double() for name, value in weights.items()}
+    )
 
 
-def data_sequences() -> list[list[jobs.Sequence]]:
-    windows = make_windows(vocabulary=VOCABULARY)
-    return [sorted((index, *row) for index, row in enumerate(rows)) for rows in windows]
+def data_sequences() -> list[list[tuple[int, list[int], list[int]]]]:
+    batches = make_batches(vocabulary=VOCABULARY)
+    return [sorted((index, *row) for index, row in enumerate(rows)) for rows in batches]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -181,7 +178,7 @@ def test_gkd_in_the_papers_setting_equals_promptkd_without_a_prompt(
     prompt_kd = pairs.train("gpt2", ["method=promptkd", *unmoved], teacher_stage=teacher_stage)
     assert result["sequences"] == prompt_kd["sequences"]
     assert result["means"] == {"student_kd": pytest.approx(prompt_kd["means"]["student_kd"], rel=1e-4)}
-    assert_same_update(result, prompt_kd["after"])
+    assert_same_update(result, prompt_kd["after"]["student"])
 
     models = models_of(pairs.directory("gpt2"))
     losses = plain_promptkd.train(
@@ -211,10 +208,12 @@ def test_a_window_without_response_tokens_leaves_the_student_as_it_is(
 ) -> None:
     empty = [(list(range(3, 7)), [])] * 4
     result, _ = ranks(2).run(
-        jobs.train,
+        harness.train,
         config_file=write_config(pairs.directory("llama")),
         overrides=["data.validation=unused", *method],
-        windows=[empty],
+        batches=[empty],
     )
     assert result["means"] == {}
-    assert all(torch.equal(value, result["before"][name]) for name, value in result["after"].items())
+    assert all(
+        torch.equal(value, result["before"]["student"][name]) for name, value in result["after"]["student"].items()
+    )

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from kd.zero.config import PROJECT_ROOT
 from tests.distributed import loading_jobs, run_jobs
-from tests.distributed.test_promptkd_step import write_config
+from tests.distributed.harness import write_config
 from tests.run_on_ranks import Ranks
 from tests.tiny_models import save_tiny_model
 

@@ -9,8 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.distributed import generation_jobs
 from tests.distributed import lora_jobs as jobs
-from tests.distributed.promptkd_jobs import Pair
-from tests.distributed.test_promptkd_step import RATE, make_windows, write_config
+from tests.distributed.harness import RATE, Pair, make_batches, write_config
 from tests.reference import plain_lora as reference
 from tests.tiny_models import save_tiny_model
 
@@ -60,14 +59,14 @@ def assert_moved_alike(
         assert (ours - update).abs().max().item() <= 1e-4 * largest, name
 
 
-def run_reference(pair: Path, windows: list[list[Pair]], **adapters: reference.Adapters | None) -> Any:
+def run_reference(pair: Path, batches: list[list[Pair]], **adapters: reference.Adapters | None) -> Any:
     models = [
         AutoModelForCausalLM.from_pretrained(pair / name, dtype=torch.float64).eval() for name in ("teacher", "student")
     ]
     start = {name: value.detach().clone() for name, value in models[1].named_parameters()}
     losses = reference.train(
         *models,
-        [[reference.Row(*row) for row in rows] for rows in windows],
+        [[reference.Row(*row) for row in rows] for rows in batches],
         vocabulary=len(AutoTokenizer.from_pretrained(pair / "student")),
         rate=RATE,
         **adapters,
@@ -81,17 +80,17 @@ def adapted_teacher(pair: Path, request: pytest.FixtureRequest, ranks: Any) -> A
     stage, checkpointing = (3, "true") if pair.name.startswith("gpt2") else (0, "false")
     config = write_config(pair, teacher_stage=stage)
     overrides = [*TEACHER_LORA, f"model.gradient_checkpointing={checkpointing}", f"engine.gather={request.param}"]
-    windows = make_windows(vocabulary=400)
-    trained = ranks(2).run(jobs.train, config_file=config, overrides=overrides, windows=windows)
-    plain = ranks(2).run(jobs.plain_states, config_file=config, overrides=overrides, rows=windows[0])
-    return windows, trained, plain
+    batches = make_batches(vocabulary=400)
+    trained = ranks(2).run(jobs.train, config_file=config, overrides=overrides, batches=batches)
+    plain = ranks(2).run(jobs.plain_states, config_file=config, overrides=overrides, rows=batches[0])
+    return batches, trained, plain
 
 
 def test_three_steps_with_an_adapted_teacher_equal_the_reference(pair: Path, adapted_teacher: Any) -> None:
-    windows, results, _ = adapted_teacher
+    batches, results, _ = adapted_teacher
     before, after = results[0]["before"], results[0]["after"]
     adapters = reference_adapters(before["teacher"], family=pair.name[:4])
-    updates, losses = run_reference(pair, windows, teacher_adapters=adapters, student_adapters=None)
+    updates, losses = run_reference(pair, batches, teacher_adapters=adapters, student_adapters=None)
     assert_moved_alike(before["teacher"], after["teacher"], adapter_updates(before["teacher"], adapters))
     assert_moved_alike(before["student"], after["student"], updates)
     assert results[0]["means"].keys() == losses.keys(), "no L_reg beside LoRA"
@@ -105,8 +104,7 @@ def test_with_its_adapters_off_the_teacher_is_the_plain_one_bit_by_bit(adapted_t
     _, trained, plain = adapted_teacher
     for rank, states in enumerate(plain):
         for moment in ("before", "after"):
-            for state, own in zip(states, trained[rank][moment]["plain"], strict=True):
-                assert torch.equal(state, own), moment
+            assert torch.equal(states, trained[rank][moment]["plain"]), moment
     for name, value in trained[0]["before"]["teacher_base"].items():
         assert torch.equal(value, trained[0]["after"]["teacher_base"][name]), name
 
@@ -114,16 +112,16 @@ def test_with_its_adapters_off_the_teacher_is_the_plain_one_bit_by_bit(adapted_t
 def test_three_steps_of_an_adapted_student_equal_the_reference(pair: Path, ranks: Any) -> None:
     """Alone under ZeRO-3, and under ZeRO-2 beside an adapted teacher."""
     stage, method = (3, "gkd") if pair.name.startswith("gpt2") else (2, "promptkd")
-    windows = make_windows(vocabulary=400)
+    batches = make_batches(vocabulary=400)
     config = write_config(pair, stage=stage)
     overrides = [*STUDENT_LORA, f"method={method}", *(TEACHER_LORA if method == "promptkd" else [])]
-    results = ranks(2).run(jobs.train, config_file=config, overrides=overrides, windows=windows)
+    results = ranks(2).run(jobs.train, config_file=config, overrides=overrides, batches=batches)
     before, after = results[0]["before"], results[0]["after"]
     student = reference_adapters(before["student"], family=pair.name[:4])
     teacher = None
     if method == "promptkd":
         teacher = reference_adapters(before["teacher"], family=pair.name[:4])
-    _, losses = run_reference(pair, windows, teacher_adapters=teacher, student_adapters=student)
+    _, losses = run_reference(pair, batches, teacher_adapters=teacher, student_adapters=student)
     assert_moved_alike(before["student"], after["student"], adapter_updates(before["student"], student))
     assert results[0]["means"]["student_kd"] == pytest.approx(losses["student_kd"], rel=1e-4)
     published = AutoModelForCausalLM.from_pretrained(pair / "student").state_dict()

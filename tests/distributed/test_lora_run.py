@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.distributed import run_jobs as jobs
+from tests.distributed.harness import write_config
 from tests.distributed.test_lora import STUDENT_LORA, TEACHER_LORA
-from tests.distributed.test_promptkd_step import write_config
 from tests.tiny_models import save_tiny_model
 
 NUM_STEPS = 3

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from kd.train.metric_log import read_metrics
 from tests.distributed import run_jobs as jobs
-from tests.distributed.test_promptkd_step import write_config
+from tests.distributed.harness import write_config
 from tests.distributed.test_run import TIMES
 from tests.tiny_models import save_tiny_model
 
@@ -29,9 +29,9 @@ METHODS = {
         ["distillm.initial_threshold=0.8", "distillm.buffer_rows=4", "optimizer.learning_rate=0.3"],
         {"student_kd"},
     ),
-    # With a prompt for each group, tuned on both kinds of responses.
+    # With a prompt tuned on both kinds of responses.
     "promptkd": (
-        ["data.group=kind", "prompt.student_fraction=0.5", "prompt.learning_rate=1.0e-3"],
+        ["prompt.student_fraction=0.5", "prompt.learning_rate=1.0e-3"],
         {"student_kd", "prompt_kd", "prompt_regularization"},
     ),
 }
@@ -43,10 +43,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("methods")
     save_tiny_model(directory / "teacher", "gpt2", seed=1, width=48, layers=3)
     save_tiny_model(directory / "student", "gpt2", seed=2)
-    rows = [
-        {"instruction": f"Repeat the word number {i}.", "output": f"word {i}", "kind": ("odd", "even")[i % 2]}
-        for i in range(16)
-    ]
+    rows = [{"instruction": f"Repeat the word number {i}.", "output": f"word {i}"} for i in range(16)]
     answers = [{"prompt": row["instruction"], "response": row["output"]} for row in rows]
     for name, part in (("train", rows[:12]), ("validation", rows[12:]), ("responses", answers)):
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
@@ -82,7 +79,7 @@ def test_a_run_goes_on_bit_by_bit(method: str, setting: Path, ranks: Any) -> Non
     shutil.rmtree(resumed / "final")
     shutil.rmtree(resumed / "checkpoints" / "step-3")
     assert run(resumed) == [None, None]
-    assert "going on after step 2" in (resumed / "log.txt").read_text()
+    assert "resuming after step 2" in (resumed / "log.txt").read_text()
 
     records = read_metrics(straight)
     assert {"grad_norm", "validation/loss"} <= set(records[0])
@@ -92,8 +89,8 @@ def test_a_run_goes_on_bit_by_bit(method: str, setting: Path, ranks: Any) -> Non
     for ours, theirs in zip(read_metrics(resumed), records, strict=True):
         assert {k: v for k, v in ours.items() if k not in TIMES} == {k: v for k, v in theirs.items() if k not in TIMES}
     files = {path.relative_to(straight) for path in (straight / "final").rglob("*.safetensors")}
-    # The student, and the prompts where there are any.
-    assert len(files) == (3 if method == "promptkd" else 1)
+    # The student, and the soft prompt where there is one.
+    assert len(files) == (2 if method == "promptkd" else 1)
     for file in files:
         ours, theirs = load_file(resumed / file), load_file(straight / file)
         assert ours.keys() == theirs.keys()

@@ -11,12 +11,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.distributed import minillm_jobs as jobs
-from tests.distributed.test_promptkd_step import write_config
+from tests.distributed.harness import write_config
 from tests.tiny_models import tiny_config
 
 VOCABULARY, END, MAX_TOKENS = 3, 2, 5
 PROMPT = [0, 1]
-NUM_WINDOWS, NUM_ROWS = 24, 512
+NUM_BATCHES, NUM_ROWS = 24, 512
 UNBIASED = [
     "method=minillm",
     "minillm.corpus=none",
@@ -97,7 +97,7 @@ def test_the_estimates_mean_is_the_exact_gradient(
         config_file=config_file,
         overrides=UNBIASED + overrides,
         prompt=PROMPT,
-        num_windows=NUM_WINDOWS,
+        num_batches=NUM_BATCHES,
     )
     exact = exact_gradient(tmp_path)
     names = sorted(exact)
@@ -107,7 +107,7 @@ def test_the_estimates_mean_is_the_exact_gradient(
     random = torch.randn(8, len(wanted), generator=generator, dtype=torch.float64)
     directions = torch.nn.functional.normalize(torch.cat([wanted[None], random]), dim=-1)
     projected = found @ directions.T
-    error = projected.std(dim=0) / NUM_WINDOWS**0.5
+    error = projected.std(dim=0) / NUM_BATCHES**0.5
     distance = (projected.mean(dim=0) - directions @ wanted) / error
     # In standard errors; the samples are the same in every run.
     assert (distance.abs().max().item() < 4.5) == meets, distance

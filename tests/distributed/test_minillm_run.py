@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from kd.train.metric_log import read_metrics
 from tests.distributed import run_jobs as jobs
-from tests.distributed.test_promptkd_step import write_config
+from tests.distributed.harness import write_config
 from tests.tiny_models import save_tiny_model
 
-# A collection of two windows lasts for four steps.
+# A collection of two batches lasts for four steps.
 NUM_STEPS = 6
 LOSSES = {"policy_gradient", "student_kd", "reward", "importance_weight", "corpus_cross_entropy", "corpus_kd"}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.distributed import minillm_jobs as jobs
-from tests.distributed.test_promptkd_step import write_config
+from tests.distributed.harness import write_config
 from tests.tiny_models import save_tiny_model
 
 VOCABULARY = 400
@@ -94,7 +94,7 @@ def test_an_exception_while_sampling_leaves_both_models_as_they_were(
             jobs.sample_and_train,
             config_file=write_config(pair),
             overrides=overrides,
-            windows=[[(prompt, []) for prompt in PROMPTS[:4]]],
+            batches=[[(prompt, []) for prompt in PROMPTS[:4]]],
             interrupted_pass=number,
         )
         for number in (None, 4)
@@ -103,6 +103,6 @@ def test_an_exception_while_sampling_leaves_both_models_as_they_were(
         assert result["left"] == {"training": {"student": True, "teacher": True}, "grad": True}
         assert result["released"] == {"student": True, "teacher": True}
         assert result["responses"] == expected["responses"]
-        assert result["sums"] == expected["sums"]
+        assert result["means"] == expected["means"]
         for name, value in expected["weights"].items():
             assert torch.equal(value, result["weights"][name]), name

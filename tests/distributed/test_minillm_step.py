@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kd.config.load import read_config
+from kd.methods import load_config
 from tests.distributed import minillm_jobs as jobs
-from tests.distributed.test_promptkd_step import make_windows, write_config
+from tests.distributed.harness import Pair, make_batches, write_config
 from tests.reference import plain_minillm as reference
 from tests.tiny_models import FAMILIES, save_tiny_model
 
@@ -36,7 +36,7 @@ SETTINGS = reference.Settings(
     corpus_ratio=0.5,
     corpus_weight=1.0,
 )
-WINDOWS = make_windows(vocabulary=400)
+BATCHES = make_batches(vocabulary=400)
 CORPUS = np.random.default_rng(2).integers(0, 400, 33 * 7 + 20).tolist()
 
 
@@ -48,20 +48,20 @@ def save_pair(directory: Path, family: str) -> Path:
 
 
 def run_reference(
-    directory: Path, result: dict[str, Any], *, config_file: Path, collections: list[list[jobs.Pair]], corpus: list[int]
+    directory: Path, result: dict[str, Any], *, config_file: Path, collections: list[list[Pair]], corpus: list[int]
 ) -> dict[str, Tensor]:
     """The reference's updates on the rows of each step in `result`, whose losses must be the reference's."""
     pair = {
         name: AutoModelForCausalLM.from_pretrained(directory / name, dtype=torch.float64).eval()
         for name in ("teacher", "student")
     }
-    config = read_config(config_file, overrides=OVERRIDES)
+    config = load_config(config_file, overrides=OVERRIDES)
     steps_of_each = 2 * len(collections[0]) // config.schedule.global_batch
     text = []
     if corpus:
         loader = jobs.corpus_loader(corpus, config, rank=0, num_ranks=1)
         text = [
-            [[*block.prompt_ids.tolist(), *block.response_ids.tolist()] for block in loader.window(step).examples]
+            [[*block.prompt_ids.tolist(), *block.response_ids.tolist()] for block in loader.batch(step).examples]
             for step in range(1, len(result["rows"]) + 1)
         ]
     losses = reference.train(
@@ -100,11 +100,11 @@ def test_steps_of_two_collections_on_two_ranks_equal_the_reference(
         jobs.train,
         config_file=config_file,
         overrides=[*OVERRIDES, "minillm.rollouts=4"],
-        windows=WINDOWS,
+        batches=BATCHES,
         corpus=CORPUS,
         num_steps=NUM_STEPS,
     )
-    updates = run_reference(tmp_path, results[0], config_file=config_file, collections=WINDOWS[:2], corpus=CORPUS)
+    updates = run_reference(tmp_path, results[0], config_file=config_file, collections=BATCHES[:2], corpus=CORPUS)
     assert_same_updates(results[0], updates)
     for name, value in results[0]["after"].items():
         assert torch.equal(value, results[1]["after"][name]), name
@@ -125,7 +125,7 @@ def test_the_split_into_ranks_and_micro_batches_does_not_matter(
         jobs.train,
         config_file=config_file,
         overrides=[*OVERRIDES, "minillm.rollouts=8"],
-        windows=WINDOWS[:2],
+        batches=BATCHES[:2],
         corpus=[],
         num_steps=4,
     )
@@ -133,18 +133,18 @@ def test_the_split_into_ranks_and_micro_batches_does_not_matter(
     assert sorted(first[0] + first[1]) == sorted(second[0] + second[1]) == list(range(8))
     assert [sorted(rows) for rows in first] != [sorted(rows) for rows in second]
     updates = run_reference(
-        gpt2_pair, result, config_file=config_file, collections=[WINDOWS[0] + WINDOWS[1]], corpus=[]
+        gpt2_pair, result, config_file=config_file, collections=[BATCHES[0] + BATCHES[1]], corpus=[]
     )
     assert_same_updates(result, updates)
 
 
 def test_a_window_without_a_response_is_skipped(gpt2_pair: Path, ranks: Any) -> None:
-    silent = [[(prompt, []) for prompt, _ in rows] for rows in WINDOWS]
+    silent = [[(prompt, []) for prompt, _ in rows] for rows in BATCHES]
     (result, _) = ranks(2).run(
         jobs.train,
         config_file=write_config(gpt2_pair, stage=2, teacher_stage=0),
         overrides=[*OVERRIDES, "minillm.rollouts=4"],
-        windows=silent,
+        batches=silent,
         corpus=CORPUS,
         num_steps=3,
     )

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed import promptkd_jobs as jobs
-from tests.distributed.test_promptkd_step import make_windows, write_config
+from tests.distributed import harness
+from tests.distributed.harness import FIXED_RESPONSES, make_batches, write_config
 from tests.tiny_models import save_tiny_model
 
 
@@ -22,13 +22,13 @@ def llama_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_bf16_runs_under_every_zero_stage(llama_pair: Path, ranks: Any, stage: int) -> None:
     """Close to the fp32 update: all that differs is the rounding of bf16 weights and activations."""
-    windows = make_windows(vocabulary=400, seed=5)[:1]
+    batches = make_batches(vocabulary=400, seed=5)[:1]
     updates = {}
     for dtype in ("bf16", "fp32"):
         config = write_config(llama_pair, stage=stage, dtype=dtype)
         # A step that is large beside the rounding of bf16 weights, through which it is seen.
-        overrides = ["optimizer.learning_rate=10.0"]
-        (result, _) = ranks(2).run(jobs.train, config_file=config, overrides=overrides, windows=windows)
+        overrides = [*FIXED_RESPONSES, "optimizer.learning_rate=10.0"]
+        (result, _) = ranks(2).run(harness.train, config_file=config, overrides=overrides, batches=batches)
         name = "model.embed_tokens.weight"
         updates[dtype] = result["after"]["student"][name] - result["before"]["student"][name]
     assert updates["fp32"].abs().max() >= 1e-3
@@ -37,19 +37,22 @@ def test_bf16_runs_under_every_zero_stage(llama_pair: Path, ranks: Any, stage: i
 
 
 def test_the_prompt_stays_fp32_beside_bf16_weights(llama_pair: Path, ranks: Any) -> None:
-    windows = make_windows(vocabulary=400, seed=4)
+    batches = make_batches(vocabulary=400, seed=4)
     config = write_config(llama_pair, dtype="bf16")
     # So small that adding it to a bf16 number would change nothing.
     results = ranks(2).run(
-        jobs.train, config_file=config, overrides=["prompt.learning_rate=1.0e-4"], windows=windows[:1]
+        harness.train,
+        config_file=config,
+        overrides=[*FIXED_RESPONSES, "prompt.learning_rate=1.0e-4"],
+        batches=batches[:1],
     )
     update = results[0]["prompt_after"] - results[0]["prompt_before"]
     assert 0 < update.abs().max() < 1e-3
     exact, _ = ranks(2).run(
-        jobs.train,
+        harness.train,
         config_file=write_config(llama_pair, dtype="fp32"),
-        overrides=["prompt.learning_rate=1.0e-4"],
-        windows=windows[:1],
+        overrides=[*FIXED_RESPONSES, "prompt.learning_rate=1.0e-4"],
+        batches=batches[:1],
     )
     wanted = exact["prompt_after"] - exact["prompt_before"]
     # Only the rounding of bf16 activations is left; a bf16 prompt would not have moved at all.
@@ -59,11 +62,11 @@ def test_the_prompt_stays_fp32_beside_bf16_weights(llama_pair: Path, ranks: Any)
 
 def test_the_prompts_gradient_is_reduced_in_fp32(llama_pair: Path, ranks: Any) -> None:
     """Row by row the bf16 passes are the same on one rank and on two; only the reduction differs."""
-    windows = make_windows(vocabulary=400, seed=6)[:1]
+    batches = make_batches(vocabulary=400, seed=6)[:1]
     config = write_config(llama_pair, dtype="bf16", micro_batch=1)
     moved = []
     for num_ranks in (1, 2):
-        result = ranks(num_ranks).run(jobs.train, config_file=config, overrides=[], windows=windows)[0]
+        result = ranks(num_ranks).run(harness.train, config_file=config, overrides=FIXED_RESPONSES, batches=batches)[0]
         moved.append(result["prompt_after"] - result["prompt_before"])
     # A reduction in bf16 would leave about 4e-3.
     assert (moved[0] - moved[1]).norm() < 1e-4 * moved[0].norm()

@@ -1,80 +1,28 @@
-"""A PromptKD step on real ranks equals a plain torch reference, however it is split and sharded."""
+"""A PromptKD step on real ranks equals a plain torch reference, for every split and ZeRO stage."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kd.config.methods import PromptConfig
-from kd.methods.promptkd import regularization_weight
+from tests.distributed import harness
 from tests.distributed import promptkd_jobs as jobs
+from tests.distributed.harness import (
+    FIXED_RESPONSES,
+    NUM_STEPS,
+    RATE,
+    make_batches,
+    write_config,
+)
 from tests.reference import plain_promptkd as reference
 from tests.tiny_models import FAMILIES, save_tiny_model
 
-NUM_STEPS = 3
-RATE = 0.5
 
-
-def make_windows(*, vocabulary: int, seed: int = 0) -> list[list[jobs.Pair]]:
-    """Three windows of 4 rows with uneven lengths; one response is empty."""
-    generator = np.random.default_rng(seed)
-    windows = []
-    for _ in range(NUM_STEPS):
-        prompts, responses = generator.integers(3, 12, size=4), generator.integers(1, 9, size=4)
-        rows = [
-            (generator.integers(0, vocabulary, n).tolist(), generator.integers(0, vocabulary, m).tolist())
-            for n, m in zip(prompts, responses, strict=True)
-        ]
-        rows[0] = (rows[0][0], [])
-        windows.append(rows)
-    return windows
-
-
-def zero_json(directory: Path, *, stage: int) -> Path:
-    path = directory / f"zero{stage}.json"
-    settings: dict[str, Any] = {"stage": stage}
-    if stage == 3:
-        settings["stage3_param_persistence_threshold"] = 0
-    path.write_text(json.dumps({"zero_optimization": settings}))
-    return path
-
-
-def write_config(
-    directory: Path,
-    *,
-    stage: int = 3,
-    teacher_stage: int = 3,
-    micro_batch: int = 1,
-    dtype: str = "fp32",
-    **sections: Any,
-) -> Path:
-    values: dict[str, Any] = {
-        "method": "promptkd",
-        "model": {"teacher": str(directory / "teacher"), "student": str(directory / "student"), "dtype": dtype},
-        "data": {"train": "unused", "max_prompt_tokens": 32, "max_sequence_tokens": 64},
-        "prompt": {"length": 5, "learning_rate": RATE},
-        "generation": {"max_new_tokens": 16},
-        "optimizer": {"name": "sgd", "learning_rate": RATE, "weight_decay": 0.0, "grad_clip": 0.0},
-        "schedule": {"steps": NUM_STEPS, "warmup_steps": 0, "global_batch": 4, "micro_batch": micro_batch},
-        "engine": {
-            "student": str(zero_json(directory, stage=stage)),
-            "teacher": str(zero_json(directory, stage=teacher_stage)),
-        },
-        "run": {"dir": str(directory / "run")},
-    }
-    for name, section in sections.items():
-        values[name] |= section
-    path = directory / f"config-{stage}-{teacher_stage}-{micro_batch}-{dtype}.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
-
-
-def run_reference(directory: Path, windows: list[list[jobs.Pair]], *, prompt: torch.Tensor, clip: float = 0.0) -> Any:
+def run_reference(
+    directory: Path, batches: list[list[harness.Pair]], *, prompt: torch.Tensor, clip: float = 0.0
+) -> Any:
     models = {
         name: AutoModelForCausalLM.from_pretrained(directory / name, dtype=torch.float64).eval()
         for name in ("teacher", "student")
@@ -86,7 +34,7 @@ def run_reference(directory: Path, windows: list[list[jobs.Pair]], *, prompt: to
         models["teacher"],
         models["student"],
         prompt,
-        [[reference.Row(*row) for row in rows] for rows in windows],
+        [[reference.Row(*row) for row in rows] for rows in batches],
         num_steps=NUM_STEPS,
         vocabulary=len(AutoTokenizer.from_pretrained(directory / "student")),
         prompt_rate=RATE,
@@ -98,14 +46,9 @@ def run_reference(directory: Path, windows: list[list[jobs.Pair]], *, prompt: to
 
 
 def assert_same_updates(result: dict[str, Any], updates: dict[str, torch.Tensor], prompt_update: torch.Tensor) -> None:
-    largest = max(update.abs().max().item() for update in updates.values())
-    assert largest >= 1e-3
-    for name, update in updates.items():
-        ours = result["after"]["student"][name].double() - result["before"]["student"][name].double()
-        assert (ours - update).abs().max().item() <= 1e-4 * largest, name
-    ours = result["prompt_after"].double() - result["prompt_before"].double()
-    assert prompt_update.abs().max().item() >= 1e-3
-    assert (ours - prompt_update).abs().max().item() <= 1e-4 * prompt_update.abs().max().item()
+    harness.assert_same_updates(result["before"]["student"], result["after"]["student"], updates)
+    before, after = ({"P": result[f"prompt_{moment}"]} for moment in ("before", "after"))
+    harness.assert_same_updates(before, after, {"P": prompt_update})
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -118,9 +61,9 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_three_steps_on_two_ranks_equal_the_reference(pair: Path, ranks: Any) -> None:
-    windows = make_windows(vocabulary=400)
-    results = ranks(2).run(jobs.train, config_file=write_config(pair), overrides=[], windows=windows)
-    updates, prompt_update, losses = run_reference(pair, windows, prompt=results[0]["prompt_before"])
+    batches = make_batches(vocabulary=400)
+    results = ranks(2).run(harness.train, config_file=write_config(pair), overrides=FIXED_RESPONSES, batches=batches)
+    updates, prompt_update, losses = run_reference(pair, batches, prompt=results[0]["prompt_before"])
     assert_same_updates(results[0], updates, prompt_update)
     for name, values in losses.items():
         assert results[0]["means"][name] == pytest.approx(values, rel=1e-4), name
@@ -143,20 +86,22 @@ def llama_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def llama_reference(llama_pair: Path, ranks: Any) -> Any:
-    """The reference's updates for one fixed set of windows, and the prompt that every run starts from."""
-    windows = make_windows(vocabulary=400, seed=1)
-    start = ranks(1).run(jobs.train, config_file=write_config(llama_pair, micro_batch=4), overrides=[], windows=[])
-    updates, prompt_update, _ = run_reference(llama_pair, windows, prompt=start[0]["prompt_before"])
-    return windows, updates, prompt_update
+    """The reference's updates for one fixed set of batches, and the prompt that every run starts from."""
+    batches = make_batches(vocabulary=400, seed=1)
+    start = ranks(1).run(
+        harness.train, config_file=write_config(llama_pair, micro_batch=4), overrides=FIXED_RESPONSES, batches=[]
+    )
+    updates, prompt_update, _ = run_reference(llama_pair, batches, prompt=start[0]["prompt_before"])
+    return batches, updates, prompt_update
 
 
 @pytest.mark.parametrize(("num_ranks", "micro_batch"), [(1, 1), (1, 4), (2, 1), (2, 2)])
 def test_the_split_into_ranks_and_micro_batches_does_not_matter(
     llama_pair: Path, llama_reference: Any, ranks: Any, num_ranks: int, micro_batch: int
 ) -> None:
-    windows, updates, prompt_update = llama_reference
+    batches, updates, prompt_update = llama_reference
     config = write_config(llama_pair, micro_batch=micro_batch)
-    results = ranks(num_ranks).run(jobs.train, config_file=config, overrides=[], windows=windows)
+    results = ranks(num_ranks).run(harness.train, config_file=config, overrides=FIXED_RESPONSES, batches=batches)
     assert_same_updates(results[0], updates, prompt_update)
 
 
@@ -164,56 +109,65 @@ def test_the_split_into_ranks_and_micro_batches_does_not_matter(
 def test_the_students_zero_stage_does_not_matter(
     llama_pair: Path, llama_reference: Any, ranks: Any, stage: int
 ) -> None:
-    windows, updates, prompt_update = llama_reference
+    batches, updates, prompt_update = llama_reference
     config = write_config(llama_pair, stage=stage)
-    results = ranks(2).run(jobs.train, config_file=config, overrides=[], windows=windows)
+    results = ranks(2).run(harness.train, config_file=config, overrides=FIXED_RESPONSES, batches=batches)
     assert_same_updates(results[0], updates, prompt_update)
 
 
-@pytest.mark.parametrize("pass_tokens", [1, 30, 10_000])
-def test_the_cut_of_passes_without_gradient_does_not_matter(
-    llama_pair: Path, llama_reference: Any, ranks: Any, pass_tokens: int
+@pytest.mark.parametrize("max_tokens", [1, 30, 10_000])
+def test_the_split_into_inference_batches_does_not_matter(
+    llama_pair: Path, llama_reference: Any, ranks: Any, max_tokens: int
 ) -> None:
-    """Row by row, cut somewhere (not at the same place on both ranks), and all at once."""
-    windows, updates, prompt_update = llama_reference
-    overrides = [f"engine.pass_tokens={pass_tokens}", "engine.gather=layer"]
-    results = ranks(2).run(jobs.train, config_file=write_config(llama_pair), overrides=overrides, windows=windows)
+    """Row by row, split differently on both ranks, and all at once."""
+    batches, updates, prompt_update = llama_reference
+    overrides = [f"engine.inference_batch_tokens={max_tokens}", "engine.gather=layer"]
+    results = ranks(2).run(
+        harness.train, config_file=write_config(llama_pair), overrides=[*FIXED_RESPONSES, *overrides], batches=batches
+    )
     assert_same_updates(results[0], updates, prompt_update)
 
 
-def test_what_is_gathered_at_a_time_does_not_matter(llama_pair: Path, llama_reference: Any, ranks: Any) -> None:
-    windows, updates, prompt_update = llama_reference
+def test_gathering_once_or_layer_by_layer_does_not_matter(llama_pair: Path, llama_reference: Any, ranks: Any) -> None:
+    batches, updates, prompt_update = llama_reference
     num_bytes = {}
     for gather in ("layer", "model"):
         results = ranks(2).run(
-            jobs.train, config_file=write_config(llama_pair), overrides=[f"engine.gather={gather}"], windows=windows
+            harness.train,
+            config_file=write_config(llama_pair),
+            overrides=[*FIXED_RESPONSES, f"engine.gather={gather}"],
+            batches=batches,
         )
         assert_same_updates(results[0], updates, prompt_update)
         assert results[0]["released"] == {"student": True, "teacher": True}
-        num_bytes[gather] = results[0]["num_bytes"]
-    # Two micro-batches with two and more passes each, against one gathering for all of them.
+        overrides = [*FIXED_RESPONSES, f"engine.gather={gather}"]
+        count = {"config_file": write_config(llama_pair), "overrides": overrides, "batches": batches}
+        num_bytes[gather] = ranks(2).run(jobs.count_bytes, **count)[0]
+    # Two micro-batches with two and more forward passes each, against one gathering for all of them.
     assert num_bytes["model"]["gathered"] < 0.6 * num_bytes["layer"]["gathered"]
     # Two micro-batches of the prompt and two of the student, against one gradient of each.
     assert num_bytes["model"]["reduced"] <= 0.51 * num_bytes["layer"]["reduced"]
 
 
-def test_a_window_that_fails_leaves_no_gradient(llama_pair: Path, llama_reference: Any, ranks: Any) -> None:
-    windows, updates, prompt_update = llama_reference
+def test_a_step_that_fails_leaves_no_gradient(llama_pair: Path, llama_reference: Any, ranks: Any) -> None:
+    batches, updates, prompt_update = llama_reference
     config = write_config(llama_pair)
     overrides = ["engine.gather=model"]
-    results = ranks(2).run(jobs.train, config_file=config, overrides=overrides, windows=windows, fails_first=True)
+    results = ranks(2).run(
+        jobs.train_after_a_failure, config_file=config, overrides=[*FIXED_RESPONSES, *overrides], batches=batches
+    )
     # A rank that failed alone would wait for the others here.
     assert results[0]["reduced_in_vain"] == 0
     assert_same_updates(results[0], updates, prompt_update)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_a_teacher_that_is_not_sharded_teaches_the_same(
+def test_a_teacher_that_is_not_partitioned_teaches_the_same(
     llama_pair: Path, llama_reference: Any, ranks: Any, dtype: str
 ) -> None:
-    windows, updates, prompt_update = llama_reference
+    batches, updates, prompt_update = llama_reference
     config = write_config(llama_pair, stage=0, teacher_stage=0, dtype=dtype)
-    results = ranks(2).run(jobs.train, config_file=config, overrides=[], windows=windows)
+    results = ranks(2).run(harness.train, config_file=config, overrides=FIXED_RESPONSES, batches=batches)
     if dtype == "fp32":
         assert_same_updates(results[0], updates, prompt_update)
     else:
@@ -224,59 +178,69 @@ def test_a_teacher_that_is_not_sharded_teaches_the_same(
 
 @pytest.mark.parametrize("stage", [0, 3])
 def test_clipping_equals_the_reference(llama_pair: Path, ranks: Any, stage: int) -> None:
-    windows = make_windows(vocabulary=400, seed=2)
+    batches = make_batches(vocabulary=400, seed=2)
     config = write_config(llama_pair, stage=stage)
     clip = 0.05
-    results = ranks(2).run(jobs.train, config_file=config, overrides=[f"optimizer.grad_clip={clip}"], windows=windows)
-    updates, prompt_update, _ = run_reference(llama_pair, windows, prompt=results[0]["prompt_before"], clip=clip)
+    results = ranks(2).run(
+        harness.train, config_file=config, overrides=[*FIXED_RESPONSES, f"optimizer.grad_clip={clip}"], batches=batches
+    )
+    updates, prompt_update, _ = run_reference(llama_pair, batches, prompt=results[0]["prompt_before"], clip=clip)
     assert_same_updates(results[0], updates, prompt_update)
     assert results[0]["norms"][0] > clip, "the gradient must be large enough to be clipped"
 
 
 def test_checkpointing_recomputes_and_changes_nothing(llama_pair: Path, llama_reference: Any, ranks: Any) -> None:
-    windows, updates, prompt_update = llama_reference
+    batches, updates, prompt_update = llama_reference
     counts = {}
     for switch in ("true", "false"):
         results = ranks(2).run(
             jobs.train_counting_layers,
             config_file=write_config(llama_pair, micro_batch=2),
             overrides=[f"model.gradient_checkpointing={switch}"],
-            windows=windows,
+            batches=batches,
         )
         assert_same_updates(results[0], updates, prompt_update)
         counts[switch] = results[0]["layer_calls"]
-    # One step with one micro-batch. Student: guidance, training. Teacher: plain, prompted, P'.
+    # One step with one micro-batch. Student: outputs, training. Teacher: plain, prompted, P'.
     assert counts["false"] == {"student": 2 * NUM_STEPS, "teacher": 3 * NUM_STEPS}
     assert counts["true"] == {"student": 3 * NUM_STEPS, "teacher": 4 * NUM_STEPS}
 
 
-def test_guidance_is_without_the_students_dropout(tmp_path: Path, ranks: Any) -> None:
+def test_outputs_are_without_the_students_dropout(tmp_path: Path, ranks: Any) -> None:
     save_tiny_model(tmp_path / "teacher", "gpt2", seed=1)
     save_tiny_model(tmp_path / "student", "gpt2", seed=2)
     config = write_config(tmp_path, stage=0, micro_batch=4)
-    (agree,) = ranks(1).run(jobs.hidden_twice, config_file=config, rows=make_windows(vocabulary=400)[0])
-    assert agree == {"guidance": True, "training": False}
+    (agree,) = ranks(1).run(jobs.hidden_twice, config_file=config, rows=make_batches(vocabulary=400)[0])
+    assert agree == {"inference": True, "training": False}
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_each_phase_moves_its_own_parameters_only(llama_pair: Path, ranks: Any, num_ranks: int) -> None:
-    windows = make_windows(vocabulary=400, seed=3)
+    batches = make_batches(vocabulary=400, seed=3)
     config = write_config(llama_pair, micro_batch=2)
-    (moved, *_) = ranks(num_ranks).run(jobs.what_moves, config_file=config, rows=windows[0])
+    (moved, *_) = ranks(num_ranks).run(jobs.what_moves, config_file=config, rows=batches[0])
     assert moved == {"prompt step": {"prompt"}, "student step": {"student"}}
 
 
-def test_a_window_without_a_response_is_skipped(llama_pair: Path, ranks: Any) -> None:
-    windows = [[(prompt, []) for prompt, _ in rows] for rows in make_windows(vocabulary=400)[:1]]
-    (result, _) = ranks(2).run(jobs.train, config_file=write_config(llama_pair), overrides=[], windows=windows)
+def test_a_batch_without_a_response_is_skipped(llama_pair: Path, ranks: Any) -> None:
+    batches = [[(prompt, []) for prompt, _ in rows] for rows in make_batches(vocabulary=400)[:1]]
+    (result, _) = ranks(2).run(
+        harness.train, config_file=write_config(llama_pair), overrides=FIXED_RESPONSES, batches=batches
+    )
     assert result["means"] == {}
     assert torch.equal(result["prompt_before"], result["prompt_after"])
     for name, value in result["before"]["student"].items():
         assert torch.equal(value, result["after"]["student"][name]), name
 
 
-def test_regularization_weight_falls_from_almost_one_to_zero() -> None:
-    weights = [regularization_weight(k, num_steps=4, settings=PromptConfig()) for k in (1, 2, 3, 4)]
-    assert weights == [0.75, 0.5, 0.25, 0.0]
-    assert regularization_weight(1, num_steps=4, settings=PromptConfig(regularization="constant")) == 1.0
-    assert regularization_weight(1, num_steps=4, settings=PromptConfig(regularization="none")) == 0.0
+@pytest.mark.parametrize(
+    ("regularization", "weights"), [("linear", [2 / 3, 1 / 3, 0.0]), ("constant", [1.0, 1.0, 1.0]), ("none", [0, 0, 0])]
+)
+def test_the_regularization_weight_follows_the_schedule(
+    llama_pair: Path, ranks: Any, regularization: str, weights: list[float]
+) -> None:
+    overrides = [*FIXED_RESPONSES, f"prompt.regularization={regularization}"]
+    (found,) = ranks(1).run(
+        jobs.regularization_weights, config_file=write_config(llama_pair, stage=0), overrides=overrides
+    )
+    assert found == pytest.approx(weights)

@@ -9,17 +9,17 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kd.config.load import read_config
 from kd.data.batch import PromptBatch
 from kd.distributed import World
 from kd.errors import UserError
+from kd.methods import load_config
 from kd.models.causal_lm import CausalLM
 from kd.rollout.decode import decode, row_streams
 from kd.rollout.sampling import DecodingSettings
 from kd.train.assemble import read_inputs
 from launch.generate_pseudo_data import check
 from tests.distributed import pseudo_data_jobs as jobs
-from tests.distributed.test_promptkd_step import write_config
+from tests.distributed.harness import write_config
 from tests.tiny_models import save_tiny_model
 
 NUM_ROWS, NUM_SAMPLES = 7, 2
@@ -72,7 +72,7 @@ def test_the_responses_are_the_teachers(straight: Path, setting: Path) -> None:
         (f"{directory / 'train.jsonl'}:{row + 1}", sample) for row in range(NUM_ROWS) for sample in range(NUM_SAMPLES)
     ]
     examples = read_inputs(
-        read_config(setting, overrides=["method=sft", "model.teacher=null", "data.responses=null"]), world=alone()
+        load_config(setting, overrides=["method=sft", "model.teacher=null", "data.responses=null"]), world=alone()
     ).train.examples
     for line in lines:
         (example,) = [row for row in examples if row.source == line["source"]]
@@ -86,7 +86,7 @@ def test_the_responses_are_the_teachers(straight: Path, setting: Path) -> None:
 
 
 def test_seqkd_trains_on_the_teachers_text_and_not_on_the_ground_truth(straight: Path, setting: Path) -> None:
-    config = read_config(setting)
+    config = load_config(setting)
     assert config.data.train is not None, "the ground truth is at hand"
     inputs = read_inputs(config, world=alone())
     tokenizer = inputs.vocabulary.tokenizer
@@ -160,7 +160,7 @@ def test_a_configuration_without_responses_to_write_is_refused(
     overrides: list[str], message: str, setting: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        check(read_config(setting, overrides=overrides))
+        check(load_config(setting, overrides=overrides))
 
 
 def alone() -> World:

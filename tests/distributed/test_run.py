@@ -12,11 +12,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from kd.config.load import read_config
+from kd.methods import load_config
 from kd.models.soft_prompt import load_soft_prompt
 from kd.train.metric_log import read_metrics
 from tests.distributed import run_jobs as jobs
-from tests.distributed.test_promptkd_step import write_config
+from tests.distributed.harness import write_config
 from tests.tiny_models import save_tiny_model
 
 NUM_STEPS = 6
@@ -90,7 +90,7 @@ def test_the_run_directory_keeps_its_contract(straight: Path) -> None:
         assert set(record) == expected
     assert [record["regularization_weight"] for record in records] == [5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0]
     assert {path.name for path in (straight / "checkpoints").iterdir()} == {"step-4", "step-6"}
-    resolved = read_config(straight / "config.yaml")
+    resolved = load_config(straight / "config.yaml")
     assert resolved.schedule.steps == NUM_STEPS
     environment = json.loads((straight / "environment.json").read_text())
     assert {"command", "git_revision", "packages", "devices", "num_ranks"} <= set(environment)
@@ -144,7 +144,7 @@ def test_interrupted_runs_go_on_bit_by_bit(straight: Path, setting: Path, ranks:
     for stop in ("1.0e-9", "1.0e-9", "null"):
         overrides = [f"run.dir={directory}", f"run.max_hours={stop}"]
         assert ranks(2).run(jobs.run, config_file=setting, overrides=overrides) == [None, None]
-    assert "going on after step 2" in (directory / "log.txt").read_text()
+    assert "resuming after step 2" in (directory / "log.txt").read_text()
     for ours, theirs in zip(read_metrics(directory), read_metrics(straight), strict=True):
         assert {k: v for k, v in ours.items() if k not in TIMES} == {k: v for k, v in theirs.items() if k not in TIMES}
     for name in ("model.safetensors", "soft_prompt.safetensors"):

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from tests.distributed import generation_jobs as jobs
 from tests.distributed import sampling_fault_jobs as faults
-from tests.distributed.test_promptkd_step import write_config
+from tests.distributed.harness import write_config
 from tests.tiny_models import save_tiny_model
 
 VOCABULARY = 400

@@ -11,7 +11,7 @@ import pytest
 from kd.distributed import free_port
 from tests.distributed import generation_jobs as jobs
 from tests.distributed import sampling_fault_jobs as faults
-from tests.distributed.test_promptkd_step import write_config
+from tests.distributed.harness import write_config
 from tests.run_on_ranks import Ranks
 from tests.tiny_models import save_tiny_model
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.distributed import decoding_copy_jobs
 from tests.distributed import generation_jobs as jobs
+from tests.distributed import inference_copy_jobs
+from tests.distributed.harness import write_config
 from tests.distributed.test_loading import SHARDED
-from tests.distributed.test_promptkd_step import write_config
 from tests.run_on_ranks import Ranks
 from tests.tiny_models import save_tiny_model
 
@@ -92,7 +92,7 @@ def test_a_family_without_a_plan_is_gathered(tmp_path: Path, ranks: Any) -> None
 
 @pytest.mark.parametrize("layout", [GATHERED, TWO], ids=["gathered", "tensor_parallel"])
 def test_an_interrupted_refresh_is_made_good_by_the_next(family: Path, ranks: Any, layout: list[str]) -> None:
-    for result in ranks(2).run(decoding_copy_jobs.refresh_after_an_interruption, config_file=family, overrides=layout):
+    for result in ranks(2).run(inference_copy_jobs.refresh_after_an_interruption, config_file=family, overrides=layout):
         assert result == {"half_done": True, "sharded_again": True, "right_after": True}
 
 
@@ -110,7 +110,7 @@ def test_refreshing_takes_twice_the_largest_parameter_and_64_megabytes(
             result
             for model, divided in ((deep, True), (deep, False), (wide, True))
             for result in pool.run(
-                decoding_copy_jobs.peak_bytes_while_refreshing,
+                inference_copy_jobs.peak_bytes_while_refreshing,
                 model=model,
                 deepspeed_config=SHARDED,
                 divided=divided,

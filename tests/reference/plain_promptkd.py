@@ -13,12 +13,10 @@ from transformers import PreTrainedModel
 
 @dataclass
 class Row:
-    """A prompt and its fixed pseudo-target."""
+    """A prompt and its fixed response."""
 
     prompt: list[int]
     response: list[int]
-    group: int = 0
-    """Which of several soft prompts stands before it."""
     truth: list[int] | None = None
     """What the prompt is tuned on, where that is another response."""
 
@@ -26,10 +24,6 @@ class Row:
     def shown(self) -> "Row":
         """The row with the response that the prompt is tuned on."""
         return self if self.truth is None else Row(self.prompt, self.truth)
-
-    def own(self, prompt: Tensor) -> Tensor:
-        """The row's soft prompt [M, H] out of [M, H] or [groups, M, H]."""
-        return prompt[self.group] if prompt.dim() == 3 else prompt
 
 
 def log_probs_of(model: PreTrainedModel, row: Row, *, vocabulary: int, prompt: Tensor | None = None) -> Tensor:
@@ -93,7 +87,7 @@ def train(
         weight = (num_steps - k) / num_steps
         kd = regularization = torch.zeros((), dtype=torch.float64)
         for row in rows:
-            prompted = log_probs_of(teacher, row.shown, vocabulary=vocabulary, prompt=row.own(prompt))
+            prompted = log_probs_of(teacher, row.shown, vocabulary=vocabulary, prompt=prompt)
             with torch.no_grad():
                 guided = log_probs_of(student, row.shown, vocabulary=vocabulary)
                 plain = log_probs_of(teacher, row.shown, vocabulary=vocabulary)
@@ -105,7 +99,7 @@ def train(
         distillation = torch.zeros((), dtype=torch.float64)
         for row in rows:
             with torch.no_grad():
-                target = log_probs_of(teacher, row, vocabulary=vocabulary, prompt=row.own(prompt))
+                target = log_probs_of(teacher, row, vocabulary=vocabulary, prompt=prompt)
             distillation = distillation + of.student(log_probs_of(student, row, vocabulary=vocabulary), target)
         parameters = list(student.parameters())
         gradients = torch.autograd.grad(distillation / tokens, parameters, allow_unused=True)

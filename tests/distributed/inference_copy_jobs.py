@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from kd.distributed import World
-from kd.generation import decoding_copy
 from kd.models.causal_lm import load_causal_lm, read_model_config
+from kd.rollout import inference_copy
 from kd.rollout.inference_copy import InferenceCopy
 from kd.rollout.tensor_parallel import split_dimensions
-from kd.zero.engine import gathered
+from kd.zero.residency import gathered
 from tests.distributed.generation_jobs import Sampling
 from tests.peak_memory import watched
 
@@ -41,8 +41,8 @@ def refresh_after_an_interruption(world: World, *, config_file: Path, overrides:
             yield
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding_copy, "gathered", interrupted)
-        patch.setattr(decoding_copy, "GATHER_BYTES", 1)
+        patch.setattr(inference_copy, "gathered", interrupted)
+        patch.setattr(inference_copy, "GATHER_BYTES", 1)
         with pytest.raises(KeyboardInterrupt), weights.ready():
             pass
     statuses = [parameter.ds_status for parameter in source.parameters()]
