@@ -236,9 +236,16 @@ def train(
     overrides: list[str],
     batches: list[list[Pair]],
     responses: list[list[list[int]]] | None = None,
+    rolls_out: bool = False,
 ) -> dict[str, Any]:
-    """One step for each batch; weights and soft prompt before and after, logged means, and what was learned from."""
-    harness = Harness(world, config_file, overrides, batches=batches, responses=responses)
+    """One step for each batch; weights and soft prompt before and after, logged means, and what was learned from.
+
+    Args:
+        responses: replace the student's rollouts.
+        rolls_out: sample from the student as a run does; otherwise methods learn from the rows' own responses.
+    """
+    fixed = [] if rolls_out or responses is not None else FIXED_RESPONSES
+    harness = Harness(world, config_file, [*fixed, *overrides], batches=batches, responses=responses)
     student, teacher = harness.student.model, None if harness.teacher is None else harness.teacher.view.model
     before = {"student": full_weights(student), "teacher": {} if teacher is None else full_weights(teacher)}
     prompt_before = harness.prompt()

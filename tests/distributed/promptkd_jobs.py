@@ -18,7 +18,7 @@ from tests.distributed.harness import FIXED_RESPONSES, Harness, Pair, full_weigh
 
 def count_bytes(world: World, *, config_file: Path, overrides: list[str], batches: list[list[Pair]]) -> dict[str, int]:
     """Bytes that collectives gather and reduce in the second of two steps."""
-    harness = Harness(world, config_file, overrides, batches=batches)
+    harness = Harness(world, config_file, [*FIXED_RESPONSES, *overrides], batches=batches)
     harness.step(1)
     with CollectiveBytes() as counted:
         harness.step(2)
@@ -134,5 +134,5 @@ def initial_prompts(world: World, *, config_file: Path, length: int) -> dict[str
 
 def regularization_weights(world: World, *, config_file: Path, overrides: list[str]) -> list[float]:
     """The weight of L_reg in each step of the run."""
-    harness = Harness(world, config_file, overrides)
+    harness = Harness(world, config_file, [*FIXED_RESPONSES, *overrides])
     return [harness.method.regularization_weight(k) for k in range(1, harness.config.schedule.steps + 1)]

@@ -53,6 +53,7 @@ class Pairs:
                 harness.train,
                 config_file=write_config(self.directory(family), stage=stage, teacher_stage=teacher_stage),
                 overrides=["data.validation=unused", *overrides],
+                rolls_out=True,
                 batches=make_batches(vocabulary=VOCABULARY),
             )
         first, *others = self._results[key]
@@ -211,6 +212,7 @@ def test_a_window_without_response_tokens_leaves_the_student_as_it_is(
         harness.train,
         config_file=write_config(pairs.directory("llama")),
         overrides=["data.validation=unused", *method],
+        rolls_out=True,
         batches=[empty],
     )
     assert result["means"] == {}

@@ -34,6 +34,7 @@ def test_steps_that_sample_on_two_ranks_equal_the_reference(
         config_file=write_config(pair, micro_batch=micro_batch),
         overrides=[SEED, *layout_overrides(layout)],
         batches=make_batches(vocabulary=400),
+        rolls_out=True,
     )
     assert result["kept_hidden"] == other["kept_hidden"] == [True, True, True]
     batches = [[(prompt, response) for _, prompt, response in rows] for rows in result["sequences"]]

@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.distributed import harness
 from tests.distributed import promptkd_jobs as jobs
 from tests.distributed.harness import (
-    FIXED_RESPONSES,
     NUM_STEPS,
     RATE,
     make_batches,
@@ -62,7 +61,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_three_steps_on_two_ranks_equal_the_reference(pair: Path, ranks: Any) -> None:
     batches = make_batches(vocabulary=400)
-    results = ranks(2).run(harness.train, config_file=write_config(pair), overrides=FIXED_RESPONSES, batches=batches)
+    results = ranks(2).run(harness.train, config_file=write_config(pair), overrides=[], batches=batches)
     updates, prompt_update, losses = run_reference(pair, batches, prompt=results[0]["prompt_before"])
     assert_same_updates(results[0], updates, prompt_update)
     for name, values in losses.items():
@@ -88,9 +87,7 @@ def llama_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def llama_reference(llama_pair: Path, ranks: Any) -> Any:
     """The reference's updates for one fixed set of batches, and the prompt that every run starts from."""
     batches = make_batches(vocabulary=400, seed=1)
-    start = ranks(1).run(
-        harness.train, config_file=write_config(llama_pair, micro_batch=4), overrides=FIXED_RESPONSES, batches=[]
-    )
+    start = ranks(1).run(harness.train, config_file=write_config(llama_pair, micro_batch=4), overrides=[], batches=[])
     updates, prompt_update, _ = run_reference(llama_pair, batches, prompt=start[0]["prompt_before"])
     return batches, updates, prompt_update
 
@@ -101,7 +98,7 @@ def test_the_split_into_ranks_and_micro_batches_does_not_matter(
 ) -> None:
     batches, updates, prompt_update = llama_reference
     config = write_config(llama_pair, micro_batch=micro_batch)
-    results = ranks(num_ranks).run(harness.train, config_file=config, overrides=FIXED_RESPONSES, batches=batches)
+    results = ranks(num_ranks).run(harness.train, config_file=config, overrides=[], batches=batches)
     assert_same_updates(results[0], updates, prompt_update)
 
 
@@ -111,7 +108,7 @@ def test_the_students_zero_stage_does_not_matter(
 ) -> None:
     batches, updates, prompt_update = llama_reference
     config = write_config(llama_pair, stage=stage)
-    results = ranks(2).run(harness.train, config_file=config, overrides=FIXED_RESPONSES, batches=batches)
+    results = ranks(2).run(harness.train, config_file=config, overrides=[], batches=batches)
     assert_same_updates(results[0], updates, prompt_update)
 
 
@@ -122,9 +119,7 @@ def test_the_split_into_inference_batches_does_not_matter(
     """Row by row, split differently on both ranks, and all at once."""
     batches, updates, prompt_update = llama_reference
     overrides = [f"engine.inference_batch_tokens={max_tokens}", "engine.gather=layer"]
-    results = ranks(2).run(
-        harness.train, config_file=write_config(llama_pair), overrides=[*FIXED_RESPONSES, *overrides], batches=batches
-    )
+    results = ranks(2).run(harness.train, config_file=write_config(llama_pair), overrides=overrides, batches=batches)
     assert_same_updates(results[0], updates, prompt_update)
 
 
@@ -135,12 +130,12 @@ def test_gathering_once_or_layer_by_layer_does_not_matter(llama_pair: Path, llam
         results = ranks(2).run(
             harness.train,
             config_file=write_config(llama_pair),
-            overrides=[*FIXED_RESPONSES, f"engine.gather={gather}"],
+            overrides=[f"engine.gather={gather}"],
             batches=batches,
         )
         assert_same_updates(results[0], updates, prompt_update)
         assert results[0]["released"] == {"student": True, "teacher": True}
-        overrides = [*FIXED_RESPONSES, f"engine.gather={gather}"]
+        overrides = [f"engine.gather={gather}"]
         count = {"config_file": write_config(llama_pair), "overrides": overrides, "batches": batches}
         num_bytes[gather] = ranks(2).run(jobs.count_bytes, **count)[0]
     # Two micro-batches with two and more forward passes each, against one gathering for all of them.
@@ -153,9 +148,7 @@ def test_a_step_that_fails_leaves_no_gradient(llama_pair: Path, llama_reference:
     batches, updates, prompt_update = llama_reference
     config = write_config(llama_pair)
     overrides = ["engine.gather=model"]
-    results = ranks(2).run(
-        jobs.train_after_a_failure, config_file=config, overrides=[*FIXED_RESPONSES, *overrides], batches=batches
-    )
+    results = ranks(2).run(jobs.train_after_a_failure, config_file=config, overrides=overrides, batches=batches)
     # A rank that failed alone would wait for the others here.
     assert results[0]["reduced_in_vain"] == 0
     assert_same_updates(results[0], updates, prompt_update)
@@ -167,7 +160,7 @@ def test_a_teacher_that_is_not_partitioned_teaches_the_same(
 ) -> None:
     batches, updates, prompt_update = llama_reference
     config = write_config(llama_pair, stage=0, teacher_stage=0, dtype=dtype)
-    results = ranks(2).run(harness.train, config_file=config, overrides=FIXED_RESPONSES, batches=batches)
+    results = ranks(2).run(harness.train, config_file=config, overrides=[], batches=batches)
     if dtype == "fp32":
         assert_same_updates(results[0], updates, prompt_update)
     else:
@@ -182,7 +175,7 @@ def test_clipping_equals_the_reference(llama_pair: Path, ranks: Any, stage: int)
     config = write_config(llama_pair, stage=stage)
     clip = 0.05
     results = ranks(2).run(
-        harness.train, config_file=config, overrides=[*FIXED_RESPONSES, f"optimizer.grad_clip={clip}"], batches=batches
+        harness.train, config_file=config, overrides=[f"optimizer.grad_clip={clip}"], batches=batches
     )
     updates, prompt_update, _ = run_reference(llama_pair, batches, prompt=results[0]["prompt_before"], clip=clip)
     assert_same_updates(results[0], updates, prompt_update)
@@ -224,9 +217,7 @@ def test_each_phase_moves_its_own_parameters_only(llama_pair: Path, ranks: Any, 
 
 def test_a_batch_without_a_response_is_skipped(llama_pair: Path, ranks: Any) -> None:
     batches = [[(prompt, []) for prompt, _ in rows] for rows in make_batches(vocabulary=400)[:1]]
-    (result, _) = ranks(2).run(
-        harness.train, config_file=write_config(llama_pair), overrides=FIXED_RESPONSES, batches=batches
-    )
+    (result, _) = ranks(2).run(harness.train, config_file=write_config(llama_pair), overrides=[], batches=batches)
     assert result["means"] == {}
     assert torch.equal(result["prompt_before"], result["prompt_after"])
     for name, value in result["before"]["student"].items():
@@ -239,7 +230,7 @@ def test_a_batch_without_a_response_is_skipped(llama_pair: Path, ranks: Any) -> 
 def test_the_regularization_weight_follows_the_schedule(
     llama_pair: Path, ranks: Any, regularization: str, weights: list[float]
 ) -> None:
-    overrides = [*FIXED_RESPONSES, f"prompt.regularization={regularization}"]
+    overrides = [f"prompt.regularization={regularization}"]
     (found,) = ranks(1).run(
         jobs.regularization_weights, config_file=write_config(llama_pair, stage=0), overrides=overrides
     )
