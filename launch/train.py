@@ -1,10 +1,8 @@
 """Train with any method: deepspeed launch/train.py --config FILE [section.field=value …]"""
 
 import sys
-from typing import get_args
 
-from kd.cli import main
-from kd.config.fields import MethodName
+from kd.cli import train
 
 if __name__ == "__main__":
-    sys.exit(main(description=__doc__, methods=get_args(MethodName)))
+    sys.exit(train(sys.argv[1:]))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from evaluation.evaluate import evaluate, main
+from evaluation.scoring import evaluate, main
 from evaluation.options import parse_options
 from evaluation.rouge_l import read_generations, score
 from kd.distributed import World, free_port

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from evaluation.evaluate import main as evaluate
+from evaluation.scoring import main as evaluate
 from evaluation.exposure_bias import __main__ as exposure_bias
 from evaluation.report.__main__ import main as report
 from evaluation.report.outputs import find_outputs
