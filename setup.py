@@ -25,6 +25,8 @@ setup(
     ],
     package_dir=DATA_FOLDERS,
     package_data={
+        "kd": ["py.typed"],
+        "evaluation": ["py.typed"],
         "evaluation.report": ["paper_figures.json", "templates/*"],
         "kd.ds_configs": ["*.json"],
         "kd.presets": ["**/*.yaml"],

@@ -31,16 +31,14 @@ def evaluate(
     from evaluation.options import parse_options
     from evaluation.results import RESULTS_FILE
     from evaluation.scoring import evaluate as evaluate_on
-    from kd.distributed import end_world, start_world
+    from kd.distributed.session import joined_world
 
     named = [word for name, path in benchmarks.items() for word in ("--benchmark", f"{name}={path}")]
-    parsed = parse_options(["--model", str(model), "--out", str(out), *named, *options])
-    world = start_world()
-    try:
+    with joined_world() as world:
+        with world.agreed():
+            parsed = parse_options(["--model", str(model), "--out", str(out), *named, *options])
         evaluate_on(parsed, world=world)
         # The other ranks need not see the main rank's files.
         results = (parsed.out / RESULTS_FILE).read_text(encoding="utf-8") if world.is_main else ""
         content: dict[str, Any] = json.loads(world.from_main(results))
-    finally:
-        end_world()
     return content

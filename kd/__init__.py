@@ -47,15 +47,11 @@ def train(config: "Config") -> Path:
     Raises:
         UserError: on every rank, if the configuration, the data or a model cannot be used.
     """
-    from kd.distributed import end_world
-    from kd.train.assemble import run
+    from kd.distributed.session import joined_world
+    from kd.train.assemble import run_on
 
-    try:
-        run(config, command=sys.argv)
-    except UserError:
-        # The caller may correct the configuration and try again.
-        end_world()
-        raise
+    with joined_world() as world:
+        run_on(world, config, command=sys.argv)
     return Path(config.run.dir)
 
 
@@ -67,11 +63,10 @@ def generate(config: "Config") -> Path:
     Raises:
         UserError: on every rank, if the configuration, the data or the teacher cannot be used.
     """
-    from kd.distributed import end_world
-    from kd.train.generate import run
+    from kd.distributed.session import joined_world
+    from kd.train.generate import check_responses, run_on
 
-    try:
-        return run(config)
-    except UserError:
-        end_world()
-        raise
+    path = check_responses(config)
+    with joined_world() as world:
+        run_on(world, config)
+    return path

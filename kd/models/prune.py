@@ -151,7 +151,9 @@ def _spread(keep: int, *, num_layers: int) -> list[int]:
 def _num_layers(config: PretrainedConfig, *, name: str) -> int:
     num_layers = getattr(config, "num_hidden_layers", None)
     if not isinstance(num_layers, int):
-        raise UserError(f"model {name}: its config.json has no number of layers; only decoder-only models can be pruned")
+        raise UserError(
+            f"model {name}: its config.json has no number of layers; only decoder-only models can be pruned"
+        )
     return num_layers
 
 

@@ -8,24 +8,11 @@ from kd.config.schema import Config
 from kd.data.encoding import Encoded, encode
 from kd.data.instructions import read_instructions
 from kd.data.templates import load_template
-from kd.distributed import World, end_world, start_deepspeed, start_world
+from kd.distributed import World, start_deepspeed
 from kd.errors import UserError
 from kd.models.vocabulary import SharedVocabulary, share_vocabulary
 from kd.rollout.response_file import ResponseFile, write_responses
 from kd.zero.config import teacher_deepspeed_config
-
-
-def run(config: Config) -> Path:
-    """Write the responses on all ranks that a launcher has started, and return their file.
-
-    Raises:
-        UserError: on every rank alike, before the teacher is loaded, wherever that is possible.
-    """
-    path = check_responses(config)
-    world = start_world()
-    run_on(world, config)
-    end_world()
-    return path
 
 
 def check_responses(config: Config) -> Path:
@@ -51,7 +38,7 @@ def check_responses(config: Config) -> Path:
 
 
 def run_on(world: World, config: Config) -> None:
-    """Write the responses on ranks that have already met; completes an interrupted file.
+    """Write the responses on all ranks of `world` together, or complete an interrupted file.
 
     Raises:
         UserError: on every rank alike, before the teacher is loaded, wherever that is possible.

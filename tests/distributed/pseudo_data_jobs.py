@@ -6,7 +6,7 @@ from kd.config.load import read_config
 from kd.distributed import World
 from kd.errors import UserError
 from kd.rollout.response_file import ResponseFile
-from launch.generate_pseudo_data import run_on
+from kd.train.generate import run_on
 
 
 def write(world: World, *, config_file: Path, overrides: list[str]) -> str | None:
