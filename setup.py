@@ -64,6 +64,8 @@ setup(
             "pytest>=8",
             "pytest-timeout>=2.3",
             "ruff>=0.12",
+            # A test builds the wheel with what is installed.
+            "setuptools>=77",
             "types-PyYAML",
         ],
         # The demo's curves and bars.

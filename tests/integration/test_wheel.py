@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from demo.make_model import make_model
+from kd.distributed import free_port
 from tests.integration.tiny_run import ROOT, launcher_environment
 
 SOURCES = ("kd", "evaluation", "ds_configs", "launch", "setup.py", "pyproject.toml")
@@ -80,19 +81,19 @@ def test_presets_are_listed_and_extend_each_other(installed: Path, tmp_path: Pat
     assert "train: data/dolly/train.jsonl" in shown
 
 
-def test_the_demo_begins_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_the_demo_begins_in_an_empty_folder(num_ranks: int, installed: Path, tmp_path: Path) -> None:
     """A student with random weights, fine-tuned for one step with the packaged ZeRO-3 settings."""
     demo = tmp_path / "demo"
     shutil.copytree(ROOT / "demo" / "data", demo / "data")
     shutil.copy(ROOT / "demo" / "student_sft.yaml", demo)
     make_model(ROOT / "demo" / "teacher", layers=1, hidden=32, heads=2, seed=1, out=demo / "runs" / "student-start")
+    torchrun = ["python", "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    program = ["promptkd"] if num_ranks == 1 else [*torchrun, "-m", "kd"]
     overrides = ["engine.student=ds_configs/zero3.json", "schedule.steps=1", "schedule.warmup_steps=0"]
-    run(installed, tmp_path, "promptkd", "train", "--config", "demo/student_sft.yaml", *overrides)
-    assert (demo / "runs" / "student" / "final" / "model.safetensors").is_file()
-    [metrics] = (demo / "runs" / "student" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    run(installed, tmp_path, *program, "train", "--config", "demo/student_sft.yaml", *overrides)
+    run_dir = demo / "runs" / "student"
+    assert (run_dir / "final" / "model.safetensors").is_file()
+    [metrics] = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(metrics)["step"] == 1
-
-
-def test_a_launcher_starts_the_installed_module(installed: Path, tmp_path: Path) -> None:
-    shown = run(installed, tmp_path, "python", "-m", "kd", "--local_rank=0", "train", "--list-presets")
-    assert "your_own/promptkd.yaml" in shown
+    assert json.loads((run_dir / "environment.json").read_text(encoding="utf-8"))["num_ranks"] == num_ranks
