@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch.distributed as dist
 
-from kd.distributed.world import World, end_world, start_world
+from kd.distributed import World, end_world, start_world
 from kd.errors import UserError
 
 _world: World | None = None
