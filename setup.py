@@ -6,6 +6,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 VERSION = re.search(r'__version__ = "([^"]+)"', Path(__file__).with_name("kd").joinpath("__init__.py").read_text())
+# Folders of a checkout that are installed below kd, by the names that kd/config/packaged.py looks for.
+DATA_FOLDERS = {"kd.ds_configs": "ds_configs", "kd.presets": "launch/experiments"}
 
 setup(
     name="promptkd",
@@ -13,12 +15,27 @@ setup(
     description="Distillation of large language models with a prompt-tuned teacher, on DeepSpeed",
     license="MIT",
     python_requires=">=3.11",
-    packages=find_packages(include=["kd", "kd.*", "evaluation", "evaluation.*"]),
-    # The report's page and the paper's numbers.
-    package_data={"evaluation.report": ["paper_figures.json", "templates/*"]},
+    packages=[
+        *find_packages(
+            include=["kd", "kd.*", "evaluation", "evaluation.*"],
+            # They need a checkout: they reproduce the paper and measure the cost of a step.
+            exclude=["evaluation.paper", "evaluation.paper.*", "evaluation.bench", "evaluation.bench.*"],
+        ),
+        *DATA_FOLDERS,
+    ],
+    package_dir=DATA_FOLDERS,
+    package_data={
+        "kd": ["py.typed"],
+        "evaluation": ["py.typed"],
+        "evaluation.report": ["paper_figures.json", "templates/*"],
+        "kd.ds_configs": ["*.json"],
+        "kd.presets": ["**/*.yaml"],
+    },
+    entry_points={"console_scripts": ["promptkd = kd.cli:main"]},
     install_requires=[
         "torch>=2.11",
-        "deepspeed>=0.19.8",
+        # kd/zero uses private names of it.
+        "deepspeed>=0.19.8,<0.20",
         "transformers>=5.17,<6",
         # transformers asks for it when it loads straight into ZeRO-3 shards.
         "accelerate>=1.1",
@@ -47,6 +64,8 @@ setup(
             "pytest>=8",
             "pytest-timeout>=2.3",
             "ruff>=0.12",
+            # A test builds the wheel with what is installed.
+            "setuptools>=77",
             "types-PyYAML",
         ],
         # The demo's curves and bars.

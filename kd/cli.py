@@ -1,59 +1,212 @@
-"""The command line of training: a YAML file, overrides, and help for each field."""
+"""The console script `promptkd`. Each command imports what it needs after its arguments are parsed."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
-from kd.config.load import describe_fields, to_yaml
-from kd.config.schema import Config
-from kd.distributed import exit_with_user_error, select_accelerator
 from kd.errors import UserError
-from kd.methods import METHODS, config_type, load_config
 
 
-def main(*, description: str, methods: Sequence[str] | None = None, argv: Sequence[str] | None = None) -> int:
-    """Read the configuration, train, and return the exit code; user errors are one line and exit code 2."""
-    arguments = _parser(description).parse_intermixed_args(argv)
-    try:
-        config = load_config(arguments.config, overrides=arguments.overrides)
-        _check_method(config, methods)
-        if arguments.print_config:
-            print(to_yaml(config), end="")
-            return 0
-        select_accelerator()
-        # Imported here: --help and a typing error should not wait for DeepSpeed.
-        from kd.train.assemble import run
+class Command(NamedTuple):
+    """A subcommand: what runs its arguments and returns the exit code, and its help."""
 
-        run(config, command=sys.argv)
-        return 0
-    except UserError as error:
-        return exit_with_user_error(error)
+    run: Callable[[Sequence[str]], int]
+    help: str
 
 
-def _check_method(config: Config, methods: Sequence[str] | None) -> None:
-    if methods is not None and config.method not in methods:
-        raise UserError(
-            f"method is {config.method}, but this script runs {' or '.join(methods)} only; use launch/train.py"
-        )
-
-
-def _parser(description: str) -> argparse.ArgumentParser:
-    described = list(describe_fields(config_type(METHODS["promptkd"])))
-    width = max(len(name) for name, _, _ in described)
-    lines = [f"  {name:<{width}}  {text} [{default}]" for name, default, text in described]
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the subcommand that the command line names, and return its exit code."""
+    width = max(map(len, COMMANDS))
     parser = argparse.ArgumentParser(
-        description=description,
+        prog="promptkd",
+        usage="promptkd COMMAND [arguments …]",
+        description="Distillation of large language models with a prompt-tuned teacher (PromptKD).",
+        epilog="\n".join(
+            ["commands:"]
+            + [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+            + ["", "promptkd COMMAND --help lists a command's options. With several GPUs:", f"  {_LAUNCH}"]
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="fields of the configuration, with their defaults:\n" + "\n".join(lines),
     )
+    parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    _ignore_local_rank(parser)
+    arguments = parser.parse_args(argv)
+    return COMMANDS[arguments.command].run(arguments.arguments)
+
+
+def train(argv: Sequence[str], *, only: str | None = None) -> int:
+    """Train as the arguments say, and return the exit code.
+
+    Args:
+        argv: arguments, without the name of the program.
+        only: the method that the calling script is for; None for any.
+    """
+    parser = _TrainParser(
+        prog="promptkd train",
+        description=f"Train with {only or 'any method'}. With several GPUs: {_LAUNCH}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_config(parser)
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
+    parser.add_argument("--list-presets", action=_ListPresets, nargs=0, help="print the names of all presets and exit")
+    arguments = parser.parse_intermixed_args(argv)
+
+    def work() -> None:
+        import kd
+
+        config = kd.load_config(arguments.config, overrides=arguments.overrides)
+        if only is not None and config.method != only:
+            raise UserError(f"method is {config.method}, but this script runs {only} only; use launch/train.py")
+        if arguments.print_config:
+            from kd.config.load import to_yaml
+
+            print(to_yaml(config), end="")
+        else:
+            kd.train(config)
+
+    return _exit_code(work)
+
+
+def generate(argv: Sequence[str]) -> int:
+    """Write the teacher's responses as the arguments say, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="promptkd generate",
+        description="Write data.responses: the teacher's responses to each row of data.train, seqkd.samples of each,\n"
+        "from which method=seqkd learns. One configuration serves both. The same command completes an\n"
+        "interrupted file.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_config(parser)
+    arguments = parser.parse_intermixed_args(argv)
+
+    def work() -> None:
+        import kd
+
+        kd.generate(kd.load_config(arguments.config, overrides=arguments.overrides))
+
+    return _exit_code(work)
+
+
+def make_student(argv: Sequence[str]) -> int:
+    """Make a student of some of a teacher's layers as the arguments say, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="promptkd make-student", description="Make a student of some of a teacher's layers."
+    )
+    add = parser.add_argument
+    add("--teacher", required=True, metavar="DIR", help="from_pretrained directory or hub name")
+    choice = parser.add_mutually_exclusive_group(required=True)
+    choice.add_argument("--layers", metavar="0,2,4", help="the teacher's layers to keep, counted from 0")
+    choice.add_argument("--keep", type=int, metavar="N", help="keep N evenly spaced layers, first and last included")
+    add("--out", required=True, type=Path, metavar="DIR", help="directory of the student; must not exist")
+    add("--dtype", choices=["bf16", "fp16", "fp32"], help="precision of the weights (default: the teacher's)")
+    add("--trust-remote-code", action="store_true", help="allow model code that comes with the teacher")
+    arguments = parser.parse_args(argv)
+
+    def work() -> None:
+        import transformers
+
+        from kd.models.prune import prune_layers
+
+        transformers.utils.logging.disable_progress_bar()
+        pruned = prune_layers(
+            arguments.teacher,
+            layers=arguments.keep if arguments.layers is None else _parse_layers(arguments.layers),
+            out=arguments.out,
+            dtype=arguments.dtype,
+            trust_remote_code=arguments.trust_remote_code,
+        )
+        print(f"teacher {arguments.teacher}: {pruned.teacher}")
+        kept = ",".join(map(str, pruned.layers))
+        print(f"student {arguments.out}: {pruned.student}; layers {kept} of the teacher")
+
+    return _exit_code(work)
+
+
+def _evaluate(argv: Sequence[str]) -> int:
+    from evaluation.scoring import main
+
+    return main(argv)
+
+
+def _compare(argv: Sequence[str]) -> int:
+    from evaluation.compare import main
+
+    return main(argv)
+
+
+def _report(argv: Sequence[str]) -> int:
+    from evaluation.report.__main__ import main
+
+    return main(argv)
+
+
+COMMANDS = {
+    "train": Command(run=train, help="train a student from a YAML file; --list-presets lists those that are included"),
+    "generate": Command(run=generate, help="write the teacher's responses, from which method=seqkd learns"),
+    "evaluate": Command(run=_evaluate, help="sample a model's responses to benchmarks and score them"),
+    "compare": Command(run=_compare, help="paired differences between evaluated models"),
+    "report": Command(run=_report, help="one page of trainings and evaluations, with tables and figures"),
+    "make-student": Command(run=make_student, help="make a student of some of a teacher's layers"),
+}
+_LAUNCH = "torchrun --nproc_per_node N -m kd train --config FILE"
+
+
+class _TrainParser(argparse.ArgumentParser):
+    """Lists the fields of the configuration, for which all methods are imported, only if help is printed."""
+
+    def format_help(self) -> str:
+        from kd.config.load import describe_fields
+        from kd.methods import config_type, requested_method
+
+        described = list(describe_fields(config_type(requested_method(sys.argv[1:]))))
+        width = max(len(name) for name, _, _ in described)
+        lines = [f"  {name:<{width}}  {text} [{default}]" for name, default, text in described]
+        self.epilog = "fields of the configuration, with their defaults:\n" + "\n".join(lines)
+        return super().format_help()
+
+
+class _ListPresets(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *arguments: object) -> None:
+        from kd.config.packaged import list_presets
+
+        presets = dict(list_presets())
+        width = max(map(len, presets))
+        for name, description in presets.items():
+            print(f"{name:<{width}}  {description}")
+        parser.exit()
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         required=True,
         metavar="FILE",
-        help="YAML file of the run; `extends: FILE` in it names another to start from",
+        help="YAML file of the run, or the name of a preset; `extends: FILE` in it names another to start from",
     )
-    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="fields that differ from the file")
+    _ignore_local_rank(parser)
+
+
+def _ignore_local_rank(parser: argparse.ArgumentParser) -> None:
     # DeepSpeed's launcher passes it; ranks are read from the environment.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
-    return parser
+
+
+def _parse_layers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--layers {text}: expected numbers with commas between them, such as 0,2,4") from None
+
+
+def _exit_code(work: Callable[[], None]) -> int:
+    try:
+        work()
+    except UserError as error:
+        from kd.distributed import exit_with_user_error
+
+        return exit_with_user_error(error)
+    return 0

@@ -2,7 +2,7 @@
 
 import sys
 
-from kd.cli import main
+from kd.cli import train
 
 if __name__ == "__main__":
-    sys.exit(main(description=__doc__, methods=["promptkd"]))
+    sys.exit(train(sys.argv[1:], only="promptkd"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kd.config.load import Names, build, merge_layers, read_layers
+from kd.config.packaged import find_preset
 from kd.config.schema import Config, LoraConfig
 from kd.distributed import find_place
 from kd.errors import UserError
@@ -32,8 +33,10 @@ METHODS: Mapping[str, type[Method]] = {
 }
 """The one list of methods: choices, help, sections of the configuration and the tests follow from it."""
 
-_RENAMED = {"engine.pass_tokens": "engine.inference_batch_tokens"}
-_REMOVED = ("cluster", "data.group")
+_NAMES = Names(
+    renamed={"engine.pass_tokens": "engine.inference_batch_tokens"},
+    removed=("cluster", "data.group"),
+)
 
 
 def find_method(name: str) -> type[Method]:
@@ -58,6 +61,19 @@ def find_method(name: str) -> type[Method]:
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UserError(f"method {name}: expected a subclass of kd.methods.base.Method, found {found!r}")
     return found
+
+
+def requested_method(arguments: Sequence[str]) -> type[Method]:
+    """The method that the arguments of a command ask for, in `method=NAME` or in the file after --config.
+
+    Its sections are part of `--help`. The default method where neither has one.
+    """
+    overrides = [argument for argument in arguments if argument.startswith("method=")]
+    files = [value for option, value in zip(arguments, arguments[1:], strict=False) if option == "--config"]
+    if files and not overrides:
+        layers = read_layers(find_preset(files[-1]), names=_NAMES, notify=_notify)
+        return find_method(merge_layers(layers).get("method", Config.method))
+    return find_method(overrides[-1].removeprefix("method=") if overrides else Config.method)
 
 
 def method_name(name: str) -> str:
@@ -92,8 +108,7 @@ def load_config(path: str | Path, *, overrides: Sequence[str] = ()) -> Config:
         UserError: unreadable file, broken YAML, unknown key, value of the wrong type or range, or settings that
             contradict each other.
     """
-    names = Names(renamed=_RENAMED, removed=_REMOVED)
-    layers = read_layers(path, overrides=overrides, names=names, notify=_notify)
+    layers = read_layers(path, overrides=overrides, names=_NAMES, notify=_notify)
     method = find_method(merge_layers(layers).get("method", Config.method))
     alternatives = [("schedule.steps", "schedule.epochs")]
     if method.alternative_sources:

@@ -14,7 +14,7 @@ from kd.data.global_batch import GlobalBatcher
 from kd.data.instructions import Instruction, read_instructions
 from kd.data.loader import BatchLoader
 from kd.data.templates import load_template
-from kd.distributed import World, end_world, start_deepspeed, start_world
+from kd.distributed import World, start_deepspeed
 from kd.errors import UserError
 from kd.methods import find_method
 from kd.methods.base import Method, MethodContext
@@ -46,17 +46,6 @@ class Inputs:
     loader: BatchLoader
     notes: list[str]
     """Rows that were dropped or truncated, one sentence for each reason."""
-
-
-def run(config: Config, *, command: Sequence[str]) -> None:
-    """Train as `config` says, on all ranks that a launcher has started.
-
-    Raises:
-        UserError: on every rank alike, before anything heavy is loaded, wherever that is possible.
-    """
-    world = start_world()
-    run_on(world, config, command=command)
-    end_world()
 
 
 def run_on(world: World, config: Config, *, command: Sequence[str]) -> None:

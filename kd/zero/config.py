@@ -2,15 +2,13 @@
 
 import difflib
 import json
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from kd.config.packaged import find_ds_config
 from kd.config.schema import Config
 from kd.errors import UserError
-
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 # What a file may set. Everything that changes the result of training has one home: the YAML.
 FILE_KEYS = (
@@ -78,16 +76,13 @@ def zero_stage(settings: Json) -> int:
 
 
 def read_deepspeed_json(name: str) -> Json:
-    """Read and check one file; a relative name is looked up here, then beside the package.
+    """Read and check one file, given by its path or by the name of a packaged one.
 
     Raises:
         UserError: the file is missing, broken, or sets what belongs to the YAML.
     """
-    path = Path(name)
-    if not path.is_absolute() and not path.exists():
-        path = PROJECT_ROOT / name
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(find_ds_config(name).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"{name}: cannot be read ({error.strerror}); give a DeepSpeed JSON such as ds_configs/zero3.json"

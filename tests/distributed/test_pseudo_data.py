@@ -17,7 +17,7 @@ from kd.models.causal_lm import CausalLM
 from kd.rollout.decode import decode, row_streams
 from kd.rollout.sampling import DecodingSettings
 from kd.train.assemble import read_inputs
-from launch.generate_pseudo_data import check
+from kd.train.generate import check_responses
 from tests.distributed import pseudo_data_jobs as jobs
 from tests.distributed.harness import write_config
 from tests.tiny_models import save_tiny_model
@@ -151,8 +151,8 @@ def test_a_file_of_unknown_origin_is_not_overwritten(setting: Path, ranks: Any) 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["method=kd", "data.responses=null"], "method is kd; generate_pseudo_data.py writes what method=seqkd"),
-        (["data.train=null"], "set data.train, the requests"),
+        (["method=kd", "data.responses=null"], "method is kd; promptkd generate writes the responses"),
+        (["data.train=null"], "set data.train, the rows"),
         (["generation.max_new_tokens=17"], "is 117, more than data.max_sequence_tokens=116"),
     ],
 )
@@ -160,7 +160,7 @@ def test_a_configuration_without_responses_to_write_is_refused(
     overrides: list[str], message: str, setting: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        check(load_config(setting, overrides=overrides))
+        check_responses(load_config(setting, overrides=overrides))
 
 
 def alone() -> World:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from evaluation.evaluate import main as evaluate
+from evaluation.scoring import main as evaluate
 from evaluation.student_friendliness.__main__ import parse_options
 from evaluation.student_friendliness.measurement import measure
 from kd.distributed import World, free_port

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from kd.cli import main
+from kd.cli import train
 from kd.distributed import end_world, free_port
 from tests.integration.tiny_run import ROOT, launch, launcher_environment, write_tiny_config, write_tiny_pair
 
@@ -128,21 +128,14 @@ BAD_INPUTS = (
 def test_bad_input_is_one_line(spoil: Any, messages: list[str], tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = spoil(tiny)
     capsys.readouterr()
-    assert main(description="", methods=["promptkd"], argv=["--config", str(config)]) == 2
+    assert train(["--config", str(config)]) == 2
     assert_one_error(capsys.readouterr().err, *messages)
 
 
 @pytest.mark.usefixtures("alone")
 def test_a_missing_configuration_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(description="", methods=["promptkd"], argv=["--config", str(tmp_path / "none.yaml")]) == 2
+    assert train(["--config", str(tmp_path / "none.yaml")]) == 2
     assert_one_error(capsys.readouterr().err, "none.yaml", "cannot be read")
-
-
-@pytest.mark.usefixtures("alone")
-def test_another_method_is_refused_by_the_promptkd_script(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = write_tiny_config(tiny, method="sft", model={"teacher": None})
-    assert main(description="", methods=["promptkd"], argv=["--config", str(config)]) == 2
-    assert_one_error(capsys.readouterr().err, "method is sft", "launch/train.py")
 
 
 def test_a_script_of_its_own_prints_one_line_and_nothing_else(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from evaluation.evaluate import evaluate, main
 from evaluation.options import parse_options
 from evaluation.rouge_l import read_generations, score
+from evaluation.scoring import evaluate, main
 from kd.distributed import World, free_port
 from kd.models.soft_prompt import SoftPromptOrigin, save_soft_prompt
 from tests.run_on_ranks import Ranks

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.evaluate import evaluate, main
 from evaluation.options import parse_options
+from evaluation.scoring import evaluate, main
 from kd.distributed import World, free_port
 from tests.integration.test_evaluate import contents, start_rank, write_rows
 from tests.run_on_ranks import Ranks

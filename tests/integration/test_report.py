@@ -8,10 +8,10 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from evaluation.evaluate import main as evaluate
 from evaluation.exposure_bias import __main__ as exposure_bias
 from evaluation.report.__main__ import main as report
 from evaluation.report.outputs import find_outputs
+from evaluation.scoring import main as evaluate
 from evaluation.student_friendliness import __main__ as student_friendliness
 from tests.distributed import run_jobs
 from tests.integration.tiny_run import write_tiny_config, write_tiny_pair

@@ -8,7 +8,6 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from kd.cli import main
 from kd.config.fields import DivergenceName, MethodName
 from kd.config.load import describe_fields, read_config, to_yaml
 from kd.config.schema import Config
@@ -219,30 +218,6 @@ def test_described_defaults_are_the_defaults(file: Path) -> None:
         section, _, entry = name.partition(".")
         if default != "required" and name not in ("model.teacher", "data.train"):
             assert yaml.safe_load(default) == (values[section][entry] if entry else values[section]), name
-
-
-def test_help_lists_every_field(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(description="", methods=["promptkd"], argv=["--help"])
-    assert ended.value.code == 0
-    shown = capsys.readouterr().out
-    for name, default, meaning in describe_fields():
-        assert f"{name} " in shown
-        assert f"{meaning} [{default}]" in shown
-
-
-def test_print_config_prints_what_would_run(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["--config", str(file), "--print-config", "schedule.steps=300"]
-    assert main(description="", methods=["promptkd"], argv=argv) == 0
-    shown = yaml.safe_load(capsys.readouterr().out)
-    assert shown == asdict(read_config(file, overrides=["schedule.steps=300"]))
-
-
-def test_a_script_refuses_other_methods(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["--config", str(file), "--print-config", "method=sft", "model.teacher=null"]
-    assert main(description="", methods=["promptkd"], argv=argv) == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert line == "error: method is sft, but this script runs promptkd only; use launch/train.py"
 
 
 def test_names_in_the_configuration_are_names_in_the_code() -> None:

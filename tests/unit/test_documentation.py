@@ -6,17 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from kd.config.load import read_config
+from kd import load_config
+from kd.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-LAUNCHERS = ("python", "deepspeed", "torchrun", "sbatch")
+LAUNCHERS = ("python", "deepspeed", "torchrun", "sbatch", "promptkd")
 # Where the options of a script or module are defined, beside its own file.
 OPTION_SOURCES = (
-    "kd/command_line.py",
+    "kd/cli.py",
     "evaluation/options.py",
     "evaluation/command_options.py",
-    "evaluation/cost/options.py",
+    "evaluation/bench/options.py",
+    "evaluation/compare.py",
+    "evaluation/report/__main__.py",
 )
 LAUNCHER_OPTIONS = {"--num_gpus", "--nproc_per_node", "--module", "--master_port"}
 
@@ -34,6 +37,9 @@ def cases() -> list[tuple[str, str]]:
 
 def script_of(words: list[str]) -> Path | None:
     """The file that a launcher's command line runs."""
+    if words[0] == "promptkd":
+        assert words[1] in COMMANDS
+        return ROOT / "kd" / "cli.py"
     for index, word in enumerate(words):
         if word in ("-m", "--module"):
             module = ROOT / words[index + 1].replace(".", "/")
@@ -44,7 +50,8 @@ def script_of(words: list[str]) -> Path | None:
 
 
 @pytest.mark.parametrize(("page", "line"), cases())
-def test_a_command_names_what_exists(page: str, line: str) -> None:
+def test_a_command_names_what_exists(page: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     words = shlex.split(line)
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
@@ -63,7 +70,7 @@ def test_a_command_names_what_exists(page: str, line: str) -> None:
             assert f'"{word}"' in sources or word == "--help", f"{script.name} has no option {word}"
     if "--config" in words and words[words.index("--config") + 1] != "FILE":
         overrides = [word for word in words if re.fullmatch(r"[a-z_]+(\.[a-z_]+)?=.*", word)]
-        read_config(ROOT / words[words.index("--config") + 1], overrides=overrides)
+        load_config(words[words.index("--config") + 1], overrides=overrides)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

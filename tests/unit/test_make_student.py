@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from launch import make_student
+from kd.cli import make_student
+from kd.errors import UserError
+from kd.models.prune import find_layer_stack, prune_config
 from tests.tiny_models import FAMILIES, save_tiny_model
 
 NUM_LAYERS = 5
@@ -30,8 +32,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("llama") / "teacher", "llama", seed=3, layers=NUM_LAYERS)
 
 
-def cut(teacher: Path, out: Path, *options: str) -> int:
-    return make_student.main(["--teacher", str(teacher), "--out", str(out), *options])
+def prune(teacher: Path, out: Path, *options: str) -> int:
+    return make_student(["--teacher", str(teacher), "--out", str(out), *options])
 
 
 def without_other_layers(directory: Path, *, kept: list[int]) -> nn.Module:
@@ -47,7 +49,7 @@ def without_other_layers(directory: Path, *, kept: list[int]) -> nn.Module:
 def test_the_student_computes_what_the_teacher_computes_without_the_other_layers(
     teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], kept: list[int]
 ) -> None:
-    assert cut(teacher, tmp_path / "student", *options) == 0
+    assert prune(teacher, tmp_path / "student", *options) == 0
     student = AutoModelForCausalLM.from_pretrained(tmp_path / "student").eval()
     ids = torch.randint(0, 400, (2, 7), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -65,7 +67,7 @@ def test_the_student_computes_what_the_teacher_computes_without_the_other_layers
 
 def test_tokenizer_and_generation_config_go_along(llama: Path, tmp_path: Path) -> None:
     GenerationConfig(eos_token_id=0, max_new_tokens=17).save_pretrained(llama)
-    cut(llama, tmp_path / "student", "--keep", "3")
+    prune(llama, tmp_path / "student", "--keep", "3")
     tokens = [AutoTokenizer.from_pretrained(directory).get_vocab() for directory in (llama, tmp_path / "student")]
     assert tokens[0] == tokens[1]
     assert GenerationConfig.from_pretrained(tmp_path / "student").max_new_tokens == 17
@@ -73,18 +75,18 @@ def test_tokenizer_and_generation_config_go_along(llama: Path, tmp_path: Path) -
 
 
 def test_weights_keep_the_stored_precision_unless_another_is_asked_for(llama: Path, tmp_path: Path) -> None:
-    cut(llama, tmp_path / "half", "--layers", "0,4", "--dtype", "bf16")
-    cut(tmp_path / "half", tmp_path / "quarter", "--layers", "1")
+    prune(llama, tmp_path / "half", "--layers", "0,4", "--dtype", "bf16")
+    prune(tmp_path / "half", tmp_path / "quarter", "--layers", "1")
     stored = AutoModelForCausalLM.from_pretrained(tmp_path / "quarter", dtype="auto")
     assert {parameter.dtype for parameter in stored.parameters()} == {torch.bfloat16}
 
 
-def test_lists_with_an_entry_for_each_layer_are_cut_alike(tmp_path: Path) -> None:
+def test_lists_with_an_entry_for_each_layer_are_pruned_alike(tmp_path: Path) -> None:
     kinds = ["full_attention", "sliding_attention", "full_attention"]
     config = AutoConfig.for_model(
         "qwen2", num_hidden_layers=3, layer_types=kinds, eos_token_id=[1, 2, 3], use_sliding_window=True
     )
-    student = make_student.cut_config(config, layers=[1, 2])
+    student = prune_config(config, layers=[1, 2])
     assert student.layer_types == kinds[1:]
     assert student.num_hidden_layers == 2
     assert student.eos_token_id == [1, 2, 3]
@@ -105,7 +107,7 @@ def test_lists_with_an_entry_for_each_layer_are_cut_alike(tmp_path: Path) -> Non
 def test_layers_that_cannot_be_kept_are_refused(
     llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
-    assert cut(llama, tmp_path / "student", *options) == 2
+    assert prune(llama, tmp_path / "student", *options) == 2
     assert_one_error(capsys.readouterr().err, message)
     assert not (tmp_path / "student").exists()
 
@@ -113,25 +115,25 @@ def test_layers_that_cannot_be_kept_are_refused(
 def test_an_existing_directory_is_never_written_to(
     llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cut(llama, tmp_path, "--keep", "2") == 2
+    assert prune(llama, tmp_path, "--keep", "2") == 2
     assert_one_error(capsys.readouterr().err, "exists already")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
-    assert cut(tmp_path / "empty", tmp_path / "student", "--keep", "2") == 2
+    assert prune(tmp_path / "empty", tmp_path / "student", "--keep", "2") == 2
     assert_one_error(capsys.readouterr().err, "no readable config.json")
 
 
 def test_a_model_that_is_no_stack_of_layers_is_refused(llama: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(llama)
     model.model.second_stack = nn.ModuleList([nn.Identity() for _ in range(NUM_LAYERS)])
-    with pytest.raises(make_student.UserError, match="found model.layers, model.second_stack"):
-        make_student.find_layer_stack(model, num_layers=NUM_LAYERS, name="m")
+    with pytest.raises(UserError, match="found model.layers, model.second_stack"):
+        find_layer_stack(model, num_layers=NUM_LAYERS, name="m")
 
 
-def test_layers_that_depend_on_their_place_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_layers_that_depend_on_their_index_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_tiny_model(tmp_path / "teacher", "llama", seed=0)
     config = AutoConfig.for_model(
         "qwen3_moe",
@@ -149,9 +151,9 @@ def test_layers_that_depend_on_their_place_are_refused(tmp_path: Path, capsys: p
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "teacher")
     # Its first layer is dense, whichever layer that is: the second one would lose its experts.
-    assert cut(tmp_path / "teacher", tmp_path / "student", "--layers", "1,2") == 2
-    assert_one_error(capsys.readouterr().err, "depend on their place")
-    assert cut(tmp_path / "teacher", tmp_path / "other", "--layers", "0,2") == 0
+    assert prune(tmp_path / "teacher", tmp_path / "student", "--layers", "1,2") == 2
+    assert_one_error(capsys.readouterr().err, "depend on their index")
+    assert prune(tmp_path / "teacher", tmp_path / "other", "--layers", "0,2") == 0
 
 
 def assert_one_error(shown: str, message: str) -> None:
