@@ -5,6 +5,7 @@ import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import field, make_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def requested_method(arguments: Sequence[str]) -> type[Method]:
     Its sections are part of `--help`. The default method where neither has one.
     """
     overrides = [argument for argument in arguments if argument.startswith("method=")]
-    files = [value for option, value in zip(arguments, arguments[1:], strict=False) if option == "--config"]
+    files = [value for option, value in pairwise(arguments) if option == "--config"]
     if files and not overrides:
         layers = read_layers(find_preset(files[-1]), names=_NAMES, notify=_notify)
         return find_method(merge_layers(layers).get("method", Config.method))

@@ -18,7 +18,7 @@ from kd.rollout.decode import decode, row_streams
 from kd.rollout.sampling import DecodingSettings
 from kd.train.assemble import read_inputs
 from kd.train.generate import check_responses
-from tests.distributed import pseudo_data_jobs as jobs
+from tests.distributed import generate_jobs as jobs
 from tests.distributed.harness import write_config
 from tests.tiny_models import save_tiny_model
 
