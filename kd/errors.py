@@ -1,4 +1,4 @@
-"""The errors that are the user's to mend."""
+"""Errors that the user can correct."""
 
 EXIT_CODE = 2
 
@@ -11,4 +11,4 @@ class UserError(Exception):
 
 
 class LoneUserError(UserError):
-    """A user error of one rank that the other ranks cannot be told of: it is printed where it is met."""
+    """A user error of one rank that cannot be communicated to the others; the rank itself prints it."""

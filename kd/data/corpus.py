@@ -17,15 +17,15 @@ from kd.data.loader import BatchLoader
 from kd.distributed import World
 from kd.errors import UserError
 
-# Characters that are tokenised at a time, cut at line ends, and how many such pieces go to the tokenizer together.
+# Characters of a piece of text, which ends at a line end, and number of pieces in one call of the tokenizer.
 _PIECE_CHARACTERS = 2**16
 _PIECES_PER_CALL = 64
 
 
 class CorpusBlocks(Sequence[Example]):
-    """Consecutive blocks of a long row of tokens, as rows to learn all tokens but the first from.
+    """Consecutive blocks of a long row of tokens, as rows whose response is all but the first token.
 
-    The tokens may lie on disk. Only the last block may be shorter; a rest of one token is left out.
+    The tokens may lie on disk. Only the last block may be shorter; a remainder of one token is dropped.
     """
 
     def __init__(self, tokens: TokenIds, *, block_tokens: int, source: str) -> None:
@@ -34,8 +34,8 @@ class CorpusBlocks(Sequence[Example]):
         self._source = source
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self._tokens), self._block_tokens)
-        return whole + (rest > 1)
+        full, rest = divmod(len(self._tokens), self._block_tokens)
+        return full + (rest > 1)
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
@@ -43,7 +43,7 @@ class CorpusBlocks(Sequence[Example]):
     def __getitem__(self, index: slice) -> Sequence[Example]: ...
     def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
         if isinstance(index, slice):
-            return [self[place] for place in range(len(self))[index]]
+            return [self[position] for position in range(len(self))[index]]
         index = range(len(self))[index]
         start = index * self._block_tokens
         tokens = np.array(self._tokens[start : start + self._block_tokens])
@@ -76,7 +76,7 @@ def find_corpus(source: str) -> list[Path]:
 def pack_corpus(files: Sequence[Path], *, tokenizer: PreTrainedTokenizerBase, directory: Path, max_tokens: int) -> Path:
     """Write the token ids of `files` one after the other, the end token after each file with text; returns where.
 
-    What was written by an earlier call for the same files is used again.
+    The file of an earlier call for the same files is used again.
 
     Args:
         directory: of the written file, which every rank can read.

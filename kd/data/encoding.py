@@ -1,4 +1,4 @@
-"""Instructions become token ids; every row that loses something on the way is reported."""
+"""Instructions become token ids; every row that is dropped or truncated is reported."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,9 +23,9 @@ _TEXTS_PER_CALL = 1024
 class Example:
     """A row in tokens, without special tokens but the response's end-of-sequence token.
 
-    `row_id` is the index among all rows of its source, dropped ones included. `prompt` is the whole
+    `row_id` is the index among all rows of its source, dropped ones included. `prompt` is the full
     formatted text, also where `prompt_ids` keeps only its end. `response_ids` is the first reference,
-    None where the row has none; it ends in EOS unless it was cut.
+    None where the row has none; it ends in EOS unless it was truncated.
     """
 
     row_id: int
@@ -61,22 +61,22 @@ class EncodingReport:
     max_sequence_tokens: int
     dropped: tuple[str, ...]
     truncated_prompts: tuple[str, ...]
-    cut_responses: tuple[str, ...]
+    truncated_responses: tuple[str, ...]
 
     def lines(self, *, shown: int | None = 5) -> list[str]:
-        """One sentence for each kind of loss that occurred, with the first `shown` places (None: all)."""
+        """One sentence for each kind of loss that occurred, with the first `shown` locations (None: all)."""
         prompt_limit = f"rows whose prompt is longer than {self.max_prompt_tokens} tokens"
         kinds = (
             ("dropped", self.dropped, prompt_limit),
             ("kept only the end of the prompt of", self.truncated_prompts, prompt_limit),
             (
-                "cut the response of",
-                self.cut_responses,
+                "truncated the response of",
+                self.truncated_responses,
                 f"rows longer than {self.max_sequence_tokens} tokens",
             ),
         )
         return [
-            f"{self.name}: {action} {len(sources)} of {self.num_rows} {rows}: {_list_places(sources, shown=shown)}"
+            f"{self.name}: {action} {len(sources)} of {self.num_rows} {rows}: {_list_sources(sources, shown=shown)}"
             for action, sources, rows in kinds
             if sources
         ]
@@ -121,7 +121,7 @@ def read_responses(
     EOS is appended, but for lines with `ended` false: responses that ran into a limit.
 
     Args:
-        blank: what becomes of responses without text; they are no pseudo-targets, but models write them.
+        blank: whether responses without text are refused; training cannot learn from them, but models write them.
 
     Raises:
         UserError: unreadable file, broken line, empty prompt, a response that is refused, and as `encode`.
@@ -153,7 +153,7 @@ def find_duplicates(train: Sequence[Instruction], *, validation: Sequence[Instru
 def describe_duplicates(duplicates: Sequence[tuple[str, str]], *, shown: int | None = 5) -> str:
     """One line about what `find_duplicates` found, with the first `shown` pairs (None: all)."""
     pairs = [f"{validation} repeats {train}" for train, validation in duplicates]
-    return f"{len(pairs)} validation rows repeat a training row: {_list_places(pairs, shown=shown)}"
+    return f"{len(pairs)} validation rows repeat a training row: {_list_sources(pairs, shown=shown)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,14 +162,14 @@ class _TextRow:
     prompt: str
     references: tuple[str, ...]
     ended: bool = True
-    """Whether the first reference is whole."""
+    """Whether the first reference is complete."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Affected:
     dropped: list[str] = field(default_factory=list)
     truncated_prompts: list[str] = field(default_factory=list)
-    cut_responses: list[str] = field(default_factory=list)
+    truncated_responses: list[str] = field(default_factory=list)
 
 
 def _encode_rows(rows: Sequence[_TextRow], *, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> Encoded:
@@ -187,11 +187,11 @@ def _encode_rows(rows: Sequence[_TextRow], *, tokenizer: PreTrainedTokenizerBase
                 continue
             affected.truncated_prompts.append(row.source)
             prompt_ids = prompt_ids[-data.max_prompt_tokens :]
-        whole = np.append(target, eos) if row.ended else target
-        response_ids = whole if row.references else None
+        full = np.append(target, eos) if row.ended else target
+        response_ids = full if row.references else None
         room = data.max_sequence_tokens - len(prompt_ids)
         if response_ids is not None and len(response_ids) > room:
-            affected.cut_responses.append(row.source)
+            affected.truncated_responses.append(row.source)
             response_ids = response_ids[:room]
         examples.append(
             Example(
@@ -252,11 +252,11 @@ def _report(affected: _Affected, *, rows: Sequence[_TextRow], data: DataConfig) 
         max_sequence_tokens=data.max_sequence_tokens,
         dropped=tuple(affected.dropped),
         truncated_prompts=tuple(affected.truncated_prompts),
-        cut_responses=tuple(affected.cut_responses),
+        truncated_responses=tuple(affected.truncated_responses),
     )
 
 
-def _list_places(places: Sequence[str], *, shown: int | None) -> str:
-    if shown is None or len(places) <= shown:
-        return ", ".join(places)
-    return f"{', '.join(places[:shown])}, … ({shown} shown)"
+def _list_sources(sources: Sequence[str], *, shown: int | None) -> str:
+    if shown is None or len(sources) <= shown:
+        return ", ".join(sources)
+    return f"{', '.join(sources[:shown])}, … ({shown} shown)"

@@ -1,4 +1,4 @@
-"""Instructions: what a model is asked, and the answers it may learn from."""
+"""Instructions: a request to a model, and the responses to learn from."""
 
 from dataclasses import dataclass
 

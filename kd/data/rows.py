@@ -1,4 +1,4 @@
-"""Rows of a file or of a hub data set, each with the place it came from."""
+"""Rows of a file or of a hub data set, each with its location."""
 
 import json
 import re
@@ -66,12 +66,14 @@ class Row:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise UserError(f"{self.source}: expected `{name}` to be true or false, found {_kind(value)}; mend the row")
+            raise UserError(
+                f"{self.source}: expected `{name}` to be true or false, found {_kind(value)}; correct the row"
+            )
         return value
 
     def _check(self, value: object, *, name: str, blank: Literal["refused", "allowed"] = "refused") -> str:
         if not isinstance(value, str):
-            raise UserError(f"{self.source}: expected `{name}` to be text, found {_kind(value)}; mend the row")
+            raise UserError(f"{self.source}: expected `{name}` to be text, found {_kind(value)}; correct the row")
         if blank == "refused" and not value.strip():
             raise UserError(f"{self.source}: `{name}` is empty; fill it in or remove the row")
         try:
@@ -110,7 +112,7 @@ def read_json_lines(path: Path) -> list[Row]:
         UserError: unreadable file, a line that is not a JSON object, or no row at all.
     """
     rows = []
-    # Lines are cut as bytes, so that a line which is not valid UTF-8 can be named.
+    # Lines are split as bytes, so that a line which is not valid UTF-8 can be named.
     for number, line in enumerate(_read_bytes(path).split(b"\n"), start=1):
         if line.strip():
             rows.append(_row(_parse(line, path=path, line=number), source=f"{path}:{number}"))
@@ -171,15 +173,15 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _parse(content: bytes, *, path: Path, line: int | None) -> object:
-    """`line` is where `content` stands in the file, None for a whole file."""
+    """`line` is where `content` stands in the file, None for all of it."""
     try:
         return json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        place = str(path) if line is None else f"{path}:{line}"
-        raise UserError(f"{place}: not valid UTF-8 (byte {error.start}); save the file as UTF-8") from None
+        location = str(path) if line is None else f"{path}:{line}"
+        raise UserError(f"{location}: not valid UTF-8 (byte {error.start}); save the file as UTF-8") from None
     except json.JSONDecodeError as error:
-        place = f"{path}:{error.lineno if line is None else line}"
-        raise UserError(f"{place}: not valid JSON ({error.msg}, column {error.colno}); mend that line") from None
+        location = f"{path}:{error.lineno if line is None else line}"
+        raise UserError(f"{location}: not valid JSON ({error.msg}, column {error.colno}); correct that line") from None
 
 
 def _row(value: object, *, source: str) -> Row:

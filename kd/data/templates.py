@@ -28,7 +28,7 @@ _VARIABLES = frozenset({"instruction", "input"})
 _RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError)
 
 
-@runtime_checkable  # so that beartype can check it in tests
+@runtime_checkable
 class Template(Protocol):
     def render(self, instruction: Instruction) -> str:
         """Text of the prompt, up to where the response begins.
@@ -92,7 +92,7 @@ class JinjaTemplate:
             return self.compiled.render(instruction=instruction.instruction, input=instruction.input)
         except _RENDER_ERRORS as error:
             raise UserError(
-                f"{self.path}: failed on {instruction.source} ({one_line(error)}); mend the template"
+                f"{self.path}: failed on {instruction.source} ({one_line(error)}); correct the template"
             ) from None
 
 
@@ -121,7 +121,7 @@ def _load_jinja(path: Path) -> JinjaTemplate:
         used = jinja2.meta.find_undeclared_variables(environment.parse(text)) - set(environment.globals)
         compiled = environment.from_string(text)
     except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"{path}:{error.lineno}: not valid Jinja ({error.message}); mend that line") from None
+        raise UserError(f"{path}:{error.lineno}: not valid Jinja ({error.message}); correct that line") from None
     if used - _VARIABLES:
         unknown = ", ".join(sorted(used - _VARIABLES))
         raise UserError(f"{path}: unknown variable {unknown}; a template may use instruction and input")

@@ -167,7 +167,7 @@ def _read_weights(name: str, *, config: PretrainedConfig, dtype: str, trust_remo
         raise UserError(f"model {name}: weights cannot be read ({reason[:300]}); expected safetensors files") from None
     model: PreTrainedModel = loaded[0]
     report: dict[str, Any] = loaded[1]
-    # transformers fills what a checkpoint lacks with random numbers and goes on.
+    # transformers initialises missing weights at random and continues.
     tied = set(getattr(model, "all_tied_weights_keys", {}))
     lacking = sorted((set(report["missing_keys"]) - tied) | {str(key) for key in report["mismatched_keys"]})
     if lacking:

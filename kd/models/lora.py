@@ -58,16 +58,16 @@ def add_adapters(model: PreTrainedModel, settings: LoraConfig, *, section: str, 
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{section}.targets: {reason[:200]}; name linear layers of {name}, or all-linear") from None
-    for place in (model.get_input_embeddings(), model.get_output_embeddings()):
-        if _is_adapted(place):
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if _is_adapted(module):
             raise UserError(f"{section}.targets: embeddings and head cannot be adapted; leave them out")
 
 
 def adapter_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """The trainable matrices by name; none in a model without adapters."""
     return {
-        f"{place}.{name}": parameter
-        for place, layer in _adapted_layers(model).items()
+        f"{path}.{name}": parameter
+        for path, layer in _adapted_layers(model).items()
         for name, parameter in layer.named_parameters()
         if not name.startswith("base_layer.")
     }
@@ -89,7 +89,7 @@ def adapters_off(model: PreTrainedModel) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PlainParameter:
-    """A parameter as the published architecture has it, with what adapters add to it at the moment."""
+    """A parameter as the published architecture has it, with the adapters' current update."""
 
     name: str
     base: nn.Parameter
@@ -97,7 +97,7 @@ class PlainParameter:
 
     @property
     def sources(self) -> list[nn.Parameter]:
-        """What must be whole while `value` is called."""
+        """The parameters that must be gathered while `value` is called."""
         if self.layer is None:
             return [self.base]
         return [self.base, *self.layer.lora_A.parameters(), *self.layer.lora_B.parameters()]
@@ -114,21 +114,21 @@ def plain_parameters(model: PreTrainedModel, *, remove_duplicate: bool = True) -
     """The parameters of the published architecture, whether `model` has adapters or not.
 
     Args:
-        remove_duplicate: leave out the second name of a parameter in two places, such as a tied head.
+        remove_duplicate: leave out the second name of a shared parameter, such as a tied head.
     """
     layers, adapters = _adapted_layers(model), adapter_parameters(model)
     for name, parameter in model.named_parameters(remove_duplicate=remove_duplicate):
         owner, _, leaf = name.rpartition(".")
-        place = owner.removesuffix(".base_layer")
-        if owner != place:
-            layer = layers[place] if leaf == "weight" else None
-            yield PlainParameter(name=f"{place}.{leaf}", base=parameter, layer=layer)
+        path = owner.removesuffix(".base_layer")
+        if owner != path:
+            layer = layers[path] if leaf == "weight" else None
+            yield PlainParameter(name=f"{path}.{leaf}", base=parameter, layer=layer)
         elif name not in adapters:
             yield PlainParameter(name=name, base=parameter)
 
 
 def gather_adapters(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Copies of the trainable matrices on the host, whole on every rank; all ranks call it together."""
+    """Copies of the trainable matrices on the host of every rank; all ranks call it together."""
     values: dict[str, Tensor] = {}
     for name, parameter in adapter_parameters(model).items():
         with gathered([parameter]):

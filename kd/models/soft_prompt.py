@@ -19,7 +19,7 @@ _TENSOR_NAME = "soft_prompt"
 
 @dataclass(frozen=True, kw_only=True)
 class SoftPromptOrigin:
-    """What a soft prompt was made from; stored beside its values."""
+    """The origin of a soft prompt, stored with its values."""
 
     teacher: str
     init: str
@@ -57,7 +57,7 @@ def _put_before(
 
 
 def initial_token_ids(settings: SoftPromptConfig, *, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The m token ids whose embeddings P starts from: the text repeated or cut, or the padding token.
+    """The m token ids whose embeddings P starts from: the text repeated or truncated, or the padding token.
 
     Raises:
         UserError: the text has no tokens, or there is no padding token.

@@ -1,4 +1,4 @@
-"""What a person sees of a run: live progress on a terminal, plain lines elsewhere, all of it in log.txt."""
+"""The console of a run: live progress on a terminal, plain lines elsewhere, all lines in log.txt."""
 
 import sys
 from datetime import datetime
@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 Record = dict[str, float | int]
 
-# What the one-line summary of a step shows, in this order, where the method measures it.
+# Metrics in the one-line summary of a step, in this order, if the method measures them.
 _SHOWN = (
     "student_kd",
     "prompt_kd",
@@ -24,12 +24,12 @@ _SHOWN = (
 )
 
 
-# What fits behind the bar on a narrow terminal.
+# Metrics beside the progress bar, short enough for a narrow terminal.
 _LIVE = {"student_kd": "student", "prompt_kd": "prompt", "cross_entropy": "loss", "tokens_per_second": "tokens/s"}
 
 
 class RunConsole:
-    """Speaks on the main rank only; the other ranks' lines go nowhere."""
+    """Prints on the main rank only."""
 
     def __init__(self, log_file: Path, *, is_main: bool, num_steps: int, done: int) -> None:
         self._file: IO[str] | None = log_file.open("a", encoding="utf-8", buffering=1) if is_main else None

@@ -1,4 +1,4 @@
-"""metrics.jsonl and its mirrors: one object per logged step, reduced over ranks once per interval."""
+"""metrics.jsonl and its mirrors: one object per logged step, reduced over the ranks once per interval."""
 
 import hashlib
 import importlib.util
@@ -40,7 +40,7 @@ class MetricLog:
             self._mirrors = _open_mirrors(run_dir, config=config, last_step=last_step)
 
     def add(self, metrics: StepMetrics) -> None:
-        """Note one step without waiting for the device."""
+        """Add one step without synchronising with the device."""
         self._interval.append(metrics)
         self._count_time()
 
@@ -54,7 +54,7 @@ class MetricLog:
         trained = [metrics for metrics in steps if metrics.num_tokens]
         tokens = sum(metrics.num_tokens for metrics in trained)
         seconds = [metrics.stopwatch.seconds() for metrics in steps]
-        # After the stopwatches have waited for a GPU, whose work belongs to these steps.
+        # After the stopwatches have synchronised with a GPU, whose work belongs to these steps.
         self._count_time()
         elapsed = self._elapsed / len(steps)
         record: Record = {"step": step, "epoch": epoch}
@@ -89,7 +89,7 @@ class MetricLog:
         self._started = now
 
     def restart_clock(self) -> None:
-        """Leave what has just been done (validation, a checkpoint) out of the next step's time."""
+        """Exclude a validation or a checkpoint from the next step's time."""
         self._started = time.perf_counter()
 
     def _token_means(self, trained: list[StepMetrics]) -> Record:
@@ -110,7 +110,7 @@ class MetricLog:
         if math.isfinite(value):
             return {name: value}
         if self._may_overflow and "grad_norm" in name:
-            # A step that fp16's loss scale has refused; the scale falls and training goes on.
+            # A step that fp16's loss scale has skipped; the scale decreases and training continues.
             return {}
         raise UserError(
             f"{name} is {value}: training has diverged, and this step was not saved;"
@@ -173,7 +173,7 @@ def _open_mirrors(run_dir: Path, *, config: Config, last_step: int) -> list[Call
     if config.run.wandb is not None:
         import wandb
 
-        # One name for one directory: a resumed run goes on in the same place.
+        # One id for one directory: a resumed run continues the same W&B run.
         identity = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
         reporter = wandb.init(
             project=config.run.wandb, dir=str(run_dir), name=run_dir.name, id=identity, resume="allow"

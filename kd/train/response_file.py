@@ -1,4 +1,4 @@
-"""The teacher's responses to all requests, written once for SeqKD: shared out over the ranks, resumable at the row."""
+"""The teacher's responses to all training rows, for SeqKD: distributed over the ranks, resumable at the row."""
 
 import json
 import os
@@ -21,12 +21,12 @@ from kd.rollout.placement import choose_placement
 from kd.rollout.sampler import Sampler
 from kd.zero.recorder import Recorder
 
-Answers = dict[tuple[int, int], dict[str, Any]]
+Responses = dict[tuple[int, int], dict[str, Any]]
 """Lines of the file by (row id, number of the sample)."""
 
 
 class ResponseFile:
-    """data.responses while it is being written: what it is made of, and what each rank has finished."""
+    """data.responses while it is being written: the settings it depends on, and what each rank has finished."""
 
     def __init__(self, config: Config, *, rank: int) -> None:
         assert config.data.responses is not None
@@ -50,7 +50,7 @@ class ResponseFile:
         return self._path.exists()
 
     def begin(self) -> None:
-        """Note what the responses are made of, or check that an earlier start made them of the same; main rank only.
+        """Write the settings that the responses depend on, or check that they are unchanged; main rank only.
 
         Raises:
             UserError: other settings, a file of unknown origin, or a directory that cannot be written.
@@ -76,36 +76,36 @@ class ResponseFile:
                 old = begun[section][name]
                 if old != value:
                     raise UserError(
-                        f"data.responses {self._path}: was begun with {section}.{name}={old}, now it is {value};"
+                        f"data.responses {self._path}: was started with {section}.{name}={old}, now it is {value};"
                         f" restore it, or delete {self._path.name}* to write other responses"
                     )
 
-    def append(self, answers: Answers) -> None:
-        """Add finished answers to this rank's part."""
-        lines = [json.dumps({"row": row, **answer}, ensure_ascii=False) for (row, _), answer in answers.items()]
+    def append(self, responses: Responses) -> None:
+        """Add finished responses to this rank's part."""
+        lines = [json.dumps({"row": row, **response}, ensure_ascii=False) for (row, _), response in responses.items()]
         with self._own_path.open("ab") as file:
             file.write("".join(f"{line}\n" for line in lines).encode())
 
-    def read_parts(self) -> Answers:
-        """The finished answers that can be seen from here; a line that a kill has torn is cut off for good."""
-        answers: Answers = {}
+    def read_parts(self) -> Responses:
+        """The finished responses that this rank can read; a partial line of a killed run is removed."""
+        responses: Responses = {}
         for path in self._parts():
             content = path.read_bytes()
             *lines, torn = content.split(b"\n")
             if path == self._own_path and torn:
                 with path.open("r+b") as file:
                     file.truncate(len(content) - len(torn))
-            for answer in map(json.loads, lines):
-                answers[answer.pop("row"), answer["sample"]] = answer
-        return answers
+            for response in map(json.loads, lines):
+                responses[response.pop("row"), response["sample"]] = response
+        return responses
 
-    def finish(self, answers: Answers) -> int:
-        """Write the file in the order of the rows and remove all parts; returns how many answers were empty."""
-        said = [answer for _, answer in sorted(answers.items()) if answer["response"].strip()]
-        _replace(self._path, "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in said))
+    def finish(self, responses: Responses) -> int:
+        """Write the file in the order of the rows and remove all parts; returns how many responses were empty."""
+        filled = [response for _, response in sorted(responses.items()) if response["response"].strip()]
+        _replace(self._path, "".join(json.dumps(response, ensure_ascii=False) + "\n" for response in filled))
         for path in self._parts():
             path.unlink(missing_ok=True)
-        return len(answers) - len(said)
+        return len(responses) - len(filled)
 
     def _parts(self) -> list[Path]:
         return sorted(self._path.parent.glob(f"{self._path.name}.rank-*.partial"))
@@ -122,47 +122,47 @@ def write_responses(
 ) -> None:
     """Sample the teacher's responses to `examples` and write data.responses; all ranks call it together.
 
-    A response depends on the seed, the number of the sample, the row and the teacher, but for rounding errors in its
-    batch: not on the number of ranks or on an interruption.
+    A response depends on the seed, the number of the sample, the row and the teacher, up to rounding in its batch:
+    not on the number of ranks or on an interruption.
 
     Raises:
         UserError: the teacher cannot be loaded, or memory ran out.
     """
-    answers = _merge(world.gather_objects(file.read_parts()))
+    responses = _merge(world.gather_objects(file.read_parts()))
     total = len(examples) * config.section(SeqKDSettings).samples
-    if answers:
-        say(f"going on after {len(answers)} of {total} responses")
-    if len(answers) < total:
-        num_done = len(answers)
+    if responses:
+        say(f"resuming after {len(responses)} of {total} responses")
+    if len(responses) < total:
+        num_done = len(responses)
         with _teacher_sampler(config, vocabulary=vocabulary, world=world, say=say) as sampler:
-            for number, block in _blocks(config, examples, done=set(answers), num_ranks=world.size):
+            for number, block in _blocks(config, examples, done=set(responses), num_ranks=world.size):
                 own = block[world.rank :: world.size]
-                # All ranks sample together: one without a row answers the first for show.
+                # All ranks sample together: a rank without a row discards the response to the first one.
                 sampled = sampler.sample(own or block[:1], seed=config.run.seed, step=number).sequences
                 finished = {
-                    (row.row_id, number): _answer(row, sequence.response_ids, number=number, vocabulary=vocabulary)
+                    (row.row_id, number): _format(row, sequence.response_ids, number=number, vocabulary=vocabulary)
                     for row, sequence in zip(own, sampled, strict=False)
                 }
                 file.append(finished)
-                answers |= finished
+                responses |= finished
                 num_done += len(block)
                 say(f"{num_done} of {total} responses")
-    answers = _merge(world.gather_objects(answers))
+    responses = _merge(world.gather_objects(responses))
     if world.is_main:
-        num_empty = file.finish(answers)
+        num_empty = file.finish(responses)
         if num_empty:
-            say(f"left out {num_empty} empty responses")
+            say(f"dropped {num_empty} empty responses")
     world.barrier()
 
 
-def _merge(shares: Sequence[Answers]) -> Answers:
-    return {key: answer for share in shares for key, answer in share.items()}
+def _merge(shares: Sequence[Responses]) -> Responses:
+    return {key: response for share in shares for key, response in share.items()}
 
 
 def _blocks(
     config: Config, examples: Sequence[Example], *, done: Container[tuple[int, int]], num_ranks: int
 ) -> Iterator[tuple[int, list[Example]]]:
-    """What is still to do: the number of a sample, and rows that all ranks decode at once."""
+    """The remaining work: the number of a sample, and rows that all ranks decode together."""
     for number in range(config.section(SeqKDSettings).samples):
         missing = [row for row in examples if (row.row_id, number) not in done]
         for block in split_prompts(
@@ -173,8 +173,8 @@ def _blocks(
             yield number, block
 
 
-def _answer(row: Example, ids: TokenIds, *, number: int, vocabulary: SharedVocabulary) -> dict[str, Any]:
-    # As the teacher wrote it: a clean-up of spaces would be a correction.
+def _format(row: Example, ids: TokenIds, *, number: int, vocabulary: SharedVocabulary) -> dict[str, Any]:
+    # Unchanged: a clean-up of spaces would alter the response.
     text = vocabulary.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     ended = bool(ids[-1] == vocabulary.eos_id)
     return {"prompt": row.prompt, "response": str(text), "ended": ended, "sample": number, "source": row.source}
@@ -182,7 +182,7 @@ def _answer(row: Example, ids: TokenIds, *, number: int, vocabulary: SharedVocab
 
 @dataclass(frozen=True, kw_only=True)
 class _HeldWeights:
-    """Weights that never change: made ready once, for all that is sampled."""
+    """Weights that never change, prepared once for all responses."""
 
     view: CausalLM
     is_collective: bool

@@ -1,4 +1,4 @@
-"""The directory of a run: what was asked, on what, and whether it may go on there."""
+"""The directory of a run: its configuration and environment, and whether a run may resume there."""
 
 import importlib.metadata
 import json
@@ -40,7 +40,7 @@ RESUMABLE_FIELDS = (
 
 
 def prepare_run_directory(config: Config, *, command: Sequence[str], world: World) -> Path:
-    """Make run.dir, or check that this run may go on in it, and write what was asked; main rank only.
+    """Make run.dir, or check that this run may resume in it, and write its configuration; main rank only.
 
     Raises:
         UserError: no permission, run.resume=never in a used directory, or checkpoints of other settings there.
@@ -50,12 +50,12 @@ def prepare_run_directory(config: Config, *, command: Sequence[str], world: Worl
         return directory
     previous = directory / CONFIG_FILE
     if previous.exists() and config.run.resume == "never":
-        raise UserError(f"run.dir {directory}: holds a run already; choose another, or run.resume=auto to go on")
+        raise UserError(f"run.dir {directory}: holds a run already; choose another, or set run.resume=auto to resume")
     if previous.exists() and any(directory.glob("checkpoints/step-*[0-9]")):
         _check_same_course(config, previous)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        # Both are written beside and moved: a killed start leaves no half of a file.
+        # Both are written to a temporary file and moved: a killed start leaves no partial file.
         _replace(previous, to_yaml(config))
         facts = json.dumps(_environment(command, world=world), indent=2)
         _replace(directory / ENVIRONMENT_FILE, facts + "\n")
@@ -80,7 +80,7 @@ def _check_same_course(config: Config, previous: Path) -> None:
         if not free and name not in RESUMABLE_FIELDS and old[name] != value:
             raise UserError(
                 f"run.dir {previous.parent}: was started with {name}={old[name]}, now it is {value};"
-                " restore it to go on, or choose another run.dir"
+                " restore it to resume, or choose another run.dir"
             )
 
 

@@ -56,8 +56,8 @@ def teacher_deepspeed_config(config: Config) -> Json:
     settings = read_deepspeed_json(config.engine.teacher)
     if (stage := zero_stage(settings)) not in (0, 3):
         raise UserError(
-            f"{config.engine.teacher}: ZeRO stage {stage}; the frozen teacher is sharded with stage 3"
-            " (ds_configs/zero3.json) or whole on each rank with stage 0 (ds_configs/zero0.json)"
+            f"{config.engine.teacher}: ZeRO stage {stage}; the frozen teacher is partitioned with stage 3"
+            " (ds_configs/zero3.json) or resident on each rank with stage 0 (ds_configs/zero0.json)"
         )
     # With bf16 switched on, DeepSpeed would turn the fp32 prompt into bf16 and reduce its gradient
     # there. The frozen weights are bf16 as they were loaded. fp16 stays on for its loss scale.
@@ -66,7 +66,7 @@ def teacher_deepspeed_config(config: Config) -> Json:
 
 
 def loading_config(settings: Json, *, dtype: str) -> Json:
-    """The same settings with the precision in which weights are created and sharded while loading."""
+    """The same settings with the precision in which weights are created and partitioned while loading."""
     return {key: value for key, value in settings.items() if key not in ("bf16", "fp16")} | _precision(dtype)
 
 
@@ -112,11 +112,11 @@ def _check_zero_section(section: object, *, name: str) -> None:
         DeepSpeedZeroConfig(**section)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        location = ".".join(str(part) for part in first["loc"])
         known = [field.alias or key for key, field in DeepSpeedZeroConfig.model_fields.items()]
-        nearest = difflib.get_close_matches(place, known, n=1)
+        nearest = difflib.get_close_matches(location, known, n=1)
         hint = f"; did you mean {nearest[0]}?" if first["type"] == "extra_forbidden" and nearest else ""
-        raise UserError(f"{name}: zero_optimization.{place}: {first['msg'].lower()}{hint}") from None
+        raise UserError(f"{name}: zero_optimization.{location}: {first['msg'].lower()}{hint}") from None
 
 
 def _owned_settings(config: Config, *, precision: str, stage: int) -> Json:
@@ -124,7 +124,7 @@ def _owned_settings(config: Config, *, precision: str, stage: int) -> Json:
     accumulation: Json = {"data_types": {"grad_accum_dtype": "fp32"}} if stage else {}
     return {
         "train_micro_batch_size_per_gpu": config.schedule.micro_batch,
-        # A window has its own boundaries and one step(); with a count here, DeepSpeed would wait for
+        # A global batch has its own boundaries and one step(); with a count here, DeepSpeed would wait for
         # as many step() calls and train nothing.
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.optimizer.grad_clip,
