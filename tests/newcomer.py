@@ -1,11 +1,11 @@
 """A method outside the package, as a user would write it: a skew divergence whose α depends on the step."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from kd.config.fields import MixtureShare, Section, help_text
+from kd.config.fields import MixtureShare, Section, option
 from kd.config.schema import Config
 from kd.data.loader import ExampleBatch
 from kd.errors import UserError
@@ -17,8 +17,8 @@ from kd.methods.plain_teacher import PlainTeacherMethod
 
 @dataclass(frozen=True, kw_only=True)
 class AnnealedSettings(Section):
-    first_alpha: MixtureShare = field(default=0.5, metadata=help_text("α of skew_kl in the first step"))
-    last_alpha: MixtureShare = field(default=0.1, metadata=help_text("α of skew_kl in the last step"))
+    first_alpha: MixtureShare = option(0.5, help="α of skew_kl in the first step")
+    last_alpha: MixtureShare = option(0.1, help="α of skew_kl in the last step")
 
 
 class AnnealedSkewKD(PlainTeacherMethod):

@@ -17,6 +17,7 @@ from kd.errors import UserError
 
 if TYPE_CHECKING:
     # Imported for types only: the configuration and --help should not wait for DeepSpeed.
+    from kd.models.handle import ModelContext
     from kd.models.student import Student
     from kd.models.teacher import AdaptedTeacher, Teacher
     from kd.models.vocabulary import SharedVocabulary
@@ -136,9 +137,7 @@ class Method(ABC):
         return 0
 
     @classmethod
-    def load_teacher(
-        cls, config: Config, *, vocabulary: "SharedVocabulary", recorder: "Recorder"
-    ) -> "Teacher | AdaptedTeacher":
+    def load_teacher(cls, context: "ModelContext") -> "Teacher | AdaptedTeacher":
         """Load the teacher that the method works with, a frozen one unless a subclass trains a part of it.
 
         Raises:
@@ -146,7 +145,7 @@ class Method(ABC):
         """
         from kd.models.teacher import Teacher
 
-        return Teacher(config, vocabulary=vocabulary, recorder=recorder)
+        return Teacher(context)
 
     def state_dict(self) -> dict[str, Any]:
         """What this rank must remember between steps beyond its engines; checkpoints keep it.

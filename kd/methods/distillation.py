@@ -1,8 +1,8 @@
 """Settings of a divergence from the teacher, which several methods share."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from kd.config.fields import MixtureShare, PositiveFloat, Section, Share, help_text
+from kd.config.fields import MixtureShare, PositiveFloat, Section, Share, option
 from kd.losses.divergences import DivergenceName, make_divergence
 from kd.losses.outputs import Outputs
 from kd.losses.terms import DivergenceTerm, Trained
@@ -12,16 +12,13 @@ from kd.losses.terms import DivergenceTerm, Trained
 class DistillationSettings(Section):
     """D, a divergence between teacher and student."""
 
-    divergence: DivergenceName = field(
-        default="forward_kl",
-        metadata=help_text("D: forward_kl is KL(p||q), reverse_kl is KL(q||p); docs/methods.md has the others"),
+    divergence: DivergenceName = option(
+        "forward_kl", help="D: forward_kl is KL(p||q), reverse_kl is KL(q||p); docs/methods.md has the others"
     )
-    beta: Share = field(default=0.5, metadata=help_text("β of jsd, the teacher's share of the mixture"))
-    alpha: MixtureShare = field(
-        default=0.1, metadata=help_text("α of skew_kl and skew_reverse_kl, the model's own share of the mixture")
-    )
-    temperature: PositiveFloat = field(
-        default=1.0, metadata=help_text("T: the logits of both models are divided by it in D, and D is scaled by T²")
+    beta: Share = option(0.5, help="β of jsd, the teacher's share of the mixture")
+    alpha: MixtureShare = option(0.1, help="α of skew_kl and skew_reverse_kl, the model's own share of the mixture")
+    temperature: PositiveFloat = option(
+        1.0, help="T: the logits of both models are divided by it in D, and D is scaled by T²"
     )
 
     def term(self, trained: Trained, target: Outputs) -> DivergenceTerm:

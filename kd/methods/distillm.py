@@ -2,13 +2,13 @@
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from kd.config.fields import Count, NonNegativeFloat, Share, help_text
+from kd.config.fields import Count, NonNegativeFloat, Share, option
 from kd.config.schema import Config
 from kd.data.batch import TokenSequence
 from kd.data.global_batch import GlobalBatch
@@ -31,14 +31,14 @@ _SOURCE, _BUFFER_ROWS = 2, 3
 
 @dataclass(frozen=True, kw_only=True)
 class DistiLLMSettings(DistillationSettings):
-    divergence: DivergenceName = field(default="skew_kl", metadata=help_text("D, as kd.divergence"))
-    initial_threshold: Share = field(
-        default=0.0, metadata=help_text("initial φ, probability that a global batch has responses of the student")
+    divergence: DivergenceName = option("skew_kl", help="D, as kd.divergence")
+    initial_threshold: Share = option(
+        0.0, help="initial φ, probability that a global batch has responses of the student"
     )
-    loss_tolerance: NonNegativeFloat = field(
-        default=0.1, metadata=help_text("ε: φ rises by 0.1 when the validation loss has risen by this much [nats]")
+    loss_tolerance: NonNegativeFloat = option(
+        0.1, help="ε: φ rises by 0.1 when the validation loss has risen by this much [nats]"
     )
-    buffer_rows: Count = field(default=1000, metadata=help_text("size of the replay buffer [responses]"))
+    buffer_rows: Count = option(1000, help="size of the replay buffer [responses]")
 
 
 def choose_source(number: float, *, threshold: float, step: int, num_steps: int, buffer_is_full: bool) -> Source:

@@ -1,8 +1,8 @@
 """GKD (arXiv 2306.13649): the teacher's divergence on the student's own responses, mixed with the data's."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from kd.config.fields import NonNegativeFloat, Share, help_text
+from kd.config.fields import NonNegativeFloat, Share, option
 from kd.config.schema import Config
 from kd.data.loader import ExampleBatch
 from kd.errors import UserError
@@ -15,14 +15,9 @@ from kd.methods.plain_teacher import PlainTeacherMethod
 
 @dataclass(frozen=True, kw_only=True)
 class GKDSettings(DistillationSettings):
-    divergence: DivergenceName = field(default="reverse_kl", metadata=help_text("D, as kd.divergence"))
-    student_fraction: Share = field(
-        default=1.0, metadata=help_text("λ, probability that a row gets a sampled response instead of its own")
-    )
-    sft_weight: NonNegativeFloat = field(
-        default=0.0,
-        metadata=help_text("weight of the data's cross entropy, added to D; 0 disables it"),
-    )
+    divergence: DivergenceName = option("reverse_kl", help="D, as kd.divergence")
+    student_fraction: Share = option(1.0, help="λ, probability that a row gets a sampled response instead of its own")
+    sft_weight: NonNegativeFloat = option(0.0, help="weight of the data's cross entropy, added to D; 0 disables it")
 
 
 class GKD(PlainTeacherMethod):

@@ -1,8 +1,8 @@
 """Knowledge distillation (Hinton et al., arXiv 1503.02531; Sanh et al., arXiv 1910.01108) on the data's responses."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from kd.config.fields import Probability, help_text
+from kd.config.fields import Probability, option
 from kd.config.schema import Config
 from kd.data.loader import ExampleBatch
 from kd.losses.terms import TRAINED, cross_entropy
@@ -13,7 +13,7 @@ from kd.methods.plain_teacher import PlainTeacherMethod
 
 @dataclass(frozen=True, kw_only=True)
 class KDSettings(DistillationSettings):
-    ratio: Probability = field(default=0.5, metadata=help_text("r in (1-r)·CE + r·D"))
+    ratio: Probability = option(0.5, help="r in (1-r)·CE + r·D")
 
 
 class KD(PlainTeacherMethod):

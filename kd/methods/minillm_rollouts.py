@@ -1,7 +1,7 @@
 """MiniLLM's rollouts: responses that are sampled together and trained on for a few epochs, and their rewards."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kd.config.fields import Count, MixtureShare, NonNegativeFloat, PositiveFloat, Section, Share, help_text
+from kd.config.fields import Count, MixtureShare, NonNegativeFloat, PositiveFloat, Section, Share, option
 from kd.config.schema import Config
 from kd.data.batch import TokenSequence
 from kd.losses.policy_gradient import future_returns, importance_weights, token_rewards, whiten
@@ -17,27 +17,22 @@ from kd.losses.policy_gradient import future_returns, importance_weights, token_
 
 @dataclass(frozen=True, kw_only=True)
 class MiniLLMSettings(Section):
-    corpus: str | None = field(
-        default=None,
-        metadata=help_text("pre-training text: a plain-text file, a folder of .txt files, or none to train without"),
+    corpus: str | None = option(
+        None, help="pre-training text: a plain-text file, a folder of .txt files, or none to train without"
     )
-    corpus_weight: NonNegativeFloat = field(default=1.0, metadata=help_text("weight of the loss on the corpus"))
-    corpus_kd_ratio: Share = field(default=0.5, metadata=help_text("r in (1-r)·CE + r·KL(p||q) on the corpus"))
-    teacher_share: MixtureShare = field(
-        default=0.2, metadata=help_text("α: tokens are sampled from α·p + (1-α)·q; 0 samples from the student alone")
+    corpus_weight: NonNegativeFloat = option(1.0, help="weight of the loss on the corpus")
+    corpus_kd_ratio: Share = option(0.5, help="r in (1-r)·CE + r·KL(p||q) on the corpus")
+    teacher_share: MixtureShare = option(
+        0.2, help="α: tokens are sampled from α·p + (1-α)·q; 0 samples from the student alone"
     )
-    rollouts: Count = field(default=256, metadata=help_text("responses sampled at a time, over all ranks"))
-    inner_epochs: Count = field(default=4, metadata=help_text("epochs over these responses before the next ones"))
-    ratio_clip: PositiveFloat = field(default=0.2, metadata=help_text("ε: ratios are clipped to 1 ± ε"))
-    reward_scale: PositiveFloat = field(default=0.5, metadata=help_text("rewards are divided by it"))
-    reward_limit: PositiveFloat = field(default=100.0, metadata=help_text("then rewards are clipped to ± this"))
-    discount: Share = field(default=0.95, metadata=help_text("γ of later rewards"))
-    length_normalized: bool = field(
-        default=True, metadata=help_text("divide a return by the number of tokens that it sums over")
-    )
-    whitened: bool = field(
-        default=True, metadata=help_text("normalise the returns of a global batch to mean 0 and variance 1")
-    )
+    rollouts: Count = option(256, help="responses sampled at a time, over all ranks")
+    inner_epochs: Count = option(4, help="epochs over these responses before the next ones")
+    ratio_clip: PositiveFloat = option(0.2, help="ε: ratios are clipped to 1 ± ε")
+    reward_scale: PositiveFloat = option(0.5, help="rewards are divided by it")
+    reward_limit: PositiveFloat = option(100.0, help="then rewards are clipped to ± this")
+    discount: Share = option(0.95, help="γ of later rewards")
+    length_normalized: bool = option(True, help="divide a return by the number of tokens that it sums over")
+    whitened: bool = option(True, help="normalise the returns of a global batch to mean 0 and variance 1")
 
     @property
     def corpus_source(self) -> str | None:

@@ -1,9 +1,9 @@
 """PromptKD (arXiv 2402.12842, Algorithm 1): a soft prompt adapts the teacher to the student that learns from it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
-from kd.config.fields import MixtureShare, NonNegativeInt, Share, help_text
+from kd.config.fields import MixtureShare, NonNegativeInt, Share, option
 from kd.config.schema import Config, LoraConfig, SoftPromptConfig
 from kd.data.global_batch import GlobalBatch
 from kd.data.loader import ExampleBatch
@@ -14,39 +14,31 @@ from kd.losses.terms import TRAINED, DivergenceTerm, Trained
 from kd.methods.base import Method, MethodContext, Needs, refuse_mixture_with_fixed_responses
 
 if TYPE_CHECKING:
+    from kd.models.handle import ModelContext
     from kd.models.teacher import AdaptedTeacher
-    from kd.models.vocabulary import SharedVocabulary
-    from kd.zero.recorder import Recorder
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSettings(SoftPromptConfig):
-    regularization: Literal["linear", "constant", "none"] = field(
-        default="linear", metadata=help_text("weight of L_reg at step k of K: (K-k)/K (Eq. 3), 1, or 0")
+    regularization: Literal["linear", "constant", "none"] = option(
+        "linear", help="weight of L_reg at step k of K: (K-k)/K (Eq. 3), 1, or 0"
     )
-    kd_divergence: DivergenceName = field(
-        default="reverse_kl", metadata=help_text("L_kd; reverse: KL(p(.|P,x)||q) (Eq. 1)")
+    kd_divergence: DivergenceName = option("reverse_kl", help="L_kd; reverse: KL(p(.|P,x)||q) (Eq. 1)")
+    regularization_divergence: DivergenceName = option(
+        "reverse_kl", help="L_reg; reverse: KL(p(.|P,x)||p(.|x)) (Eq. 2)"
     )
-    regularization_divergence: DivergenceName = field(
-        default="reverse_kl", metadata=help_text("L_reg; reverse: KL(p(.|P,x)||p(.|x)) (Eq. 2)")
-    )
-    student_divergence: DivergenceName = field(
-        default="reverse_kl", metadata=help_text("L_student; reverse: KL(q||p(.|P,x)) (Eq. 4)")
-    )
-    beta: Share = field(default=0.5, metadata=help_text("β of jsd in any of these three"))
-    alpha: MixtureShare = field(
-        default=0.1, metadata=help_text("α of skew_kl and skew_reverse_kl in any of these three")
-    )
-    student_fraction: Share = field(
-        default=1.0,
-        metadata=help_text("probability that P is tuned on the student's response to a row, not on the data's"),
+    student_divergence: DivergenceName = option("reverse_kl", help="L_student; reverse: KL(q||p(.|P,x)) (Eq. 4)")
+    beta: Share = option(0.5, help="β of jsd in any of these three")
+    alpha: MixtureShare = option(0.1, help="α of skew_kl and skew_reverse_kl in any of these three")
+    student_fraction: Share = option(
+        1.0, help="probability that P is tuned on the student's response to a row, not on the data's"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherLoraSettings(LoraConfig):
-    rank: NonNegativeInt = field(
-        default=0, metadata=help_text("promptkd: r of adapters that replace the soft prompt (Table 9); 0 disables them")
+    rank: NonNegativeInt = option(
+        0, help="promptkd: r of adapters that replace the soft prompt (Table 9); 0 disables them"
     )
 
 
@@ -86,15 +78,13 @@ class PromptKD(Method):
         return 0 if config.section(TeacherLoraSettings).is_on else config.section(PromptSettings).length
 
     @classmethod
-    def load_teacher(cls, config: Config, *, vocabulary: "SharedVocabulary", recorder: "Recorder") -> "AdaptedTeacher":
+    def load_teacher(cls, context: "ModelContext") -> "AdaptedTeacher":
         from kd.models.teacher import LoraTeacher, PromptedTeacher
 
-        prompt, lora = config.section(PromptSettings), config.section(TeacherLoraSettings)
-        if not lora.is_on:
-            return PromptedTeacher(config, prompt=prompt, vocabulary=vocabulary, recorder=recorder)
-        return LoraTeacher(
-            config, lora=lora, learning_rate=prompt.learning_rate, vocabulary=vocabulary, recorder=recorder
-        )
+        prompt, lora = context.config.section(PromptSettings), context.config.section(TeacherLoraSettings)
+        if lora.is_on:
+            return LoraTeacher(context, lora=lora, learning_rate=prompt.learning_rate)
+        return PromptedTeacher(context, prompt=prompt)
 
     def step(self, batch: ExampleBatch) -> None:
         """One iteration of Algorithm 1."""

@@ -1,8 +1,8 @@
 """Sequence-level distillation (Kim and Rush, arXiv 1606.07947) on responses of the teacher."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from kd.config.fields import Count, Share, help_text
+from kd.config.fields import Count, Share, option
 from kd.config.schema import Config
 from kd.data.loader import ExampleBatch
 from kd.errors import UserError
@@ -13,10 +13,8 @@ from kd.methods.distillation import DistillationSettings
 
 @dataclass(frozen=True, kw_only=True)
 class SeqKDSettings(DistillationSettings):
-    ratio: Share = field(default=0.5, metadata=help_text("r in (1-r)·CE + r·D; 0 needs no teacher while training"))
-    samples: Count = field(
-        default=1, metadata=help_text("responses of the teacher to each prompt that `promptkd generate` writes")
-    )
+    ratio: Share = option(0.5, help="r in (1-r)·CE + r·D; 0 needs no teacher while training")
+    samples: Count = option(1, help="responses of the teacher to each prompt that `promptkd generate` writes")
 
 
 class SeqKD(Method):

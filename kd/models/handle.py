@@ -5,7 +5,7 @@ live here; a method sees none of them.
 """
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from kd.models.causal_lm import CausalLM
 from kd.models.vocabulary import SharedVocabulary
 from kd.zero.config import Json, zero_stage
 from kd.zero.engine import Engine
-from kd.zero.optimizer import learning_rate_factor
+from kd.zero.optimizer import learning_rate_factor, make_optimizer
 from kd.zero.recorder import Phase, Recorder
 from kd.zero.residency import gathered, is_gathered
 
@@ -40,6 +40,15 @@ class MicroBatchLoss:
         return result.loss, result.term_sums
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModelContext:
+    """What the models of a run share."""
+
+    config: Config
+    vocabulary: SharedVocabulary
+    recorder: Recorder
+
+
 class ModelHandle:
     """A model in its DeepSpeed engine, one of several on the same devices."""
 
@@ -47,19 +56,19 @@ class ModelHandle:
         self,
         module: nn.Module,
         view: CausalLM,
+        context: ModelContext,
         *,
-        optimizer: torch.optim.Optimizer | None,
         settings: Json,
-        config: Config,
-        vocabulary: SharedVocabulary,
-        recorder: Recorder,
+        optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
+        """Start the engine with a DeepSpeed configuration; without an optimizer the model is frozen."""
         self.view = view
         self.zero_stage = zero_stage(settings)
         self.engine = Engine(module, optimizer=optimizer, settings=settings)
-        self._recorder = recorder
-        self._vocabulary_size = vocabulary.size
-        self._chunk_size = chunk_rows(vocabulary.size, byte_budget=config.engine.loss_chunk_mib * 2**20)
+        self._recorder = context.recorder
+        self._vocabulary_size = context.vocabulary.size
+        byte_budget = context.config.engine.loss_chunk_mib * 2**20
+        self._chunk_size = chunk_rows(context.vocabulary.size, byte_budget=byte_budget)
         self._head: weakref.ref[Head] | None = None
 
     @property
@@ -128,25 +137,16 @@ class TrainedHandle(ModelHandle):
         self,
         module: nn.Module,
         view: CausalLM,
+        context: ModelContext,
         *,
-        optimizer: torch.optim.Optimizer,
         settings: Json,
-        config: Config,
-        vocabulary: SharedVocabulary,
-        recorder: Recorder,
+        trained: Iterable[object],
         learning_rate: float,
     ) -> None:
-        """Start the engine; `learning_rate` is the base of the schedule in `config`."""
-        super().__init__(
-            module,
-            view,
-            optimizer=optimizer,
-            settings=settings,
-            config=config,
-            vocabulary=vocabulary,
-            recorder=recorder,
-        )
-        self._schedule = config.schedule
+        """Start the engine; `learning_rate` is the base of the schedule for the parameters `trained`."""
+        optimizer = make_optimizer(trained, settings=context.config.optimizer, learning_rate=learning_rate)
+        super().__init__(module, view, context, settings=settings, optimizer=optimizer)
+        self._schedule = context.config.schedule
         self._learning_rate = learning_rate
         self._pending: tuple[MicroBatch, dict[str, Term]] | None = None
         self._has_gradient = False

@@ -9,17 +9,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from kd.config.schema import Config
 from kd.data.batch import SequenceBatch
 from kd.data.global_batch import GlobalBatch, MicroBatch
 from kd.losses.outputs import Head, Outputs
 from kd.models.causal_lm import CausalLM, enable_checkpointing, load_causal_lm, read_model_config, training_settings
-from kd.models.handle import MicroBatchLoss, TrainedHandle
+from kd.models.handle import MicroBatchLoss, ModelContext, TrainedHandle
 from kd.models.lora import adapter_writer, add_adapters
-from kd.models.vocabulary import SharedVocabulary
 from kd.zero.config import student_deepspeed_config
-from kd.zero.optimizer import make_optimizer, parameter_groups
-from kd.zero.recorder import Recorder
+from kd.zero.optimizer import parameter_groups
 from kd.zero.residency import is_zero3
 
 STUDENT_ADAPTER = "adapter"
@@ -68,13 +65,13 @@ class Student(TrainedHandle):
 
     training_phase = "student"
 
-    def __init__(self, config: Config, *, vocabulary: SharedVocabulary, recorder: Recorder) -> None:
+    def __init__(self, context: ModelContext) -> None:
         """Load the model, partitioned under ZeRO-3, and start its engine.
 
         Raises:
             UserError: the DeepSpeed JSON or the checkpoint cannot be used.
         """
-        settings = student_deepspeed_config(config)
+        config, settings = context.config, student_deepspeed_config(context.config)
         model_config = read_model_config(config.model.student, trust_remote_code=config.model.trust_remote_code)
         self.name = config.model.student
         self.published_settings = training_settings(model_config)
@@ -91,22 +88,10 @@ class Student(TrainedHandle):
             add_adapters(self.model, config.student_lora, section="student_lora", name=self.name, seed=config.run.seed)
         if config.model.gradient_checkpointing:
             enable_checkpointing(self.model)
-        module = _StudentModule(self.model, vocabulary_size=vocabulary.size)
-        optimizer = make_optimizer(
-            parameter_groups(module, weight_decay=config.optimizer.weight_decay),
-            settings=config.optimizer,
-            learning_rate=config.optimizer.learning_rate,
-        )
-        super().__init__(
-            module,
-            module.view,
-            optimizer=optimizer,
-            settings=settings,
-            config=config,
-            vocabulary=vocabulary,
-            recorder=recorder,
-            learning_rate=config.optimizer.learning_rate,
-        )
+        module = _StudentModule(self.model, vocabulary_size=context.vocabulary.size)
+        trained = parameter_groups(module, weight_decay=config.optimizer.weight_decay)
+        learning_rate = config.optimizer.learning_rate
+        super().__init__(module, module.view, context, settings=settings, trained=trained, learning_rate=learning_rate)
 
     def outputs(self, batch: GlobalBatch) -> Outputs:
         """The outputs q_θ(·|x, y_<t) at the response positions, without gradient.

@@ -14,7 +14,7 @@ from kd.data.batch import SequenceBatch
 from kd.data.global_batch import GlobalBatch, MicroBatch
 from kd.losses.outputs import Outputs
 from kd.models.causal_lm import CausalLM, enable_checkpointing, load_causal_lm, read_model_config
-from kd.models.handle import MicroBatchLoss, ModelHandle, TrainedHandle
+from kd.models.handle import MicroBatchLoss, ModelContext, ModelHandle, TrainedHandle
 from kd.models.lora import adapter_parameters, adapter_writer, adapters_off, add_adapters
 from kd.models.soft_prompt import (
     FILE_NAME,
@@ -23,10 +23,8 @@ from kd.models.soft_prompt import (
     initial_values,
     save_soft_prompt,
 )
-from kd.models.vocabulary import SharedVocabulary
 from kd.zero.config import teacher_deepspeed_config
-from kd.zero.optimizer import make_optimizer, parameter_groups
-from kd.zero.recorder import Recorder
+from kd.zero.optimizer import parameter_groups
 from kd.zero.residency import gathered
 
 TEACHER_ADAPTER = "teacher_adapter"
@@ -82,22 +80,14 @@ class _LoraModule(_TeacherModule):
 class Teacher(ModelHandle):
     """p(·|x): loaded once, never trained."""
 
-    def __init__(self, config: Config, *, vocabulary: SharedVocabulary, recorder: Recorder) -> None:
+    def __init__(self, context: ModelContext) -> None:
         """Load the model, partitioned under ZeRO-3, freeze it and start its engine.
 
         Raises:
             UserError: the DeepSpeed JSON or the checkpoint cannot be used.
         """
-        module = _TeacherModule(_load_frozen(config))
-        super().__init__(
-            module,
-            module.view,
-            optimizer=None,
-            settings=teacher_deepspeed_config(config),
-            config=config,
-            vocabulary=vocabulary,
-            recorder=recorder,
-        )
+        module = _TeacherModule(_load_frozen(context.config))
+        super().__init__(module, module.view, context, settings=teacher_deepspeed_config(context.config))
 
     def outputs(self, batch: GlobalBatch) -> Outputs:
         """The outputs p(·|x, y_<t) at the response positions, without gradient."""
@@ -111,25 +101,11 @@ class AdaptedTeacher(TrainedHandle):
     metric_prefix = "prompt_"
 
     def __init__(
-        self,
-        module: _TeacherModule,
-        *,
-        trained: Sequence[object],
-        config: Config,
-        learning_rate: float,
-        vocabulary: SharedVocabulary,
-        recorder: Recorder,
+        self, module: _TeacherModule, context: ModelContext, *, trained: Sequence[object], learning_rate: float
     ) -> None:
-        super().__init__(
-            module,
-            module.view,
-            optimizer=make_optimizer(trained, settings=config.optimizer, learning_rate=learning_rate),
-            settings=teacher_deepspeed_config(config),
-            config=config,
-            vocabulary=vocabulary,
-            recorder=recorder,
-            learning_rate=learning_rate,
-        )
+        """Start the engine in which the parameters `trained` are trained."""
+        settings = teacher_deepspeed_config(context.config)
+        super().__init__(module, module.view, context, settings=settings, trained=trained, learning_rate=learning_rate)
 
     def outputs(self, batch: GlobalBatch, *, prompt: bool = True) -> Outputs:
         """The outputs p(·|P, x, y_<t) at the response positions, without gradient.
@@ -157,34 +133,25 @@ class AdaptedTeacher(TrainedHandle):
 class PromptedTeacher(AdaptedTeacher):
     """A teacher with a soft prompt."""
 
-    def __init__(
-        self, config: Config, *, prompt: SoftPromptConfig, vocabulary: SharedVocabulary, recorder: Recorder
-    ) -> None:
+    def __init__(self, context: ModelContext, *, prompt: SoftPromptConfig) -> None:
         """Load the model as a plain teacher, initialise P and start the engine.
 
         Raises:
             UserError: the DeepSpeed JSON, the checkpoint or the prompt's initialisation cannot be used.
         """
+        config, tokenizer = context.config, context.vocabulary.tokenizer
         model = _load_frozen(config)
-        embedding_weight = CausalLM.of(model).embedding_weight
-        with gathered([embedding_weight]):
-            values = initial_values(
-                prompt, embedding_weight=embedding_weight, tokenizer=vocabulary.tokenizer, seed=config.run.seed
-            )
+        embeddings = CausalLM.of(model).embedding_weight
+        with gathered([embeddings]):
+            values = initial_values(prompt, embedding_weight=embeddings, tokenizer=tokenizer, seed=config.run.seed)
         # Created after, hence outside, the partitioned load; DeepSpeed partitions it when the engine starts.
         self.soft_prompt = SoftPrompt(values)
         if config.model.dtype == "fp16":
             # DeepSpeed scales the loss for fp16 parameters only, and keeps fp32 values of them itself.
             self.soft_prompt.half()
         self._origin = SoftPromptOrigin(teacher=str(config.model.teacher), init=prompt.init, init_text=prompt.init_text)
-        super().__init__(
-            _PromptedModule(model, self.soft_prompt),
-            trained=[self.soft_prompt.values],
-            config=config,
-            learning_rate=prompt.learning_rate,
-            vocabulary=vocabulary,
-            recorder=recorder,
-        )
+        module, trained = _PromptedModule(model, self.soft_prompt), [self.soft_prompt.values]
+        super().__init__(module, context, trained=trained, learning_rate=prompt.learning_rate)
 
     def values(self) -> Float[Tensor, "M H"]:
         """The current soft prompt, gathered, on every rank."""
@@ -200,20 +167,13 @@ class PromptedTeacher(AdaptedTeacher):
 class LoraTeacher(AdaptedTeacher):
     """A teacher with LoRA adapters instead of a soft prompt (Table 9); it starts as the plain teacher."""
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        lora: LoraConfig,
-        learning_rate: float,
-        vocabulary: SharedVocabulary,
-        recorder: Recorder,
-    ) -> None:
+    def __init__(self, context: ModelContext, *, lora: LoraConfig, learning_rate: float) -> None:
         """Load the model as a plain teacher, add the adapters and start the engine.
 
         Raises:
             UserError: the DeepSpeed JSON, the checkpoint or the adapted layers' names cannot be used.
         """
+        config = context.config
         self.model = _load_frozen(config)
         name = str(config.model.teacher)
         add_adapters(self.model, lora, section="teacher_lora", name=name, seed=config.run.seed)
@@ -221,14 +181,8 @@ class LoraTeacher(AdaptedTeacher):
             # As with a soft prompt: fp32 beside bf16 weights, half precision for fp16's loss scale.
             parameter.data = parameter.data.half() if config.model.dtype == "fp16" else parameter.data.float()
         module = _LoraModule(self.model)
-        super().__init__(
-            module,
-            trained=parameter_groups(module, weight_decay=config.optimizer.weight_decay),
-            config=config,
-            learning_rate=learning_rate,
-            vocabulary=vocabulary,
-            recorder=recorder,
-        )
+        trained = parameter_groups(module, weight_decay=config.optimizer.weight_decay)
+        super().__init__(module, context, trained=trained, learning_rate=learning_rate)
 
     def writer(self) -> Callable[[Path], None]:
         """Gather the adapters, all ranks together; returns a function that writes them into a directory."""

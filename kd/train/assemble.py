@@ -18,7 +18,7 @@ from kd.distributed import World, start_deepspeed
 from kd.errors import UserError
 from kd.methods import find_method
 from kd.methods.base import Method, MethodContext
-from kd.models.handle import ModelHandle
+from kd.models.handle import ModelContext, ModelHandle
 from kd.models.student import Student
 from kd.models.teacher import AdaptedTeacher, Teacher
 from kd.models.vocabulary import SharedVocabulary, share_vocabulary
@@ -153,8 +153,9 @@ def build_method(
     """
     method, recorder = find_method(config.method), Recorder(world.device)
     needs = method.needs(config)
-    student = Student(config, vocabulary=vocabulary, recorder=recorder)
-    teacher = method.load_teacher(config, vocabulary=vocabulary, recorder=recorder) if needs.teacher else None
+    shared = ModelContext(config=config, vocabulary=vocabulary, recorder=recorder)
+    student = Student(shared)
+    teacher = method.load_teacher(shared) if needs.teacher else None
     engines = {"student": student.engine} | ({} if teacher is None else {"teacher": teacher.engine})
     for sentence in choose_gathering(engines, settings=config.engine, world=world):
         say(sentence)

@@ -15,6 +15,7 @@ from kd.distributed import RankGroup, World
 from kd.errors import UserError
 from kd.methods.seqkd import SeqKDSettings
 from kd.models.causal_lm import CausalLM
+from kd.models.handle import ModelContext
 from kd.models.teacher import Teacher
 from kd.models.vocabulary import SharedVocabulary
 from kd.rollout.placement import choose_placement
@@ -196,7 +197,7 @@ class _HeldWeights:
 def _teacher_sampler(
     config: Config, *, vocabulary: SharedVocabulary, world: World, say: Callable[[str], None]
 ) -> Iterator[Sampler]:
-    teacher = Teacher(config, vocabulary=vocabulary, recorder=Recorder(world.device))
+    teacher = Teacher(ModelContext(config=config, vocabulary=vocabulary, recorder=Recorder(world.device)))
     weights, sentence = choose_placement(teacher, settings=config.generation, world=world, role="teacher")
     say(sentence)
     with weights.ready() as view:

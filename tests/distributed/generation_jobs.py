@@ -13,6 +13,7 @@ from kd.distributed import World
 from kd.errors import UserError
 from kd.losses.terms import cross_entropy
 from kd.methods import load_config
+from kd.models.handle import ModelContext
 from kd.models.student import Student
 from kd.models.vocabulary import SharedVocabulary, share_vocabulary
 from kd.rollout.placement import Placement, choose_placement
@@ -60,7 +61,7 @@ class Sampling:
             vocabulary = replace(vocabulary, eos_id=eos_id)
         recorder = Recorder(world.device)
         recorder.start(step=1)
-        student = Student(config, vocabulary=vocabulary, recorder=recorder)
+        student = Student(ModelContext(config=config, vocabulary=vocabulary, recorder=recorder))
         choose_gathering({"student": student.engine}, settings=config.engine, world=world)
         weights, sentence = choose_placement(student, settings=config.generation, world=world)
         said: list[str] = []

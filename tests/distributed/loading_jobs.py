@@ -8,6 +8,7 @@ from kd.distributed import World
 from kd.errors import UserError
 from kd.methods import load_config
 from kd.models.causal_lm import load_causal_lm, read_model_config
+from kd.models.handle import ModelContext
 from kd.models.student import Student
 from kd.models.vocabulary import share_vocabulary
 from kd.zero.recorder import Recorder
@@ -39,7 +40,8 @@ def load_student(world: World, *, config_file: Path) -> str | None:
     """The message of the user error, if loading raises one."""
     try:
         config = load_config(config_file)
-        Student(config, vocabulary=share_vocabulary(config), recorder=Recorder(world.device))
+        vocabulary, recorder = share_vocabulary(config), Recorder(world.device)
+        Student(ModelContext(config=config, vocabulary=vocabulary, recorder=recorder))
     except UserError as error:
         return str(error)
     return None

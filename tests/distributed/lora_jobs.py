@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kd.distributed import World
 from kd.methods import load_config
+from kd.models.handle import ModelContext
 from kd.models.lora import adapter_parameters, gather_adapters, plain_parameters
 from kd.models.student import Student
 from kd.models.teacher import LoraTeacher, Teacher
@@ -56,8 +57,8 @@ def train(world: World, *, config_file: Path, overrides: list[str], batches: lis
 def plain_states(world: World, *, config_file: Path, overrides: list[str], rows: list[Pair]) -> Tensor:
     """Hidden states of a teacher that was never adapted."""
     adapted = Harness(world, config_file, [*FIXED_RESPONSES, *overrides], batches=[rows])
-    vocabulary = share_vocabulary(adapted.config)
-    teacher = Teacher(adapted.config, vocabulary=vocabulary, recorder=Recorder(world.device))
+    config, vocabulary = adapted.config, share_vocabulary(adapted.config)
+    teacher = Teacher(ModelContext(config=config, vocabulary=vocabulary, recorder=Recorder(world.device)))
     return teacher.outputs(adapted.global_batch()).hidden
 
 
@@ -65,7 +66,7 @@ def sample(world: World, *, config_file: Path, overrides: list[str], prompts: Pr
     """Responses of an adapted student in every layout, and its adapters."""
     config = load_config(config_file, overrides=overrides)
     vocabulary = share_vocabulary(config)
-    student = Student(config, vocabulary=vocabulary, recorder=Recorder(world.device))
+    student = Student(ModelContext(config=config, vocabulary=vocabulary, recorder=Recorder(world.device)))
     own = list(adapter_parameters(student.model).values())
     with deepspeed.zero.GatheredParameters(own, modifier_rank=0):
         for index, parameter in enumerate(own):

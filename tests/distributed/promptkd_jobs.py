@@ -11,6 +11,7 @@ from evaluation.bench.communication import CollectiveBytes
 from kd.distributed import World
 from kd.methods import load_config
 from kd.methods.promptkd import PromptKD
+from kd.models.handle import ModelContext
 from kd.models.vocabulary import share_vocabulary
 from kd.zero.recorder import Recorder
 from tests.distributed.harness import FIXED_RESPONSES, Harness, Pair, full_weights, train
@@ -127,7 +128,8 @@ def initial_prompts(world: World, *, config_file: Path, length: int) -> dict[str
     for init in ("text", "padding", "random"):
         config = load_config(config_file, overrides=[f"prompt.init={init}", f"prompt.length={length}"])
         vocabulary = share_vocabulary(config)
-        teacher: Any = PromptKD.load_teacher(config, vocabulary=vocabulary, recorder=Recorder(world.device))
+        context = ModelContext(config=config, vocabulary=vocabulary, recorder=Recorder(world.device))
+        teacher: Any = PromptKD.load_teacher(context)
         values[init] = teacher.values()
     return values
 
