@@ -3,24 +3,16 @@
 import sys
 from collections.abc import Sequence
 
-from evaluation.bench.options import DecodingOptions, LossOptions, ScalingOptions, StepOptions, parse_options
+from evaluation.bench.options import DecodingOptions, LossOptions, parse_options
 from kd.distributed import exit_with_user_error
 from kd.errors import UserError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line (`sys.argv` if None) says, and return the exit code."""
+def main(argv: Sequence[str]) -> int:
+    """Do what the command line says, and return the exit code."""
     try:
         # Imported where they are needed: --help and a typing error should not wait for DeepSpeed.
-        match parse_options(sys.argv[1:] if argv is None else argv):
-            case StepOptions() as options:
-                from evaluation.bench.bench import run_bench
-
-                run_bench(options)
-            case ScalingOptions() as options:
-                from evaluation.bench.scaling import run_scaling
-
-                run_scaling(options)
+        match parse_options(argv):
             case DecodingOptions() as options:
                 from evaluation.bench.decoding import run_decoding
 
@@ -29,10 +21,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 from evaluation.bench.loss import run_loss
 
                 run_loss(options)
+            case options:
+                from evaluation.bench.bench import run_bench
+
+                run_bench(options)
     except UserError as error:
         return exit_with_user_error(error)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
