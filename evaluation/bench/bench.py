@@ -1,71 +1,84 @@
 """The main command: cost of each method's step, and the peer's."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import transformers
 import yaml
 
 from evaluation.bench.fresh import in_fresh_ranks
 from evaluation.bench.inputs import write_inputs
-from evaluation.bench.machine import describe_machine
-from evaluation.bench.options import StepOptions
 from evaluation.bench.peer_trl import check_trl, measure_trl
-from evaluation.bench.presets import PRESETS
-from evaluation.bench.report import Case, CaseCost, CostReport, make_out, print_report, write_report
+from evaluation.bench.presets import PRESETS, Case, Preset
+from evaluation.bench.report import CostReport, print_report, write_report
+from evaluation.bench.results import describe_machine, make_out
 from evaluation.bench.steps import measure_steps, num_steps_of_run
 from evaluation.pictures import check_matplotlib
+from evaluation.results import write_atomically
 from kd.config.load import read_config
 from kd.config.schema import Config
 from kd.distributed import World, start_world
 from kd.errors import UserError
 
 
-def run_bench(options: StepOptions) -> None:
-    """Measure on all ranks that a launcher has started; everything goes into --out.
+def run_bench(
+    *,
+    out: Path,
+    preset: str,
+    methods: Sequence[str],
+    zero: Sequence[int],
+    gather: Sequence[str],
+    steps: int,
+    peer: str | None,
+    overrides: list[str],
+) -> None:
+    """Measure on all ranks that a launcher has started; everything goes into `out`.
 
     Raises:
         UserError: on every rank alike, before anything is measured if possible.
     """
+    transformers.utils.logging.disable_progress_bar()
     world = start_world()
-    out = world.from_main(options.out)
+    out = world.from_main(out)
+    cases = [
+        Case(method=method, zero_stage=stage, gather=how)
+        for method in methods
+        for stage in zero
+        # Only ZeRO-3 gathers.
+        for how in (gather if stage == 3 else ("auto",))
+    ]
+    # The peer trains in one way, the one that is gkd here.
+    peer_case = Case(method="gkd", zero_stage=0)
+    configs: list[Config] = []
     with world.agreed():
         check_matplotlib()
-        if options.peer is not None:
+        if peer is not None:
             check_trl()
         if world.is_main:
             make_out(out)
-    cases = [
-        Case(method=method, zero_stage=stage, gather=gather)
-        for method in options.methods
-        for stage in options.zero
-        # Only ZeRO-3 gathers.
-        for gather in (options.gather if stage == 3 else ("auto",))
-    ]
-    with world.agreed():
-        configs = [_read_config(case, options, out=out, world=world) for case in cases]
-        # The peer has one way to train, the one that is gkd here.
-        peer_config = _read_config(Case(method="gkd", zero_stage=0, gather="auto"), options, out=out, world=world)
+            make = partial(_make_config, PRESETS[preset], overrides=overrides, out=out, world=world, num_steps=steps)
+            configs = [make(case) for case in (*cases, peer_case)]
+    *configs, peer_config = world.from_main(configs)
     report = CostReport(
-        preset_name=options.preset,
+        preset_name=preset,
         global_batch=peer_config.schedule.global_batch,
-        overrides=options.overrides,
+        overrides=overrides,
         machine=describe_machine(num_ranks=world.size),
         costs=[],
-        peer=None,
     )
     try:
         if world.is_main:
-            write_inputs(out / "models", PRESETS[options.preset], device=world.device)
+            write_inputs(out / "models", PRESETS[preset], device=world.device)
         world.barrier()
         for case, config in zip(cases, configs, strict=True):
-            cost = in_fresh_ranks(measure_steps, config, options.steps, world=world)
-            report = replace(report, costs=[*report.costs, CaseCost(case=case, **vars(cost))])
+            cost = in_fresh_ranks(measure_steps, case, config, steps, world=world)
+            report = replace(report, costs=[*report.costs, cost])
             _write(report, out=out, world=world)
-        if options.peer is not None:
-            peer = in_fresh_ranks(measure_trl, peer_config, options.steps, world.size, world=world)
-            report = replace(report, peer=peer)
+        if peer is not None:
+            report = replace(report, peer=in_fresh_ranks(measure_trl, peer_config, steps, world.size, world=world))
             _write(report, out=out, world=world)
     finally:
         # Also if a case or the peer fails: the others are measured.
@@ -75,24 +88,16 @@ def run_bench(options: StepOptions) -> None:
                 print_report(report, out=out)
 
 
-def _read_config(case: Case, options: StepOptions, *, out: Path, world: World) -> Config:
-    values: dict[str, Any] = PRESETS[options.preset].run_config(
-        method=case.method,
-        zero_stage=case.zero_stage,
-        gather=case.gather,
-        num_ranks=world.size,
-        models=out / "models",
-    )
-    num_steps = num_steps_of_run(options.steps)
-    values["schedule"]["steps"] = num_steps
-    values["checkpoints"] = {"every": num_steps}
-    values["run"] = {"dir": str(out / "runs" / case.name.replace(" ", "-")), "tensorboard": False}
-    file = out / f"rank{world.rank}.yaml"
-    file.write_text(yaml.safe_dump(values), encoding="utf-8")
-    config = read_config(file, overrides=options.overrides)
+def _make_config(
+    preset: Preset, case: Case, *, overrides: Sequence[str], out: Path, world: World, num_steps: int
+) -> Config:
+    total = num_steps_of_run(num_steps)
+    file = out / f"{case.name}.yaml".replace(" ", "-")
+    write_atomically(file, yaml.safe_dump(preset.run_config(case, num_steps=total, num_ranks=world.size, out=out)))
+    config = read_config(file, overrides=overrides)
     file.unlink()
-    if config.schedule.steps != num_steps:
-        raise UserError(f"schedule.steps={config.schedule.steps}: the bench sets it; give --steps, the measured ones")
+    if config.schedule.steps != total:
+        raise UserError(f"schedule.steps={config.schedule.steps}: the bench sets it; use --steps")
     return config
 
 

@@ -1,171 +1,119 @@
 """Tokens per second of `kd.rollout.decode` and of transformers' `generate`.
 
-Rows get lengths like those of people's responses: most short, a few long. Sampling draws from the whole vocabulary
-at temperature 1, and each row is made to end at its length: in our decoder by its random numbers, since the end token
-is the last of the vocabulary and a number close to 1 selects it; in `generate` by a logits processor.
+Rows get lengths like those of people's responses: most short, a few long. Our decoder drops rows that have ended. A
+row is made to end at its length by its random numbers: the end token is the last of the vocabulary, so a number close
+to 1 selects it. `generate` continues all rows until the longest has ended, so it samples all of them to that length.
 """
 
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.table import Table
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from evaluation.bench.inputs import random_model
-from evaluation.bench.machine import describe_briefly, describe_machine
-from evaluation.bench.options import DecodingOptions
 from evaluation.bench.presets import PRESETS, Preset
-from evaluation.bench.report import make_out, write_json
-from evaluation.terminal import results_console
+from evaluation.bench.results import describe_machine, make_out, print_results, write_results
 from kd.data.batch import PromptBatch, TokenSequence
 from kd.models.causal_lm import CausalLM
 from kd.rollout.decode import decode, row_streams
 from kd.rollout.sampling import DecodingSettings
 
-MAX_NEW_TOKENS = 256
+REPEATS = 3
 DOLLY_SHARES = (0, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100)
 DOLLY_TOKENS = (2, 5, 9, 15, 24, 33, 45, 60, 82, 111, 173, 255, 256)
-"""Percentiles of the lengths of Dolly's 11,435 training responses in GPT-2 tokens, end token included, clipped at 256."""
-
-Responses = Sequence[Sequence[int]]
-_ENDS, _CONTINUES = 1 - 1e-9, 0.99
+"""Percentiles of Dolly's 11,435 training responses in GPT-2 tokens, end token included, clipped at 256."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """Prompts, and the length of the response to each."""
-
-    prompts: PromptBatch
-    lengths: list[int]
-    end_id: int
-
-
-def run_decoding(options: DecodingOptions) -> None:
-    """Measure both ways in this process, and write decoding.json.
+def run_decoding(*, out: Path, preset: str, num_prompts: int) -> None:
+    """Measure both in this process, and write decoding.json.
 
     Raises:
         UserError: --out cannot be made.
     """
-    make_out(options.out)
+    make_out(out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    preset = PRESETS[options.preset]
-    task = dolly_like_task(preset, num_prompts=options.prompts, device=device)
+    prompts, lengths = prompts_and_lengths(PRESETS[preset], num_prompts=num_prompts, device=device)
     # One model each: our view of a model may change it.
-    view = CausalLM.of(random_model(preset, "student", device=device))
-    model = random_model(preset, "student", device=device)
-    ways: dict[str, Callable[[Task], Responses]] = {
-        "kd.rollout.decode": lambda task: our_decode(view, task),
-        "transformers.generate": lambda task: transformers_generate(model, task),
+    view = CausalLM.of(random_model(PRESETS[preset], "student", device=device))
+    model = random_model(PRESETS[preset], "student", device=device)
+    ways: dict[str, Callable[[], list[int]]] = {
+        "kd.rollout.decode": lambda: our_decode(view, prompts, lengths),
+        "transformers.generate": lambda: transformers_generate(model, prompts, lengths),
     }
-    seconds: dict[str, list[float]] = {}
-    for name, way in ways.items():
-        # The first run warms up.
-        seconds[name] = [_seconds(way, task) for _ in range(1 + options.repeats)][1:]
-    _report(seconds, options, num_tokens=sum(task.lengths))
+    seconds = {name: [_seconds(way, lengths) for _ in range(1 + REPEATS)][1:] for name, way in ways.items()}
+    rates = {name: sum(lengths) / statistics.median(times) for name, times in seconds.items()}
+    table = Table("", "seconds", "tokens/s", "of ours", title=f"{num_prompts} prompts, {sum(lengths)} new tokens")
+    for name, rate in rates.items():
+        of_ours = rate / rates["kd.rollout.decode"]
+        table.add_row(name, f"{sum(lengths) / rate:.2f}", f"{rate:.0f}", f"{of_ours:.2f}")
+    machine = describe_machine(num_ranks=1)
+    values = {"preset": preset, "num_tokens": sum(lengths), "seconds": seconds, "tokens_per_second": rates}
+    write_results(out / "decoding.json", values | {"machine": machine})
+    print_results(table, machine=machine, out=out)
 
 
-def dolly_like_task(preset: Preset, *, num_prompts: int, device: torch.device) -> Task:
-    """Prompts of the preset's lengths, and responses as long as Dolly's."""
+def prompts_and_lengths(preset: Preset, *, num_prompts: int, device: torch.device) -> tuple[PromptBatch, list[int]]:
+    """Prompts of the preset's lengths, and lengths of their responses, distributed like Dolly's."""
     generator = np.random.default_rng(0)
     shortest, longest = preset.prompt_tokens
+    none = np.zeros(0, dtype=np.int32)
+    ids = [
+        generator.integers(0, preset.end_id, size).astype(np.int32)
+        for size in generator.integers(shortest, longest + 1, num_prompts)
+    ]
+    rows = [TokenSequence(row_id=row, prompt_ids=prompt, response_ids=none) for row, prompt in enumerate(ids)]
     shares = (np.arange(num_prompts) + 0.5) / num_prompts * 100
     lengths = generator.permutation(np.interp(shares, DOLLY_SHARES, DOLLY_TOKENS).round().astype(int))
-    rows = [
-        TokenSequence(
-            row_id=number,
-            prompt_ids=generator.integers(0, preset.end_id, size).astype(np.int32),
-            response_ids=np.zeros(0, dtype=np.int32),
-        )
-        for number, size in enumerate(generator.integers(shortest, longest + 1, num_prompts))
-    ]
-    prompts = PromptBatch.collate(rows, pad_id=preset.end_id, device=device)
-    return Task(prompts=prompts, lengths=lengths.tolist(), end_id=preset.end_id)
+    return PromptBatch.collate(rows, pad_id=preset.end_id, device=device), lengths.tolist()
 
 
-def our_decode(view: CausalLM, task: Task) -> Responses:
-    """All rows by this project's decoder."""
+def our_decode(view: CausalLM, prompts: PromptBatch, lengths: list[int]) -> list[int]:
+    """Numbers of tokens that our decoder gave each row."""
     free = row_streams(seed=0, step=0)
 
     def stream(row_ids: Sequence[int], num_tokens: int) -> Tensor:
-        numbers = free(row_ids, num_tokens) * _CONTINUES
+        numbers = free(row_ids, num_tokens) * 0.99
         for row, row_id in enumerate(row_ids):
-            numbers[row, task.lengths[row_id] - 1] = _ENDS
+            numbers[row, lengths[row_id] - 1] = 1 - 1e-9
         return numbers
 
-    settings = DecodingSettings(max_new_tokens=MAX_NEW_TOKENS, vocabulary_size=task.end_id + 1, eos_id=task.end_id)
+    vocabulary = view.model.config.vocab_size
+    settings = DecodingSettings(max_new_tokens=max(lengths), vocabulary_size=vocabulary, eos_id=vocabulary - 1)
     with torch.no_grad():
-        responses = decode(view, task.prompts, settings=settings, streams=[stream])
-    return [response.token_ids for response in responses]
+        responses = decode(view, prompts, settings=settings, streams=[stream])
+    return [len(response.token_ids) for response in responses]
 
 
-class _EndsAt(LogitsProcessor):
-    """Leaves nothing but the end token to a row that has reached its length, and everything else to the others."""
-
-    def __init__(self, task: Task) -> None:
-        self._lengths = torch.tensor(task.lengths, device=task.prompts.input_ids.device)
-        self._width = task.prompts.input_ids.shape[1]
-        self._end_id = task.end_id
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        ends = self._lengths == input_ids.shape[1] - self._width + 1
-        scores[:, self._end_id] = -torch.inf
-        scores[ends] = -torch.inf
-        scores[ends, self._end_id] = 0.0
-        return scores
-
-
-def transformers_generate(model: PreTrainedModel, task: Task) -> Responses:
-    """All rows in one batch, which lasts until the longest has ended."""
-    settings = GenerationConfig(
-        do_sample=True,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=MAX_NEW_TOKENS,
-        eos_token_id=task.end_id,
-        pad_token_id=task.end_id,
-    )
+def transformers_generate(model: PreTrainedModel, prompts: PromptBatch, lengths: list[int]) -> list[int]:
+    """Numbers of tokens of each row, after `generate` has sampled all rows to the longest."""
     generate: Any = model.generate
     rows: Tensor = generate(
-        task.prompts.input_ids,
-        attention_mask=task.prompts.attention_mask.long(),
-        generation_config=settings,
-        logits_processor=[_EndsAt(task)],
+        prompts.input_ids,
+        attention_mask=prompts.attention_mask.long(),
+        do_sample=True,
+        top_k=0,
+        # No row ends earlier.
+        min_new_tokens=max(lengths),
+        max_new_tokens=max(lengths),
+        eos_token_id=model.config.vocab_size - 1,
+        pad_token_id=model.config.vocab_size - 1,
     )
-    responses = rows[:, task.prompts.input_ids.shape[1] :].tolist()
-    return [row[:length] for row, length in zip(responses, task.lengths, strict=True)]
+    responses = rows[:, prompts.input_ids.shape[1] :].tolist()
+    return [len(row[:length]) for row, length in zip(responses, lengths, strict=True)]
 
 
-def _seconds(way: Callable[[Task], Responses], task: Task) -> float:
+def _seconds(way: Callable[[], list[int]], lengths: list[int]) -> float:
     start = time.perf_counter()
-    # The responses are host integers: a GPU has finished.
-    found = [len(response) for response in way(task)]
+    # Responses are host integers: a GPU has finished.
+    found = way()
     seconds = time.perf_counter() - start
-    if found != task.lengths:
-        raise RuntimeError(f"responses of {found} tokens, expected {task.lengths}")
+    if found != lengths:
+        raise RuntimeError(f"responses of {found} tokens, expected {lengths}")
     return seconds
-
-
-def _report(seconds: dict[str, list[float]], options: DecodingOptions, *, num_tokens: int) -> None:
-    rates = {name: num_tokens / statistics.median(times) for name, times in seconds.items()}
-    ours = rates["kd.rollout.decode"]
-    table = Table("", "seconds", "tokens/s", "of ours", title=f"{options.prompts} prompts, {num_tokens} new tokens")
-    for name, rate in rates.items():
-        table.add_row(name, f"{num_tokens / rate:.2f}", f"{rate:.0f}", f"{rate / ours:.2f}")
-    machine = describe_machine(num_ranks=1)
-    values = {
-        "preset": options.preset,
-        "num_tokens": num_tokens,
-        "machine": machine,
-        "seconds": seconds,
-        "tokens_per_second": rates,
-    }
-    write_json(options.out / "decoding.json", values)
-    console = results_console()
-    console.print(table)
-    console.print(describe_briefly(machine), f"{options.out}: decoding.json", sep="\n", markup=False, soft_wrap=True)

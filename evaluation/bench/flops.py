@@ -21,17 +21,15 @@ class PhaseFlops:
         self.num_flops: dict[str, int] = {}
         self._open: list[tuple[str, int]] = []
         aten, profiler = torch.ops.aten, torch.ops.profiler
-        self._counter = FlopCounterMode(
-            display=False,
-            custom_mapping={
-                # torch has formulas for the same operations out of place and on GPUs.
-                aten.addmm_: _addmm,
-                aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-                aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-                profiler._record_function_enter_new: self._enter,
-                profiler._record_function_exit: self._exit,
-            },
-        )
+        formulas = {
+            # torch has formulas for the same operations out of place and on GPUs.
+            aten.addmm_: lambda _, left, right, **__: 2 * left[0] * left[1] * right[1],
+            aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+            aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+            profiler._record_function_enter_new: self._enter,
+            profiler._record_function_exit: self._exit,
+        }
+        self._counter = FlopCounterMode(display=False, custom_mapping=formulas)
 
     @property
     def total(self) -> int:
@@ -55,13 +53,9 @@ class PhaseFlops:
         return 0
 
 
-def _addmm(_: Shape, left: Shape, right: Shape, **__: Any) -> int:
-    return 2 * left[0] * left[1] * right[1]
-
-
 def _attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)
+    return int(sdpa_flop_count(query, key, value))
 
 
 def _attention_backward(gradient: Shape, query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
-    return sdpa_backward_flop_count(gradient, query, key, value)
+    return int(sdpa_backward_flop_count(gradient, query, key, value))

@@ -18,34 +18,31 @@ T = TypeVar("T")
 
 
 def in_fresh_process(work: Callable[..., T], *arguments: Any) -> T:
-    """work(*arguments) in a new process; arguments, result and whatever it raises are pickled."""
+    """work(*arguments) in a new process; arguments, result and exceptions are pickled."""
     with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work, *arguments).result()
+        result: T = pool.submit(work, *arguments).result()
+    return result
 
 
 def in_fresh_ranks(work: Callable[..., T], *arguments: Any, world: World) -> T:
-    """work(*arguments) in a new process of each rank, which can form a process group of their own.
+    """work(*arguments) in a new process of each rank, which can form process groups of their own.
 
     All ranks call it together.
     """
     # The ranks meet on the first rank's host, whose address the launcher has given.
-    port = world.from_main(free_port())
+    rendezvous = {"MASTER_PORT": str(world.from_main(free_port())), "TORCHELASTIC_USE_AGENT_STORE": "False"}
     if world.device.type == "cuda":
         torch.cuda.empty_cache()
-    local_rank = world.local_rank if world.device.index is None else world.device.index
-    variables = dict(
-        RANK=str(world.rank),
-        LOCAL_RANK=str(local_rank),
-        WORLD_SIZE=str(world.size),
-        MASTER_PORT=str(port),
-        # torchrun's own store serves the ranks that it started, not these.
-        TORCHELASTIC_USE_AGENT_STORE="False",
-    )
-    return in_fresh_process(_work_as_rank, variables, torch.get_num_threads(), work, arguments)
+    result: T = in_fresh_process(_work_as_rank, world, rendezvous, torch.get_num_threads(), work, arguments)
+    return result
 
 
-def _work_as_rank(variables: dict[str, str], num_threads: int, work: Callable[..., T], arguments: tuple[Any, ...]) -> T:
-    os.environ.update(variables)
+def _work_as_rank(
+    world: World, rendezvous: dict[str, str], num_threads: int, work: Callable[..., T], arguments: tuple[Any, ...]
+) -> T:
+    device = world.local_rank if world.device.index is None else world.device.index
+    # accelerate knows ranks by these variables only, whichever launcher has started them.
+    os.environ.update(rendezvous, RANK=str(world.rank), LOCAL_RANK=str(device), WORLD_SIZE=str(world.size))
     torch.set_num_threads(num_threads)
     result = work(*arguments)
     end_world()

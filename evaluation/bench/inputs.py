@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,15 @@ def write_inputs(directory: Path, preset: Preset, *, device: torch.device) -> No
     for role in ROLES:
         random_model(preset, role, device=device).save_pretrained(directory / role)
         tokenizer.save_pretrained(directory / role)
-    _write_rows(directory / "rows.jsonl", preset)
+    generator = np.random.default_rng(0)
+    shortest, longest = preset.prompt_tokens
+    with (directory / "rows.jsonl").open("w", encoding="utf-8") as file:
+        for prompt_tokens in generator.integers(shortest, longest + 1, NUM_ROWS):
+            # The response's last token is the end token, which the reader appends.
+            lengths = {"instruction": prompt_tokens, "output": preset.new_tokens - 1}
+            ids = {name: generator.integers(0, preset.end_id, length) for name, length in lengths.items()}
+            row = {name: " ".join(f"w{index}" for index in indices) for name, indices in ids.items()}
+            file.write(json.dumps(row) + "\n")
     (directory / "template.jinja").write_text("{{ instruction }}", encoding="utf-8")
 
 
@@ -29,10 +38,9 @@ def random_model(preset: Preset, role: Role, *, device: torch.device) -> PreTrai
     """Teacher or student with the random weights that its family starts training from; the same each time."""
     torch.manual_seed(ROLES.index(role))
     with device:
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            preset.model_config(role), dtype=_DTYPES[preset.dtype]
-        )
-    return model.eval()
+        model: Any = AutoModelForCausalLM.from_config(preset.model_config(role), dtype=_DTYPES[preset.dtype])
+    loaded: PreTrainedModel = model.eval()
+    return loaded
 
 
 def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
@@ -41,17 +49,3 @@ def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     plain = Tokenizer(models.WordLevel(words, unk_token=_END))
     plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=plain, eos_token=_END, pad_token=_END)
-
-
-def _write_rows(path: Path, preset: Preset) -> None:
-    generator = np.random.default_rng(0)
-
-    def text(num_words: int) -> str:
-        return " ".join(f"w{index}" for index in generator.integers(0, preset.end_id, num_words))
-
-    shortest, longest = preset.prompt_tokens
-    with path.open("w", encoding="utf-8") as file:
-        for length in generator.integers(shortest, longest + 1, NUM_ROWS):
-            # The response's last token is the end token, which the reader appends.
-            row = {"instruction": text(int(length)), "output": text(preset.new_tokens - 1)}
-            file.write(json.dumps(row) + "\n")

@@ -58,6 +58,7 @@ def measure_trl(config: Config, num_steps: int, num_ranks: int) -> PeerCost:
 
     ends = StepEnds()
     model, schedule, is_bf16 = config.model, config.schedule, config.model.dtype == "bf16"
+    assert model.teacher is not None
     rows = load_dataset("json", data_files=config.data.train, split="train")
     teacher_dtype = torch.bfloat16 if is_bf16 else torch.float32
     with tempfile.TemporaryDirectory() as directory:

@@ -11,6 +11,7 @@ import transformers
 
 from evaluation.bench.communication import CollectiveBytes
 from evaluation.bench.flops import PhaseFlops
+from evaluation.bench.presets import Case
 from kd.config.schema import Config
 from kd.distributed import World, start_deepspeed, start_world
 from kd.train.assemble import assemble, read_inputs
@@ -41,9 +42,8 @@ class PeakMemory:
 class StepCost:
     """Cost of one method's step: medians over the measured steps, and counts of one more step of the first rank."""
 
+    case: Case
     step_seconds: float
-    fastest_seconds: float
-    slowest_seconds: float
     seconds: dict[str, float]
     """By `COLUMNS`."""
     tokens_per_second: float
@@ -53,8 +53,8 @@ class StepCost:
     num_bytes: dict[str, int]
     """Moved by collective operations: gathered, reduced, other."""
     peak: PeakMemory
-    records: list[Record]
-    """The measured steps, as a training writes them to metrics.jsonl."""
+    all_step_seconds: list[float]
+    """End to end, from the end of the step before."""
 
 
 def num_steps_of_run(num_steps: int) -> int:
@@ -65,7 +65,7 @@ def num_steps_of_run(num_steps: int) -> int:
     return WARM_UP_STEPS + num_steps + 2
 
 
-def measure_steps(config: Config, num_steps: int) -> StepCost:
+def measure_steps(case: Case, config: Config, num_steps: int) -> StepCost:
     """Train `num_steps` steps after those that warm up, as one rank of all.
 
     Raises:
@@ -88,15 +88,14 @@ def measure_steps(config: Config, num_steps: int) -> StepCost:
     seconds: dict[str, float] = {phase: median(f"{phase}_seconds") for phase in PHASES}
     seconds["other"] = max(0.0, median("step_seconds") - sum(seconds.values()))
     return StepCost(
+        case=case,
         step_seconds=median("step_seconds"),
-        fastest_seconds=min(float(record["step_seconds"]) for record in records),
-        slowest_seconds=max(float(record["step_seconds"]) for record in records),
         seconds=seconds,
         tokens_per_second=median("tokens_per_second"),
         num_flops={phase: flops.num_flops.get(phase, 0) for phase in PHASES} | {"total": flops.total},
         num_bytes=collectives.num_bytes,
         peak=peak,
-        records=records,
+        all_step_seconds=[float(record["step_seconds"]) for record in records],
     )
 
 
