@@ -16,7 +16,6 @@ OPTION_SOURCES = (
     "kd/command_line.py",
     "evaluation/options.py",
     "evaluation/command_options.py",
-    "evaluation/cost/options.py",
 )
 LAUNCHER_OPTIONS = {"--num_gpus", "--nproc_per_node", "--module", "--master_port"}
 
