@@ -30,12 +30,18 @@ def main(argv: Sequence[str]) -> int:
         # Commands are imported where they start: --help and a typing error should not wait for DeepSpeed.
         match argv:
             case ["decoding", *rest]:
-                options = vars(_decoding_parser().parse_args(rest))
+                parser = _new_parser("decoding", "Tokens per second of kd.rollout.decode and transformers.generate.")
+                parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu-small", help="whose student")
+                parser.add_argument("--prompts", type=at_least(1), default=64, metavar="N", dest="num_prompts")
+                options = vars(parser.parse_args(rest))
                 from evaluation.bench.decoding import run_decoding
 
                 run_decoding(**options)
             case ["loss", *rest]:
-                options = vars(_loss_parser().parse_args(rest))
+                parser = _new_parser("loss", "Time and memory of reverse KL with its gradients: fused, and plain.")
+                parser.add_argument("--positions", type=at_least(1), default=4096, metavar="N", help="[%(default)s]")
+                parser.add_argument("--vocabulary", type=at_least(2), default=151936, metavar="N", help="[%(default)s]")
+                options = vars(parser.parse_args(rest))
                 from evaluation.bench.loss import run_loss
 
                 run_loss(**options)
@@ -71,22 +77,6 @@ def _step_parser() -> argparse.ArgumentParser:
     add("overrides", nargs="*", metavar="section.field=value", help="fields of the configuration of all runs")
     # DeepSpeed's launcher passes it; ranks are read from the environment.
     add("--local_rank", type=int, help=argparse.SUPPRESS)
-    return parser
-
-
-def _decoding_parser() -> argparse.ArgumentParser:
-    parser = _new_parser("decoding", "Tokens per second of kd.rollout.decode and of transformers.generate.")
-    add = parser.add_argument
-    add("--preset", choices=sorted(PRESETS), default="cpu-small", help="whose student decodes [%(default)s]")
-    add("--prompts", type=at_least(1), default=64, metavar="N", dest="num_prompts", help="[%(default)s]")
-    return parser
-
-
-def _loss_parser() -> argparse.ArgumentParser:
-    parser = _new_parser("loss", "Time and peak memory of reverse KL with its gradients: fused, and plain autograd.")
-    add = parser.add_argument
-    add("--positions", type=at_least(1), default=4096, metavar="N", help="response positions [%(default)s]")
-    add("--vocabulary", type=at_least(2), default=151936, metavar="N", help="[%(default)s]")
     return parser
 
 

@@ -51,7 +51,7 @@ def run_bench(
         for how in (gather if stage == 3 else ("auto",))
     ]
     # The peer trains in one way, the one that is gkd here.
-    peer_case = Case(method="gkd", zero_stage=0)
+    peer_cases = [] if peer is None else [Case(method="gkd", zero_stage=0)]
     configs: list[Config] = []
     with world.agreed():
         check_matplotlib()
@@ -60,11 +60,11 @@ def run_bench(
         if world.is_main:
             make_out(out)
             make = partial(_make_config, PRESETS[preset], overrides=overrides, out=out, world=world, num_steps=steps)
-            configs = [make(case) for case in (*cases, peer_case)]
-    *configs, peer_config = world.from_main(configs)
+            configs = [make(case) for case in (*cases, *peer_cases)]
+    configs = world.from_main(configs)
     report = CostReport(
         preset_name=preset,
-        global_batch=peer_config.schedule.global_batch,
+        global_batch=configs[0].schedule.global_batch,
         overrides=overrides,
         machine=describe_machine(num_ranks=world.size),
         costs=[],
@@ -73,12 +73,12 @@ def run_bench(
         if world.is_main:
             write_inputs(out / "models", PRESETS[preset], device=world.device)
         world.barrier()
-        for case, config in zip(cases, configs, strict=True):
+        for case, config in zip(cases, configs, strict=False):
             cost = in_fresh_ranks(measure_steps, case, config, steps, world=world)
             report = replace(report, costs=[*report.costs, cost])
             _write(report, out=out, world=world)
         if peer is not None:
-            report = replace(report, peer=in_fresh_ranks(measure_trl, peer_config, steps, world.size, world=world))
+            report = replace(report, peer=in_fresh_ranks(measure_trl, configs[-1], steps, world.size, world=world))
             _write(report, out=out, world=world)
     finally:
         # Also if a case or the peer fails: the others are measured.

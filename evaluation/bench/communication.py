@@ -10,10 +10,6 @@ from typing import Any
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_GATHERS = ("all_gather", "allgather")
-_REDUCTIONS = ("all_reduce", "allreduce")
-_SCATTERS = ("reduce_scatter",)
-
 
 class CollectiveBytes(TorchDispatchMode):
     """Adds up the bytes of this rank's collective operations by kind while it is active, on any backend.
@@ -34,17 +30,15 @@ class CollectiveBytes(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def _count(self, name: str, args: tuple[Any, ...]) -> None:
-        if name.startswith(("barrier", "monitored_barrier")):
-            return
         # A gather has its result before its input, a scatter its input after its result: the larger one counts.
         largest = max((sum(tensor.nbytes for tensor in _tensors(arg)) for arg in args), default=0)
-        if name.startswith(_GATHERS):
+        if name.startswith(("all_gather", "allgather")):
             self.num_bytes["gathered"] += largest
-        elif name.startswith(_SCATTERS):
+        elif name.startswith("reduce_scatter"):
             self.num_bytes["reduced"] += largest
-        elif name.startswith(_REDUCTIONS):
+        elif name.startswith(("all_reduce", "allreduce")):
             self.num_bytes["reduced"] += 2 * largest
-        else:
+        elif "barrier" not in name:
             self.num_bytes["other"] += largest
 
 

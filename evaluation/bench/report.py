@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from evaluation.bench.peer_trl import PeerCost
@@ -53,7 +54,7 @@ def write_report(report: CostReport, *, out: Path) -> None:
 def print_report(report: CostReport, *, out: Path) -> None:
     """Print the table, a column for each case."""
     title = f"preset {report.preset_name}: one step of {report.global_batch} sequences, medians"
-    table = Table("", title=" ".join([title, *report.overrides]))
+    table = Table("", title=escape(" ".join([title, *report.overrides])))
     for cost in report.costs:
         table.add_column(cost.case.name.replace(" ", "\n"), justify="right")
     if report.peer is not None:
