@@ -43,13 +43,9 @@ def run_bench(
     transformers.utils.logging.disable_progress_bar()
     world = start_world()
     out = world.from_main(out)
-    cases = [
-        Case(method=method, zero_stage=stage, gather=how)
-        for method in methods
-        for stage in zero
-        # Only ZeRO-3 gathers.
-        for how in (gather if stage == 3 else ("auto",))
-    ]
+    # Only ZeRO-3 gathers.
+    layouts = [(stage, how) for stage in zero for how in (gather if stage == 3 else ("auto",))]
+    cases = [Case(method=method, zero_stage=stage, gather=how) for method in methods for stage, how in layouts]
     # The peer trains in one way, the one that is gkd here.
     peer_cases = [] if peer is None else [Case(method="gkd", zero_stage=0)]
     configs: list[Config] = []
