@@ -14,7 +14,7 @@ help:
 	@echo "make demo      distil a tiny student on two ranks and draw the comparison (two cores, no GPU)"
 	@echo "make test      all tests"
 	@echo "make check     what CI runs before the tests: ruff, ruff format, mypy --strict"
-	@echo "make bench     what a step costs here: SFT, GKD, PromptKD with random models on two ranks, the floor, TRL's step"
+	@echo "make bench     cost of a step by phase: SFT, GKD, PromptKD with random models on two ranks, and TRL's step"
 	@echo "make clean     remove the environment, caches and what the demo wrote"
 
 install: $(STAMP)

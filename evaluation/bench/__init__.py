@@ -1,1 +1,1 @@
-"""What a training step costs: its parts, its memory, the arithmetic floor beside it, and a peer's step."""
+"""Bench of a training step, of decoding and of the loss; part of the source tree, not of the installed package."""

@@ -1,146 +1,103 @@
-"""The main command: the step of each method, its floor, and the peer's step."""
+"""The main command: cost of each method's step, and the peer's."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import transformers
+import yaml
 
 from evaluation.bench.fresh import in_fresh_ranks
 from evaluation.bench.inputs import write_inputs
-from evaluation.bench.machine import describe_machine
-from evaluation.bench.memory import forget_peak
-from evaluation.bench.operations import ModelShape
-from evaluation.bench.options import StepOptions
-from evaluation.bench.outputs import make_out
 from evaluation.bench.peer_trl import check_trl, measure_trl
-from evaluation.bench.presets import PRESETS, ROLES, Preset
-from evaluation.bench.rates import Rates, measure_rates
-from evaluation.bench.report import CostReport, print_report, write_numbers
-from evaluation.bench.step_picture import draw_steps
+from evaluation.bench.presets import PRESETS, Case, Preset
+from evaluation.bench.report import CostReport, print_report, write_report
+from evaluation.bench.results import describe_machine, make_out
 from evaluation.bench.steps import measure_steps, num_steps_of_run
-from evaluation.bench.summary import Case, StepCost, summarise
 from evaluation.pictures import check_matplotlib
-from kd.distributed import World, end_world, start_deepspeed, start_world
-from kd.losses.products import ProductsName, choose_products
-from kd.models.causal_lm import DTYPES
+from evaluation.results import write_atomically
+from kd.methods import load_config
+from kd.config.schema import Config
+from kd.distributed import World, start_world
+from kd.errors import UserError
 
 
-def run_bench(options: StepOptions) -> None:
-    """Measure on all ranks that a launcher has started, then the peer, and write everything into --out.
+def run_bench(
+    *,
+    out: Path,
+    preset: str,
+    methods: Sequence[str],
+    zero: Sequence[int],
+    gather: Sequence[str],
+    steps: int,
+    peer: str | None,
+    overrides: list[str],
+) -> None:
+    """Measure on all ranks that a launcher has started; everything goes into `out`.
 
     Raises:
-        UserError: on every rank alike, before anything is measured, wherever that is possible.
+        UserError: on every rank alike, before anything is measured if possible.
     """
+    transformers.utils.logging.disable_progress_bar()
     world = start_world()
-    out = world.from_main(options.out)
+    out = world.from_main(out)
+    # Only ZeRO-3 gathers.
+    layouts = [(stage, how) for stage in zero for how in (gather if stage == 3 else ("auto",))]
+    cases = [Case(method=method, zero_stage=stage, gather=how) for method in methods for stage, how in layouts]
+    # The peer trains in one way, the one that is gkd here.
+    peer_cases = [] if peer is None else [Case(method="gkd", zero_stage=0)]
+    configs: list[Config] = []
     with world.agreed():
         check_matplotlib()
-        if options.peer is not None:
-            check_trl(num_ranks=world.size)
+        if peer is not None:
+            check_trl()
         if world.is_main:
             make_out(out)
-    try:
-        choose_products(options.products)
-        report = measure(options, out=out, world=world)
-        forget_peak(world)
-        # The other ranks leave, with their memory and cores, before the peer starts.
-        end_world()
-        if world.is_main:
-            _finish(report, options, out=out)
-    finally:
-        if world.is_main:
-            # Random weights: the preset makes the same again.
-            shutil.rmtree(out / "models", ignore_errors=True)
-
-
-def _finish(report: CostReport, options: StepOptions, *, out: Path) -> None:
-    """Measure the peer, and show what there is, also where the peer fails."""
-    try:
-        if options.peer is not None:
-            peer = measure_trl(
-                report.preset,
-                inputs=out / "models",
-                out=out,
-                num_steps=options.steps,
-                num_ranks=report.machine["num_ranks"],
-                num_threads=report.machine["threads_per_rank"],
-            )
-            report = replace(report, peer=peer)
-            write_numbers(report, out=out)
-    finally:
-        draw_steps(report, out=out)
-        print_report(report, out=out)
-
-
-def measure(options: StepOptions, *, out: Path, world: World) -> CostReport:
-    """All cases, one after the other; all ranks together. What is measured is written after each of them."""
-    preset = PRESETS[options.preset]
-    if world.is_main:
-        write_inputs(out / "models", preset, seed=0, device=world.device)
-    world.barrier()
-    # It silences torch where DeepSpeed and this measurement use its older names.
-    start_deepspeed()
-    rates = rates_of(preset, world=world)
-    cases = [
-        Case(method=method, zero_stage=stage, gather=gather)
-        for method in options.methods
-        for stage in options.zero
-        # Nothing is gathered of models that are not sharded.
-        for gather in (options.gather if stage == 3 else ("auto",))
-    ]
-    machine = describe_machine(num_ranks=world.size) | {"products": options.products}
-    report = CostReport(preset_name=options.preset, preset=preset, machine=machine, rates=rates, costs=[], peer=None)
-    for case in cases:
-        cost = in_fresh_ranks(
-            measure_case,
-            world=world,
-            case=case,
-            preset=preset,
-            inputs=out / "models",
-            runs=out / "runs",
-            num_steps=options.steps,
-            products=options.products,
-            rates=rates,
-        )
-        report = replace(report, costs=[*report.costs, cost])
-        with world.agreed():
-            if world.is_main:
-                # A later case may run out of memory.
-                write_numbers(report, out=out)
-    return report
-
-
-def rates_of(preset: Preset, *, world: World) -> Rates:
-    """This machine's rates for products like those of the preset's models."""
-    dtype = DTYPES[preset.dtype]
-    shapes: dict[str, ModelShape] = {role: ModelShape.of(preset.model_config(role), dtype=dtype) for role in ROLES}
-    return measure_rates(shapes, rows=preset.micro_batch * preset.longest, dtype=dtype, world=world)
-
-
-def measure_case(
-    *,
-    case: Case,
-    preset: Preset,
-    inputs: Path,
-    runs: Path,
-    num_steps: int,
-    rates: Rates,
-    world: World,
-    products: ProductsName = "onednn",
-) -> StepCost:
-    """Steps of one method with one ZeRO stage, in a process of their own."""
-    choose_products(products)
-    # Bars for loading would break into the run's own lines.
-    transformers.utils.logging.disable_progress_bar()
-    config = preset.config(
-        case.method,
-        inputs=inputs,
-        run_dir=runs / case.name.replace(" ", "-"),
-        zero_stage=case.zero_stage,
-        gather=case.gather,
-        num_steps=num_steps_of_run(num_steps),
-        num_ranks=world.size,
+            make = partial(_make_config, PRESETS[preset], overrides=overrides, out=out, world=world, num_steps=steps)
+            configs = [make(case) for case in (*cases, *peer_cases)]
+    configs = world.from_main(configs)
+    report = CostReport(
+        preset_name=preset,
+        global_batch=configs[0].schedule.global_batch,
+        overrides=overrides,
+        machine=describe_machine(num_ranks=world.size),
+        costs=[],
     )
-    steps = measure_steps(config, num_steps=num_steps, world=world)
-    return summarise(case, preset, steps, rates=rates, num_ranks=world.size)
+    try:
+        if world.is_main:
+            write_inputs(out / "models", PRESETS[preset], device=world.device)
+        world.barrier()
+        for case, config in zip(cases, configs, strict=False):
+            cost = in_fresh_ranks(measure_steps, case, config, steps, world=world)
+            report = replace(report, costs=[*report.costs, cost])
+            _write(report, out=out, world=world)
+        if peer is not None:
+            report = replace(report, peer=in_fresh_ranks(measure_trl, configs[-1], steps, world.size, world=world))
+            _write(report, out=out, world=world)
+    finally:
+        # Also if a case or the peer fails: the others are measured.
+        if world.is_main:
+            shutil.rmtree(out / "models", ignore_errors=True)
+            if report.costs:
+                print_report(report, out=out)
+
+
+def _make_config(
+    preset: Preset, case: Case, *, overrides: Sequence[str], out: Path, world: World, num_steps: int
+) -> Config:
+    total = num_steps_of_run(num_steps)
+    file = out / f"{case.name}.yaml".replace(" ", "-")
+    write_atomically(file, yaml.safe_dump(preset.run_config(case, num_steps=total, num_ranks=world.size, out=out)))
+    config = load_config(file, overrides=overrides)
+    file.unlink()
+    if config.schedule.steps != total:
+        raise UserError(f"schedule.steps={config.schedule.steps}: the bench sets it; use --steps")
+    return config
+
+
+def _write(report: CostReport, *, out: Path, world: World) -> None:
+    with world.agreed():
+        if world.is_main:
+            write_report(report, out=out)

@@ -1,188 +1,119 @@
-"""Tokens per second of decoding, on responses as long as people's: `python -m evaluation.bench decoding`."""
+"""Tokens per second of `kd.rollout.decode` and of transformers' `generate`.
 
-import shutil
+Rows get lengths like those of people's responses: most short, a few long. Our decoder drops rows that have ended. A
+row is made to end at its length by its random numbers: the end token is the last of the vocabulary, so a number close
+to 1 selects it. `generate` continues all rows until the longest has ended, so it samples all of them to that length.
+"""
+
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from rich.table import Table
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from evaluation.bench.contestants import (
-    Responses,
-    Task,
-    continuous_batching,
-    deepspeed_rollout,
-    our_loop,
-    transformers_generate,
-)
-from evaluation.bench.inputs import write_inputs
-from evaluation.bench.machine import counted, describe_machine
-from evaluation.bench.options import DecodingOptions
-from evaluation.bench.outputs import make_out, print_files, write_json
+from evaluation.bench.inputs import random_model
 from evaluation.bench.presets import PRESETS, Preset
-from evaluation.bench.rates import synchronize
-from evaluation.terminal import results_console
-from kd.config.schema import GenerationConfig
-from kd.distributed import World, end_world, start_deepspeed, start_world
-from kd.models.causal_lm import DTYPES, CausalLM
-from kd.models.student import Student
-from kd.rollout.placement import Placement, choose_placement
+from evaluation.bench.results import describe_machine, make_out, print_results, write_results
+from kd.data.batch import PromptBatch, TokenSequence
+from kd.models.causal_lm import CausalLM
+from kd.rollout.decode import decode, row_streams
+from kd.rollout.sampling import DecodingSettings
 
-MAX_NEW_TOKENS = 256
+REPEATS = 3
 DOLLY_SHARES = (0, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100)
 DOLLY_TOKENS = (2, 5, 9, 15, 24, 33, 45, 60, 82, 111, 173, 255, 256)
-"""Responses of Dolly's 11,435 training rows: percentiles of their GPT-2 tokens, the end token included, cut at 256."""
-
-OURS, GATHERED = "this project", "this project, gathered"
+"""Percentiles of Dolly's 11,435 training responses in GPT-2 tokens, end token included, clipped at 256."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Speed:
-    """Of one way to decode."""
-
-    name: str
-    all_seconds: list[float]
-    """Of the slowest rank, for all prompts."""
-    num_tokens: int
-    """On all ranks, up to each row's end."""
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.num_tokens / statistics.median(self.all_seconds)
-
-
-def run_decoding(options: DecodingOptions) -> None:
-    """Let all ways decode the same prompts, on all ranks that a launcher has started.
+def run_decoding(*, out: Path, preset: str, num_prompts: int) -> None:
+    """Measure both in this process, and write decoding.json.
 
     Raises:
-        UserError: on every rank alike, where --out cannot be made.
+        UserError: --out cannot be made.
     """
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    world = start_world()
-    out = world.from_main(options.out)
-    with world.agreed():
-        if world.is_main:
-            make_out(out)
-    start_deepspeed()
-    preset = PRESETS[options.preset]
-    try:
-        if world.is_main:
-            write_inputs(out / "models", preset, seed=0, device=world.device)
-        world.barrier()
-        speeds = measure_speeds(preset, options, out=out, world=world)
-    finally:
-        if world.is_main:
-            shutil.rmtree(out / "models", ignore_errors=True)
-    if world.is_main:
-        _print_speeds(speeds, options, out=out, world=world)
-    end_world()
+    make_out(out)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    prompts, lengths = prompts_and_lengths(PRESETS[preset], num_prompts=num_prompts, device=device)
+    # One model each: our view of a model may change it.
+    view = CausalLM.of(random_model(PRESETS[preset], "student", device=device))
+    model = random_model(PRESETS[preset], "student", device=device)
+    ways: dict[str, Callable[[], list[int]]] = {
+        "kd.rollout.decode": lambda: our_decode(view, prompts, lengths),
+        "transformers.generate": lambda: transformers_generate(model, prompts, lengths),
+    }
+    seconds = {name: [_seconds(way, lengths) for _ in range(1 + REPEATS)][1:] for name, way in ways.items()}
+    rates = {name: sum(lengths) / statistics.median(times) for name, times in seconds.items()}
+    table = Table("", "seconds", "tokens/s", "of ours", title=f"{num_prompts} prompts, {sum(lengths)} new tokens")
+    for name, rate in rates.items():
+        of_ours = rate / rates["kd.rollout.decode"]
+        table.add_row(name, f"{sum(lengths) / rate:.2f}", f"{rate:.0f}", f"{of_ours:.2f}")
+    machine = describe_machine(num_ranks=1)
+    values = {"preset": preset, "num_tokens": sum(lengths), "seconds": seconds, "tokens_per_second": rates}
+    write_results(out / "decoding.json", values | {"machine": machine})
+    print_results(table, machine=machine, out=out)
 
 
-def dolly_like_task(preset: Preset, *, num_prompts: int, seed: int, device: torch.device) -> Task:
-    """Prompts of the preset's lengths; the responses' lengths are evenly spaced quantiles of Dolly's, shuffled."""
-    generator = np.random.default_rng(seed)
+def prompts_and_lengths(preset: Preset, *, num_prompts: int, device: torch.device) -> tuple[PromptBatch, list[int]]:
+    """Prompts of the preset's lengths, and lengths of their responses, distributed like Dolly's."""
+    generator = np.random.default_rng(0)
     shortest, longest = preset.prompt_tokens
-    sizes = generator.integers(shortest, longest + 1, num_prompts)
+    none = np.zeros(0, dtype=np.int32)
+    ids = [
+        generator.integers(0, preset.end_id, size).astype(np.int32)
+        for size in generator.integers(shortest, longest + 1, num_prompts)
+    ]
+    rows = [TokenSequence(row_id=row, prompt_ids=prompt, response_ids=none) for row, prompt in enumerate(ids)]
     shares = (np.arange(num_prompts) + 0.5) / num_prompts * 100
     lengths = generator.permutation(np.interp(shares, DOLLY_SHARES, DOLLY_TOKENS).round().astype(int))
-    return Task(
-        prompts=[generator.integers(0, preset.end_id, size).tolist() for size in sizes],
-        lengths=lengths.tolist(),
-        max_new_tokens=MAX_NEW_TOKENS,
-        end_id=preset.end_id,
-        device=device,
+    return PromptBatch.collate(rows, pad_id=preset.end_id, device=device), lengths.tolist()
+
+
+def our_decode(view: CausalLM, prompts: PromptBatch, lengths: list[int]) -> list[int]:
+    """Numbers of tokens that our decoder gave each row."""
+    free = row_streams(seed=0, step=0)
+
+    def stream(row_ids: Sequence[int], num_tokens: int) -> Tensor:
+        numbers = free(row_ids, num_tokens) * 0.99
+        for row, row_id in enumerate(row_ids):
+            numbers[row, lengths[row_id] - 1] = 1 - 1e-9
+        return numbers
+
+    vocabulary = view.model.config.vocab_size
+    settings = DecodingSettings(max_new_tokens=max(lengths), vocabulary_size=vocabulary, eos_id=vocabulary - 1)
+    with torch.no_grad():
+        responses = decode(view, prompts, settings=settings, streams=[stream])
+    return [len(response.token_ids) for response in responses]
+
+
+def transformers_generate(model: PreTrainedModel, prompts: PromptBatch, lengths: list[int]) -> list[int]:
+    """Numbers of tokens of each row, after `generate` has sampled all rows to the longest."""
+    generate: Any = model.generate
+    rows: Tensor = generate(
+        prompts.input_ids,
+        attention_mask=prompts.attention_mask.long(),
+        do_sample=True,
+        top_k=0,
+        # No row ends earlier.
+        min_new_tokens=max(lengths),
+        max_new_tokens=max(lengths),
+        eos_token_id=model.config.vocab_size - 1,
+        pad_token_id=model.config.vocab_size - 1,
     )
+    responses = rows[:, prompts.input_ids.shape[1] :].tolist()
+    return [len(row[:length]) for row, length in zip(responses, lengths, strict=True)]
 
 
-def measure_speeds(preset: Preset, options: DecodingOptions, *, out: Path, world: World) -> list[Speed]:
-    """Every way in turn; all ranks at once, each with prompts of its own. What is measured is written after each."""
-    task = dolly_like_task(preset, num_prompts=options.prompts, seed=world.rank, device=world.device)
-    model, own = (_load_student(preset, out=out, world=world) for _ in range(2))
-    # As training's own copies; the others get the model as everyone loads it.
-    view = CausalLM.of(own)
-    speeds: list[Speed] = []
-
-    def measure(name: str, run: Callable[[], Responses]) -> None:
-        speeds.append(_measure(name, run, task=task, repeats=options.repeats, world=world))
-        with world.agreed():
-            if world.is_main:
-                _write_speeds(speeds, options, out=out, world=world)
-
-    measure(OURS, lambda: our_loop(view, task))
-    measure("transformers.generate", lambda: transformers_generate(model, task))
-    with continuous_batching(model, task) as run:
-        measure("transformers, continuous batching", run)
-    measure("deepspeed.runtime.rollout", lambda: deepspeed_rollout(model, task))
-    if world.size > 1:
-        weights = _gathered_weights(preset, out=out, world=world)
-
-        def refresh_and_decode() -> Responses:
-            with weights.ready() as gathered:
-                return our_loop(gathered, task)
-
-        measure(GATHERED, refresh_and_decode)
-    return speeds
-
-
-def _load_student(preset: Preset, *, out: Path, world: World) -> PreTrainedModel:
-    loaded: Any = AutoModelForCausalLM.from_pretrained(out / "models" / "student", dtype=DTYPES[preset.dtype])
-    model: PreTrainedModel = loaded.to(world.device).eval()
-    return model
-
-
-def _gathered_weights(preset: Preset, *, out: Path, world: World) -> Placement:
-    """A decoding copy beside a ZeRO-3 student, as in training."""
-    config = preset.config("sft", inputs=out / "models", run_dir=out, zero_stage=3, num_steps=1, num_ranks=world.size)
-    settings = GenerationConfig(layout="gathered", max_new_tokens=MAX_NEW_TOKENS)
-    weights, _ = choose_placement(Student(config), settings=settings, world=world)
-    return weights
-
-
-def _measure(name: str, run: Callable[[], Responses], *, task: Task, repeats: int, world: World) -> Speed:
-    seconds = []
-    for _ in range(1 + repeats):
-        world.barrier()
-        start = time.perf_counter()
-        responses = run()
-        synchronize(world)
-        taken = torch.tensor(time.perf_counter() - start, dtype=torch.float64, device=world.device)
-        seconds.append(float(world.max_across_ranks(taken).item()))
-        found = [len(response) for response in responses]
-        if found != task.lengths:
-            raise RuntimeError(f"{name}: responses of {found} tokens, expected {task.lengths}")
-    # The first warms up.
-    total = world.sum_across_ranks(torch.tensor(task.num_tokens, device=world.device))
-    return Speed(name=name, all_seconds=seconds[1:], num_tokens=int(total.item()))
-
-
-def _write_speeds(speeds: list[Speed], options: DecodingOptions, *, out: Path, world: World) -> None:
-    values = {
-        "preset": options.preset,
-        "prompts_per_rank": options.prompts,
-        "machine": describe_machine(num_ranks=world.size),
-        "ways": [asdict(speed) | {"tokens_per_second": speed.tokens_per_second} for speed in speeds],
-    }
-    write_json(out / "decoding.json", values)
-
-
-def _print_speeds(speeds: list[Speed], options: DecodingOptions, *, out: Path, world: World) -> None:
-    table = Table(
-        title=f"{options.prompts} prompts for each of {counted(world.size, 'rank')}, responses as long as Dolly's"
-    )
-    for heading in ("", "seconds", "tokens/s", "of this project's"):
-        table.add_column(heading, justify="right" if heading else "left")
-    ours = speeds[0].tokens_per_second
-    for speed in speeds:
-        rate = speed.tokens_per_second
-        table.add_row(speed.name, f"{statistics.median(speed.all_seconds):.2f}", f"{rate:.0f}", f"{rate / ours:.2f}")
-    console = results_console()
-    console.print(table)
-    print_files(out, console=console)
+def _seconds(way: Callable[[], list[int]], lengths: list[int]) -> float:
+    start = time.perf_counter()
+    # Responses are host integers: a GPU has finished.
+    found = way()
+    seconds = time.perf_counter() - start
+    if found != lengths:
+        raise RuntimeError(f"responses of {found} tokens, expected {lengths}")
+    return seconds

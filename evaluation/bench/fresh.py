@@ -1,7 +1,7 @@
-"""One measurement after the other, each in processes that know nothing of those before it.
+"""Measurements in fresh processes.
 
-DeepSpeed's ZeRO-3 engines outlive their last use (its hooks and torch's graph hold each other), and the
-high-water mark of a process's memory does not fall: in one process, every case would carry those before it.
+DeepSpeed's ZeRO-3 engines outlive their last use, and the peak memory of a process never falls: in one process,
+every measurement would include those before it.
 """
 
 import multiprocessing
@@ -12,28 +12,38 @@ from typing import Any, TypeVar
 
 import torch
 
-from kd.distributed import World, end_world, free_port, start_world
+from kd.distributed import World, end_world, free_port
 
 T = TypeVar("T")
 
 
-def in_fresh_ranks(work: Callable[..., T], *, world: World, **arguments: Any) -> T:
-    """work(world=…, **arguments) in a new process of each rank, which form a process group of their own.
+def in_fresh_process(work: Callable[..., T], *arguments: Any) -> T:
+    """work(*arguments) in a new process; arguments, result and exceptions are pickled."""
+    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        result: T = pool.submit(work, *arguments).result()
+    return result
 
-    All ranks call it together; arguments and result must be picklable. What the work raises is raised here.
+
+def in_fresh_ranks(work: Callable[..., T], *arguments: Any, world: World) -> T:
+    """work(*arguments) in a new process of each rank, which can form process groups of their own.
+
+    All ranks call it together.
     """
-    # The first rank's host is where the ranks meet.
-    port = world.from_main(free_port())
+    # The ranks meet on the first rank's host, whose address the launcher has given.
+    rendezvous = {"MASTER_PORT": str(world.from_main(free_port())), "TORCHELASTIC_USE_AGENT_STORE": "False"}
     if world.device.type == "cuda":
         torch.cuda.empty_cache()
-    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_join, port, torch.get_num_threads(), work, arguments).result()
+    result: T = in_fresh_process(_work_as_rank, world, rendezvous, torch.get_num_threads(), work, arguments)
+    return result
 
 
-def _join(port: int, num_threads: int, work: Callable[..., T], arguments: dict[str, Any]) -> T:
-    # torchrun's own store serves the ranks that it started, not these.
-    os.environ.update(MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="False")
+def _work_as_rank(
+    world: World, rendezvous: dict[str, str], num_threads: int, work: Callable[..., T], arguments: tuple[Any, ...]
+) -> T:
+    device = world.local_rank if world.device.index is None else world.device.index
+    # accelerate knows ranks by these variables only, whichever launcher has started them.
+    os.environ.update(rendezvous, RANK=str(world.rank), LOCAL_RANK=str(device), WORLD_SIZE=str(world.size))
     torch.set_num_threads(num_threads)
-    result = work(world=start_world(), **arguments)
+    result = work(*arguments)
     end_world()
     return result

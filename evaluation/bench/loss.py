@@ -1,174 +1,127 @@
-"""Memory and time of the loss, chunked and plain: `python -m evaluation.bench loss`."""
+"""Time and memory of the loss with its gradients: kd.losses, and full logits with autograd."""
 
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from pathlib import Path
 
-import psutil
 import torch
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
-from evaluation.bench.machine import describe_machine
-from evaluation.bench.memory import forget_resident_peak, resident_peak
-from evaluation.bench.options import LossOptions
-from evaluation.bench.outputs import make_out, print_files, write_json
-from evaluation.terminal import results_console
-from kd.config.schema import EngineConfig
-from kd.distributed import find_place
+from evaluation.bench.fresh import in_fresh_process
+from evaluation.bench.results import GIB, describe_machine, make_out, print_results, write_results
 from kd.errors import UserError
-from kd.losses.divergences import reverse_kl
-from kd.losses.fused import chunk_rows, fused_loss
-from kd.losses.terms import DivergenceTerm, Projection
+from kd.losses.fused import fused_loss
+from kd.losses.outputs import Head, Outputs, chunk_rows
+from kd.losses.terms import TRAINED, kl
 
-Kind = Literal["chunked", "plain"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-PLAIN_TENSORS = 6
-"""Room for so many [positions, vocabulary] tensors of fp32; the plain loss has five of them at once."""
+REPEATS = 3
+STUDENT_WIDTH, TEACHER_WIDTH = 512, 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossCost:
-    """Of one loss with its gradients, in a process of its own."""
+    """Cost of one loss with its gradients."""
 
     seconds: float
+    """Median."""
+    all_seconds: list[float]
     extra_bytes: int
-    """Peak, less what was there before and the gradient of the head, which every implementation leaves behind."""
+    """Peak memory, less what was there before and the gradient of the head, which every implementation leaves."""
     value: float
 
 
-def run_loss(options: LossOptions) -> None:
-    """Measure both kinds, each in fresh processes, one after the other.
+def run_loss(*, out: Path, positions: int, vocabulary: int) -> None:
+    """Measure both losses, each in a fresh process, and write loss.json.
 
     Raises:
-        UserError: several ranks were started, there is too little memory, or --out cannot be made.
+        UserError: --out cannot be made, or a process was killed.
     """
-    if find_place().size > 1:
-        raise UserError("the loss is measured in one process; start it with python -m evaluation.bench loss")
-    _check_memory(options)
-    make_out(options.out)
-    costs = {kind: [_in_fresh_process(kind, options) for _ in range(options.repeats)] for kind in KINDS}
-    _report(costs, options)
-
-
-def _check_memory(options: LossOptions) -> None:
-    weights = 4 * options.vocabulary * (2 * options.student_width + options.teacher_width)
-    needed = weights + PLAIN_TENSORS * 4 * options.positions * options.vocabulary
-    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
-    if needed > free:
-        fitting = (free - weights) // (PLAIN_TENSORS * 4 * options.vocabulary)
-        raise UserError(
-            f"the plain loss of {options.positions} positions takes up to {needed / 2**30:.0f} GiB,"
-            f" {free / 2**30:.0f} GiB are free; give --positions {max(1, fitting)} or fewer"
-        )
-
-
-def _in_fresh_process(kind: Kind, options: LossOptions) -> LossCost:
-    # Its high-water mark must know nothing of an earlier measurement.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+    make_out(out)
+    costs: dict[str, LossCost] = {}
+    for kind in LOSSES:
         try:
-            return pool.submit(measure_loss, kind, options).result()
+            costs[kind] = in_fresh_process(measure_loss, kind, positions, vocabulary)
         except BrokenProcessPool:
             raise UserError(
-                f"the process of the {kind} loss was killed, perhaps for its memory; lower --positions"
+                f"the process of the {kind} loss was killed, probably for its memory; lower --positions"
             ) from None
+    fused, plain = costs["fused"], costs["plain"]
+    ratios = {"seconds": fused.seconds / plain.seconds, "memory": fused.extra_bytes / plain.extra_bytes}
+    widths = f"student {STUDENT_WIDTH} and teacher {TEACHER_WIDTH} wide"
+    title = f"{positions} positions, vocabulary {vocabulary}, {widths}, fp32"
+    table = Table("", "seconds", "extra peak memory (GiB)", title=title)
+    for kind, cost in costs.items():
+        table.add_row(kind, f"{cost.seconds:.2f}", f"{cost.extra_bytes / GIB:.3f}")
+    table.add_row("fused ÷ plain", f"{ratios['seconds']:.2f}", f"{ratios['memory']:.3f}")
+    values = {
+        "positions": positions,
+        "vocabulary": vocabulary,
+        "machine": describe_machine(num_ranks=1),
+        "costs": {kind: asdict(cost) for kind, cost in costs.items()},
+        "fused_over_plain": ratios,
+    }
+    write_results(out / "loss.json", values)
+    print_results(table, machine=describe_machine(num_ranks=1), out=out)
 
 
-def measure_loss(kind: Kind, options: LossOptions) -> LossCost:
-    """One forward and backward pass after a small one that warms up."""
+def measure_loss(kind: str, positions: int, vocabulary: int) -> LossCost:
+    """Forward and backward passes, after one that warms up; the same inputs each time."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
 
-    def normal(*shape: int) -> Tensor:
-        return torch.empty(shape, device=device).normal_()
-
-    student_head = normal(options.vocabulary, options.student_width).mul_(options.student_width**-0.5)
-    teacher_head = normal(options.vocabulary, options.teacher_width).mul_(options.teacher_width**-0.5)
-    student_hidden = normal(options.positions, options.student_width).requires_grad_()
-    teacher_hidden = normal(options.positions, options.teacher_width)
-    student_head.requires_grad_()
-    loss: Callable[[Projection, Projection], Tensor] = {"chunked": chunked_loss, "plain": plain_loss}[kind]
-
-    def run(positions: int) -> tuple[float, float]:
-        student_hidden.grad = student_head.grad = None
-        start = time.perf_counter()
-        value = loss(
-            Projection(hidden=student_hidden[:positions], weight=student_head),
-            Projection(hidden=teacher_hidden[:positions], weight=teacher_head),
+    def outputs(width: int, *, requires_grad: bool) -> Outputs:
+        hidden = torch.empty(positions, width, device=device).normal_()
+        head = torch.empty(vocabulary, width, device=device).normal_(std=width**-0.5)
+        weight = head.requires_grad_(requires_grad)
+        return Outputs(
+            hidden=hidden.requires_grad_(requires_grad), head=Head(weight=weight, vocabulary_size=vocabulary)
         )
-        value.backward()
-        return float(value.detach()), time.perf_counter() - start
 
-    run(min(8, options.positions))
-    student_hidden.grad = student_head.grad = None
-    before = _forget_peak(device)
-    value, seconds = run(options.positions)
-    extra = _peak(device) - before - student_head.nbytes
-    return LossCost(seconds=seconds, extra_bytes=extra, value=value)
-
-
-def chunked_loss(student: Projection, teacher: Projection) -> Tensor:
-    """The mean of KL(q ‖ p) over the positions, as training has it."""
-    vocabulary = len(student.weight)
-    return fused_loss(
-        student,
-        [DivergenceTerm(divergence=reverse_kl, target=teacher)],
-        vocabulary_size=vocabulary,
-        scale=1 / len(student.hidden),
-        chunk_size=chunk_rows(vocabulary, byte_budget=EngineConfig().loss_chunk_mib * 2**20),
-    ).loss
+    student = outputs(STUDENT_WIDTH, requires_grad=True)
+    teacher = outputs(TEACHER_WIDTH, requires_grad=False)
+    before = _memory(device, peak=False)
+    values, seconds = [], []
+    for _ in range(1 + REPEATS):
+        student.hidden.grad = student.head.weight.grad = None
+        start = time.perf_counter()
+        loss = LOSSES[kind](student, teacher)
+        loss.backward()
+        # The value is read from the device, which has finished then.
+        values.append(loss.item())
+        seconds.append(time.perf_counter() - start)
+    return LossCost(
+        seconds=statistics.median(seconds[1:]),
+        all_seconds=seconds[1:],
+        extra_bytes=_memory(device, peak=True) - before - student.head.weight.nbytes,
+        value=values[-1],
+    )
 
 
-def plain_loss(student: Projection, teacher: Projection) -> Tensor:
-    """The same by whole logits and autograd."""
-    with torch.no_grad():
-        target = functional.log_softmax(functional.linear(teacher.hidden, teacher.weight), dim=-1)
-    trained = functional.log_softmax(functional.linear(student.hidden, student.weight), dim=-1)
+def fused(student: Outputs, teacher: Outputs) -> Tensor:
+    """The mean of KL(q‖p) over the positions as training computes it, chunk by chunk."""
+    chunk_size = chunk_rows(student.head.vocabulary_size)
+    return fused_loss(student, [kl(TRAINED, teacher)], scale=1 / len(student), chunk_size=chunk_size).loss
+
+
+def plain(student: Outputs, teacher: Outputs) -> Tensor:
+    """The same from full logits and autograd."""
+    target = functional.log_softmax(functional.linear(teacher.hidden, teacher.head.weight), dim=-1)
+    trained = functional.log_softmax(functional.linear(student.hidden, student.head.weight), dim=-1)
     return (trained.exp() * (trained - target)).sum(dim=-1).mean()
 
 
-def _forget_peak(device: torch.device) -> int:
-    """Start to look for the peak; returns what is taken now [bytes]."""
+LOSSES: dict[str, Callable[[Outputs, Outputs], Tensor]] = {"fused": fused, "plain": plain}
+
+
+def _memory(device: torch.device, *, peak: bool) -> int:
+    """Bytes of this process now, or at its peak: resident, or allocated on the GPU."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    forget_resident_peak()
-    return int(psutil.Process().memory_info().rss)
-
-
-def _peak(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_peak()
-
-
-def _report(costs: dict[Kind, list[LossCost]], options: LossOptions) -> None:
-    seconds = {kind: statistics.median(cost.seconds for cost in costs[kind]) for kind in KINDS}
-    extra = {kind: statistics.median(cost.extra_bytes for cost in costs[kind]) for kind in KINDS}
-    table = Table(
-        title=f"{options.positions} positions, vocabulary {options.vocabulary}, student {options.student_width},"
-        f" teacher {options.teacher_width}, fp32"
-    )
-    for heading in ("", "seconds", "extra memory (GiB)"):
-        table.add_column(heading, justify="right" if heading else "left")
-    for kind in KINDS:
-        table.add_row(kind, f"{seconds[kind]:.2f}", f"{extra[kind] / 2**30:.3f}")
-    ratios = {name: values["chunked"] / values["plain"] for name, values in (("seconds", seconds), ("memory", extra))}
-    table.add_row("chunked / plain", f"{ratios['seconds']:.2f}", f"{ratios['memory']:.3f}")
-    values = {
-        "options": {name: value for name, value in asdict(options).items() if name != "out"},
-        "machine": describe_machine(num_ranks=1),
-        "costs": {kind: [asdict(cost) for cost in costs[kind]] for kind in KINDS},
-        "median_seconds": seconds,
-        "median_extra_bytes": extra,
-        "chunked_over_plain": ratios,
-    }
-    write_json(options.out / "loss.json", values)
-    console = results_console()
-    console.print(table)
-    print_files(options.out, console=console)
+        return torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)
+    # getrusage would report the process that this one was started from.
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines())
+    return int(lines["VmHWM" if peak else "VmRSS"].split()[0]) * 1024

@@ -1,37 +1,36 @@
-"""Shapes of measurements: models, batches and lengths, with no need for real weights."""
+"""Shapes of measurements: models, batches and lengths, without real weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import yaml
+from pydantic import TypeAdapter
 from transformers import AutoConfig, PretrainedConfig
-
-from kd.config.fields import GatherName, MethodName
-from kd.config.methods import PromptConfig
-from kd.config.schema import (
-    CheckpointsConfig,
-    Config,
-    DataConfig,
-    EngineConfig,
-    GenerationConfig,
-    ModelConfig,
-    RunConfig,
-    ScheduleConfig,
-)
-
-WARM_UP_STEPS = 3
-"""Steps before those that count: memory, threads and compiled kernels have settled then."""
 
 Role = Literal["teacher", "student"]
 ROLES: tuple[Role, ...] = get_args(Role)
-METHODS: tuple[MethodName, ...] = ("sft", "kd", "gkd", "promptkd")
-"""Methods whose steps are all alike. A step of seqkd is one of kd; minillm and distillm sample in some steps only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One method with one way to partition its models."""
+
+    method: str
+    zero_stage: int
+    gather: str = "auto"
+    """As `engine.gather`."""
+
+    @property
+    def name(self) -> str:
+        gather = "" if self.gather == "auto" else f" gather={self.gather}"
+        return f"{self.method} ZeRO-{self.zero_stage}{gather}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """One measurement: the pair of models and the batch of each rank."""
+    """The pair of models and the batch of each rank."""
 
     family: str
     """A model type of transformers; its configuration takes the sizes below by its own names."""
@@ -40,22 +39,13 @@ class Preset:
     dtype: Literal["bf16", "fp32"]
     vocabulary: int
     prompt_tokens: tuple[int, int]
-    """Shortest and longest x; lengths are drawn evenly from between."""
+    """Shortest and longest x; lengths are drawn uniformly."""
     new_tokens: int
-    """Length of every y, but for the rare one that a random model ends by itself."""
-    soft_prompt_tokens: int = 7
-    """m."""
+    """Length of every y, except for the rare one that a random model ends by itself."""
     micro_batch: int
     micro_batches: int
-    """For each rank and step."""
-    num_ranks: int | None = None
-    """Ranks that the batch was chosen for; None for any."""
+    """Micro-batches of each rank in a step."""
     gradient_checkpointing: bool = False
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest prompt with its response."""
-        return self.prompt_tokens[1] + self.new_tokens
 
     @property
     def end_id(self) -> int:
@@ -68,146 +58,42 @@ class Preset:
         special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), self.end_id)
         return AutoConfig.for_model(self.family, vocab_size=self.vocabulary, **special, **sizes)
 
-    def config(
-        self,
-        method: MethodName,
-        *,
-        inputs: Path,
-        run_dir: Path,
-        zero_stage: int,
-        num_steps: int,
-        num_ranks: int,
-        gather: GatherName = "auto",
-    ) -> Config:
-        """The run of one method on the inputs in `inputs` (see `evaluation.bench.inputs`)."""
-        engine = f"ds_configs/zero{zero_stage}.json"
-        return Config(
-            method=method,
-            model=ModelConfig(
-                student=str(inputs / "student"),
-                teacher=None if method == "sft" else str(inputs / "teacher"),
-                dtype=self.dtype,
-                gradient_checkpointing=self.gradient_checkpointing,
-            ),
-            data=DataConfig(
-                train=str(inputs / "rows.jsonl"),
-                template=str(inputs / "template.jinja"),
-                max_prompt_tokens=self.prompt_tokens[1],
-                max_sequence_tokens=self.longest,
-            ),
-            prompt=PromptConfig(length=self.soft_prompt_tokens),
-            generation=GenerationConfig(max_new_tokens=self.new_tokens),
-            schedule=ScheduleConfig(
-                steps=num_steps,
-                warmup_steps=0,
-                micro_batch=self.micro_batch,
-                global_batch=self.micro_batch * self.micro_batches * num_ranks,
-            ),
-            engine=EngineConfig(student=engine, teacher=engine, gather=gather),
-            checkpoints=CheckpointsConfig(every=num_steps, keep=1),
-            run=RunConfig(dir=str(run_dir), tensorboard=False),
-        )
+    def run_config(self, case: Case, *, num_steps: int, num_ranks: int, out: Path) -> dict[str, Any]:
+        """The run of one case in `out`, which has what `write_inputs` writes in models/."""
+        models, num_tokens = out / "models", self.prompt_tokens[1] + self.new_tokens
+        # A frozen teacher has no optimizer state or gradients that stages 1 and 2 could partition.
+        teacher_stage = 3 if case.zero_stage == 3 else 0
+        return {
+            "method": case.method,
+            "model": {
+                "student": str(models / "student"),
+                "teacher": None if case.method == "sft" else str(models / "teacher"),
+                "dtype": self.dtype,
+                "gradient_checkpointing": self.gradient_checkpointing,
+            },
+            "data": {
+                "train": str(models / "rows.jsonl"),
+                "template": str(models / "template.jinja"),
+                "max_prompt_tokens": self.prompt_tokens[1],
+                "max_sequence_tokens": num_tokens,
+            },
+            "generation": {"max_new_tokens": self.new_tokens},
+            "schedule": {
+                "steps": num_steps,
+                "warmup_steps": 0,
+                "micro_batch": self.micro_batch,
+                "global_batch": self.micro_batch * self.micro_batches * num_ranks,
+            },
+            "engine": {
+                "student": f"ds_configs/zero{case.zero_stage}.json",
+                "teacher": f"ds_configs/zero{teacher_stage}.json",
+                "gather": case.gather,
+            },
+            "checkpoints": {"every": num_steps},
+            "run": {"dir": str(out / "runs" / case.name.replace(" ", "-")), "tensorboard": False},
+        }
 
 
-def _gpt2(*, layers: int, width: int) -> dict[str, int]:
-    return {"n_layer": layers, "n_embd": width, "n_head": 8}
-
-
-def _opt(*, layers: int, width: int, heads: int) -> dict[str, int]:
-    return {
-        "num_hidden_layers": layers,
-        "hidden_size": width,
-        "word_embed_proj_dim": width,
-        "ffn_dim": 4 * width,
-        "num_attention_heads": heads,
-    }
-
-
-def _llama(*, layers: int, width: int, inner: int, heads: int, key_value_heads: int) -> dict[str, int]:
-    return {
-        "num_hidden_layers": layers,
-        "hidden_size": width,
-        "intermediate_size": inner,
-        "num_attention_heads": heads,
-        "num_key_value_heads": key_value_heads,
-    }
-
-
-_LLAMA_7B = _llama(layers=32, width=4096, inner=11008, heads=32, key_value_heads=32)
-_LLAMA_13B = _llama(layers=40, width=5120, inner=13824, heads=40, key_value_heads=40)
-_OPT_13B = _opt(layers=40, width=5120, heads=40)
-
-
-def _paper_opt(student: Mapping[str, int]) -> Preset:
-    """64 sequences in a step on four GPUs of 80 GB, prompts of at most 256 tokens, 256 new ones."""
-    return Preset(
-        family="opt",
-        teacher=_OPT_13B,
-        student=student,
-        dtype="bf16",
-        vocabulary=50272,
-        prompt_tokens=(32, 256),
-        new_tokens=256,
-        micro_batch=4,
-        micro_batches=4,
-        num_ranks=4,
-        gradient_checkpointing=True,
-    )
-
-
-PRESETS = {
-    # Two cores: small enough for seconds, a vocabulary large enough to weigh as it does in large models.
-    "cpu-small": Preset(
-        family="gpt2",
-        teacher=_gpt2(layers=8, width=512),
-        student=_gpt2(layers=4, width=256),
-        dtype="fp32",
-        vocabulary=50257,
-        prompt_tokens=(24, 63),
-        new_tokens=64,
-        micro_batch=2,
-        micro_batches=4,
-    ),
-    # One GPU of 80 GB or more: 6.7B and 1.1B parameters, the paper's lengths and batch.
-    "gpu-1": Preset(
-        family="llama",
-        teacher=_LLAMA_7B,
-        student=_llama(layers=22, width=2048, inner=5632, heads=32, key_value_heads=4),
-        dtype="bf16",
-        vocabulary=32000,
-        prompt_tokens=(32, 256),
-        new_tokens=256,
-        micro_batch=8,
-        micro_batches=8,
-        num_ranks=1,
-    ),
-    # The presets launch/experiments/opt/promptkd_1.3b.yaml and llama/promptkd_7b.yaml.
-    "paper-opt": _paper_opt(_opt(layers=24, width=2048, heads=32)),
-    "paper-llama": Preset(
-        family="llama",
-        teacher=_LLAMA_13B,
-        student=_LLAMA_7B,
-        dtype="bf16",
-        vocabulary=32000,
-        prompt_tokens=(32, 256),
-        new_tokens=256,
-        micro_batch=4,
-        micro_batches=4,
-        num_ranks=4,
-        gradient_checkpointing=True,
-    ),
-    # The pair of the paper's Table 3.
-    "paper-table3": _paper_opt(_opt(layers=32, width=4096, heads=32)),
-    # Seconds on anything: to see that all parts of the measurement work.
-    "tiny": Preset(
-        family="gpt2",
-        teacher=_gpt2(layers=2, width=32),
-        student=_gpt2(layers=1, width=16),
-        dtype="fp32",
-        vocabulary=512,
-        prompt_tokens=(4, 8),
-        new_tokens=6,
-        micro_batch=2,
-        micro_batches=2,
-    ),
-}
+PRESETS = TypeAdapter(dict[str, Preset]).validate_python(
+    yaml.safe_load(Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8"))
+)

@@ -1,100 +1,130 @@
-"""The steps of one method, run by the same parts as a real training."""
+"""The steps of one method, run by the same parts as a training; the only module that calls into kd.train."""
 
+import statistics
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-from evaluation.bench.communication import CollectiveBytes, Waiting, profile_waiting
-from evaluation.bench.memory import PeakMemory, forget_peak, read_peak
-from evaluation.bench.presets import WARM_UP_STEPS
+import torch
+import transformers
+
+from evaluation.bench.communication import CollectiveBytes
+from evaluation.bench.flops import PhaseFlops
+from evaluation.bench.presets import Case
 from kd.config.schema import Config
-from kd.cpu_memory import freed_memory_kept
-from kd.distributed import World, start_deepspeed
+from kd.distributed import World, start_deepspeed, start_world
 from kd.train.assemble import assemble, read_inputs
 from kd.train.checkpoint import Checkpoints, StateLayout
 from kd.train.console import Record, RunConsole
 from kd.train.run_directory import LOG_FILE, prepare_run_directory
 from kd.train.trainer import Trainer
 from kd.zero.config import student_deepspeed_config, zero_stage
+from kd.zero.recorder import PHASES
 
-COMMUNICATION_STEPS = 2
-"""One for its seconds, one for its bytes."""
+WARM_UP_STEPS = 3
+"""Steps before those that count: memory, threads and compiled kernels have settled then."""
+COLUMNS = (*PHASES, "other")
+"""What the seconds of a step are split into."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasuredSteps:
-    """What was seen of a few steps; the same on all ranks but `waiting`, which is this rank's."""
+class PeakMemory:
+    """Bytes of the rank with the largest peak, loading included."""
 
-    records: list[Record]
-    """As a real run writes them to metrics.jsonl; `step_seconds` are end to end, from the end of the step before."""
-    prompt_lengths: list[list[list[int]]]
-    """Of each measured step, on each rank."""
-    peak: PeakMemory
-    """Loading included, the steps for communication not."""
-    waiting: Waiting | None
-    """None for a single rank."""
+    allocated: int
+    """By tensors on a GPU; on a CPU resident in the whole process, interpreter and libraries included."""
+    reserved: int | None
+    """By torch's allocator on a GPU; None on a CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCost:
+    """Cost of one method's step: medians over the measured steps, and counts of one more step of the first rank."""
+
+    case: Case
+    step_seconds: float
+    seconds: dict[str, float]
+    """By `COLUMNS`."""
+    tokens_per_second: float
+    """Response tokens of all ranks."""
+    num_flops: dict[str, int]
+    """By phase, and `total`."""
     num_bytes: dict[str, int]
-    """Moved by this rank's collective operations in a step."""
+    """Moved by collective operations: gathered, reduced, other."""
+    peak: PeakMemory
+    all_step_seconds: list[float]
+    """End to end, from the end of the step before."""
 
 
 def num_steps_of_run(num_steps: int) -> int:
-    """K of a run with so many measured steps.
+    """K of a run with that many measured steps.
 
-    One more than are run: PromptKD's last step has no regularization and is cheaper.
+    One step is for counting. Another one is never run: PromptKD's last step has no regularization and is cheaper.
     """
-    return WARM_UP_STEPS + num_steps + COMMUNICATION_STEPS + 1
+    return WARM_UP_STEPS + num_steps + 2
 
 
-def measure_steps(config: Config, *, num_steps: int, world: World) -> MeasuredSteps:
-    """Train `num_steps` steps after the first ones, which warm up; all ranks together.
+def measure_steps(case: Case, config: Config, num_steps: int) -> StepCost:
+    """Train `num_steps` steps after those that warm up, as one rank of all.
 
     Raises:
-        UserError: on every rank alike, where the run cannot be assembled.
+        UserError: on every rank alike, if the run cannot be assembled.
     """
-    forget_peak(world)
+    # Progress bars of loading would interrupt the run's own lines.
+    transformers.utils.logging.disable_progress_bar()
+    world = start_world()
     with _assembled(config, world=world) as trainer:
         trainer.log.restart_clock()
-        measured = range(WARM_UP_STEPS + 1, WARM_UP_STEPS + num_steps + 1)
-        records = [_step(trainer, step) for step in range(1, measured.stop)][WARM_UP_STEPS:]
-        peak = read_peak(world)
-        lengths = [[len(row.prompt_ids) for row in trainer.loader.window(step).examples] for step in measured]
-        waiting, collectives = None, CollectiveBytes()
-        if world.size > 1:
-            waiting = profile_waiting(lambda: _step(trainer, measured.stop))
-            with collectives:
-                trainer.method.step(trainer.loader.window(measured.stop + 1))
-    return MeasuredSteps(
-        records=records,
-        prompt_lengths=[list(step) for step in zip(*world.gather_objects(lengths), strict=True)],
-        peak=peak,
-        waiting=waiting,
+        num_timed = WARM_UP_STEPS + num_steps
+        records = [_step(trainer, step) for step in range(1, num_timed + 1)][WARM_UP_STEPS:]
+        peak = _peak(records[-1], world=world)
+        with CollectiveBytes() as collectives, PhaseFlops() as flops:
+            _step(trainer, num_timed + 1)
+
+    def median(name: str) -> float:
+        return float(statistics.median(record.get(name, 0.0) for record in records))
+
+    seconds: dict[str, float] = {phase: median(f"{phase}_seconds") for phase in PHASES}
+    seconds["other"] = max(0.0, median("step_seconds") - sum(seconds.values()))
+    return StepCost(
+        case=case,
+        step_seconds=median("step_seconds"),
+        seconds=seconds,
+        tokens_per_second=median("tokens_per_second"),
+        num_flops={phase: flops.num_flops.get(phase, 0) for phase in PHASES} | {"total": flops.total},
         num_bytes=collectives.num_bytes,
+        peak=peak,
+        all_step_seconds=[float(record["step_seconds"]) for record in records],
     )
 
 
 def _step(trainer: Trainer, step: int) -> Record:
-    """One turn of the trainer's loop, without validation and checkpoints."""
-    trainer.log.add(trainer.method.step(trainer.loader.window(step)))
+    """One step of the trainer's loop, without validation and checkpoints."""
+    trainer.log.add(trainer.step(step))
     record = trainer.log.close_interval(step=step, epoch=trainer.loader.epoch_at(step))
-    trainer.log.write(record)
     trainer.console.report(record)
     return record
 
 
+def _peak(record: Record, *, world: World) -> PeakMemory:
+    reserved = None
+    if world.device.type == "cuda":
+        local = torch.tensor(torch.cuda.max_memory_reserved(world.device), device=world.device)
+        reserved = int(world.max_across_ranks(local).item())
+    return PeakMemory(allocated=int(record["peak_memory_bytes"]), reserved=reserved)
+
+
 @contextmanager
 def _assembled(config: Config, *, world: World) -> Iterator[Trainer]:
-    """As `kd.train.assemble.run_on` does it; nothing of it is restored, saved or exported."""
+    """The run's trainer, as `kd.train.assemble.run_on` puts it together; nothing is restored, saved or exported."""
     with world.agreed():
         inputs = read_inputs(config, world=world)
         run_dir = prepare_run_directory(inputs.config, command=sys.argv, world=world)
     start_deepspeed()
     layout = StateLayout(num_ranks=world.size, zero_stage=zero_stage(student_deepspeed_config(config)))
-    with RunConsole(
-        Path(run_dir) / LOG_FILE, is_main=world.is_main, num_steps=config.schedule.steps, done=0
-    ) as console:
-        trainer = assemble(
+    with RunConsole(run_dir / LOG_FILE, is_main=world.is_main, num_steps=config.schedule.steps, done=0) as console:
+        yield assemble(
             inputs,
             run_dir=run_dir,
             checkpoints=Checkpoints(run_dir, keep=1, layout=layout, world=world),
@@ -102,5 +132,3 @@ def _assembled(config: Config, *, world: World) -> Iterator[Trainer]:
             console=console,
             last_step=0,
         )
-        with freed_memory_kept():
-            yield trainer

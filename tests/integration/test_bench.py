@@ -1,113 +1,102 @@
-"""evaluation.bench from its command line to its files, on real ranks, with models of a few thousand parameters."""
+"""evaluation.bench from its command line to its files, with models of a few thousand parameters."""
 
 import importlib.util
 import json
-from collections.abc import Callable
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
 from evaluation.bench.__main__ import main
-from evaluation.bench.inputs import write_inputs
-from evaluation.bench.launching import run_ranks
-from evaluation.bench.peer_trl import measure_trl
-from evaluation.bench.presets import PRESETS
-from evaluation.report.formats import CostResults, read_json
-from kd.errors import UserError
-from tests.integration import cost_jobs as jobs
-from tests.integration.tiny_run import launch
-from tests.run_on_ranks import Ranks
+from tests.integration.tiny_run import ROOT, launch
 
-PARTS = {"generation", "teacher", "prompt", "student", "optimizer", "communication", "other"}
+pytest.importorskip("matplotlib")
+PHASES = {"generation", "teacher", "prompt", "student", "optimizer"}
+FAILING_TRL = """
+class DistillationConfig:
+    def __init__(self, **settings): raise RuntimeError("TRL has failed")
+DistillationTrainer = None
+"""
 
 
-def test_a_step_is_measured_in_parts_beside_its_floor(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+def bench(*options: str, num_ranks: int = 1, **variables: str) -> subprocess.CompletedProcess[str]:
+    launcher = ["deepspeed", "--num_gpus", "2", "--module"] if num_ranks == 2 else [sys.executable, "-m"]
+    return launch([*launcher, "evaluation.bench", "--preset", "tiny", "--steps", "2", *options], **variables)
+
+
+def results(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "cost.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_a_step_is_measured_by_phases_on_two_ranks(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    options = ["--preset", "tiny", "--methods", "promptkd", "--steps", "2", "--out", str(out)]
-    finished = launch(["deepspeed", "--num_gpus", "2", "--module", "evaluation.bench", *options])
+    finished = bench("--methods", "promptkd", "--out", str(out), "prompt.length=5", num_ranks=2)
     assert finished.returncode == 0, finished.stderr
-    assert "step / floor" in finished.stdout
+    assert "step (s)" in finished.stdout
     assert {path.name for path in out.iterdir()} == {"cost.json", "cost.png", "cost.svg", "runs"}
-    found = json.loads((out / "cost.json").read_text(encoding="utf-8"))
+    assert "length: 5" in (out / "runs" / "promptkd-ZeRO-3" / "config.yaml").read_text()
+    found = results(out)
     assert found["machine"]["num_ranks"] == 2
-    # What evaluation.report reads of it.
-    assert read_json(out / "cost.json", CostResults).costs[0].case.method == "promptkd"
     [cost] = found["costs"]
     assert cost["case"] == {"method": "promptkd", "zero_stage": 3, "gather": "auto"}
     assert len(cost["all_step_seconds"]) == 2
-    assert set(cost["seconds"]) == PARTS
     # Medians of two are means, which add up.
     assert sum(cost["seconds"].values()) == pytest.approx(cost["step_seconds"], rel=0.01)
-    assert all(cost["seconds"][part] > 0 for part in PARTS - {"communication", "other"})
-    assert 0 < cost["floor"]["step"] <= cost["floor"]["step_by_shape"] < cost["step_seconds"]
-    assert cost["floor"]["step"] == pytest.approx(sum(cost["floor"]["parts"].values()))
+    assert all(cost["seconds"][phase] > 0 for phase in PHASES)
+    assert all(cost["num_flops"][phase] > 0 for phase in PHASES - {"optimizer"})
+    assert cost["num_flops"]["total"] >= sum(cost["num_flops"][phase] for phase in PHASES)
     assert cost["num_bytes"]["gathered"] > 0
     assert cost["num_bytes"]["reduced"] > 0
-    assert cost["waiting"]["total"] > 0
-    assert cost["waiting"]["parts"]["student"] > 0
     assert cost["peak"]["allocated"] > 2**27
 
 
-def test_trl_is_timed_on_the_same_inputs(tmp_path: Path) -> None:
+def test_a_case_that_fails_costs_no_other(tmp_path: Path) -> None:
+    # A single rank cannot divide the student; sft does not sample from it.
+    division = ("generation.layout=tensor_parallel", "generation.tensor_parallel_size=2")
+    finished = bench("--methods", "sft,gkd", "--out", str(tmp_path / "out"), *division)
+    assert finished.returncode == 2
+    assert "generation.tensor_parallel_size=2" in finished.stderr
+    assert "step (s)" in finished.stdout
+    assert [cost["name"] for cost in results(tmp_path / "out")["costs"]] == ["sft ZeRO-3"]
+    assert not (tmp_path / "out" / "models").exists()
+
+
+def test_a_peer_that_fails_costs_neither_table_nor_numbers(tmp_path: Path) -> None:
+    (tmp_path / "trl.py").write_text(FAILING_TRL, encoding="utf-8")
+    options = ("--methods", "gkd", "--zero", "0", "--peer", "trl", "--out", str(tmp_path / "out"))
+    finished = bench(*options, PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert finished.returncode != 0
+    assert "TRL has failed" in finished.stderr
+    assert "step (s)" in finished.stdout
+    assert len(results(tmp_path / "out")["costs"]) == 1
+
+
+def test_trl_trains_the_same_shapes(tmp_path: Path) -> None:
     if importlib.util.find_spec("trl") is None:
         pytest.skip("trl is not installed (extra bench)")
-    write_inputs(tmp_path / "models", PRESETS["tiny"], seed=0, device=torch.device("cpu"))
-    cost = measure_trl(
-        PRESETS["tiny"], inputs=tmp_path / "models", out=tmp_path, num_steps=2, num_ranks=1, num_threads=1
-    )
-    assert cost.name == "TRL"
-    assert len(cost.all_step_seconds) == 2
-    assert 0 < min(cost.all_step_seconds) <= cost.step_seconds <= max(cost.all_step_seconds)
-    # It made responses of the length that it was asked for.
-    assert "'completions/mean_length': '6'" in (tmp_path / "trl.log").read_text(encoding="utf-8")
+    options = ("--methods", "gkd", "--zero", "0", "--peer", "trl", "--out", str(tmp_path / "out"))
+    finished = bench(*options, num_ranks=2)
+    assert finished.returncode == 0, finished.stderr
+    found = results(tmp_path / "out")
+    assert len(found["peer"]["all_step_seconds"]) == 2
+    [cost] = found["costs"]
+    assert cost["relative"] == pytest.approx(cost["step_seconds"] / found["peer"]["step_seconds"])
 
 
-def test_ranks_that_fail_leave_one_line_and_their_log(tmp_path: Path) -> None:
-    log = tmp_path / "ranks.log"
-    with pytest.raises(UserError, match=r"evaluation.bench.scaling_ranks failed on 1 rank .*ranks.log"):
-        run_ranks(
-            "evaluation.bench.scaling_ranks",
-            ["nothing"],
-            num_ranks=1,
-            num_threads=1,
-            result=tmp_path / "result.json",
-            log=log,
-        )
-    assert "invalid choice: 'nothing'" in log.read_text(encoding="utf-8")
+def test_both_losses_agree_and_the_fused_one_needs_less_memory(tmp_path: Path) -> None:
+    assert main(["loss", "--positions", "256", "--vocabulary", "65536", "--out", str(tmp_path / "out")]) == 0
+    costs = json.loads((tmp_path / "out" / "loss.json").read_text(encoding="utf-8"))["costs"]
+    assert costs["fused"]["value"] == pytest.approx(costs["plain"]["value"], rel=1e-4)
+    # The plain one holds several tensors of the size of the logits.
+    assert costs["plain"]["extra_bytes"] > 3 * 256 * 65536 * 4
 
 
-def test_both_losses_agree_and_are_measured_apart(tmp_path: Path) -> None:
-    sizes = ["--positions", "64", "--vocabulary", "4096", "--student-width", "16", "--teacher-width", "32"]
-    assert main(["loss", *sizes, "--repeats", "1", "--out", str(tmp_path / "out")]) == 0
-    found = json.loads((tmp_path / "out" / "loss.json").read_text(encoding="utf-8"))
-    [chunked], [plain] = (found["costs"][kind] for kind in ("chunked", "plain"))
-    assert chunked["value"] == pytest.approx(plain["value"], rel=1e-4)
-    assert chunked["seconds"] > 0
-    # Four [64, 4096] tensors and more.
-    assert plain["extra_bytes"] > 4 * 64 * 4096 * 4
-
-
-def test_all_ways_to_decode_make_the_same_lengths(ranks: Callable[[int], Ranks], tmp_path: Path) -> None:
-    """`measure_speeds` raises where a response has another length."""
-    (tmp_path / "out").mkdir()
-    for names, num_tokens in ranks(2).run(jobs.decode, out=tmp_path / "out"):
-        assert names == [
-            "this project",
-            "transformers.generate",
-            "transformers, continuous batching",
-            "deepspeed.runtime.rollout",
-            "this project, gathered",
-        ]
-        # Five prompts on each rank: the quantiles of Dolly's lengths at 10, 30, … 90 %.
-        assert num_tokens == {2 * (9 + 24 + 45 + 82 + 173)}
-
-
-def test_the_teacher_is_held_in_shards(ranks: Callable[[int], Ranks], tmp_path: Path) -> None:
-    parts = {size: ranks(size).run(jobs.hold_teacher, directory=tmp_path / str(size)) for size in (1, 2)}
-    [(whole, total)] = parts[1]
-    assert whole == total
-    for held, _ in parts[2]:
-        # Shards are padded to equal sizes.
-        assert total / 2 <= held <= total / 2 + 1024
+def test_both_decoders_make_the_same_lengths(tmp_path: Path) -> None:
+    assert main(["decoding", "--preset", "tiny", "--prompts", "5", "--out", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "decoding.json").read_text(encoding="utf-8"))
+    # The quantiles of Dolly's lengths at 10, 30, … 90 %.
+    assert found["num_tokens"] == 9 + 24 + 45 + 82 + 173
+    assert set(found["tokens_per_second"]) == {"kd.rollout.decode", "transformers.generate"}
