@@ -21,7 +21,7 @@ from evaluation.bench.options import LossOptions
 from evaluation.bench.outputs import make_out, print_files, write_json
 from evaluation.terminal import results_console
 from kd.config.schema import EngineConfig
-from kd.distributed import find_place
+from kd.distributed import find_rank
 from kd.errors import UserError
 from kd.losses.divergences import reverse_kl
 from kd.losses.fused import chunk_rows, fused_loss
@@ -49,7 +49,7 @@ def run_loss(options: LossOptions) -> None:
     Raises:
         UserError: several ranks were started, there is too little memory, or --out cannot be made.
     """
-    if find_place().size > 1:
+    if find_rank().size > 1:
         raise UserError("the loss is measured in one process; start it with python -m evaluation.bench loss")
     _check_memory(options)
     make_out(options.out)

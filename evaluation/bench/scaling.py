@@ -19,7 +19,7 @@ from evaluation.bench.outputs import make_out, print_files, write_json
 from evaluation.bench.pictures import COLOURS, Line, Panel, draw_panels
 from evaluation.pictures import check_matplotlib
 from evaluation.terminal import results_console
-from kd.distributed import find_place
+from kd.distributed import find_rank
 from kd.errors import UserError
 from kd.zero.recorder import PHASES
 
@@ -36,7 +36,7 @@ def run_scaling(options: ScalingOptions) -> None:
     Raises:
         UserError: started on several ranks, with fewer GPUs than ranks, or --out cannot be made.
     """
-    if find_place().size > 1:
+    if find_rank().size > 1:
         raise UserError("scaling starts its ranks itself; start it with python -m evaluation.bench scaling")
     most = max(*options.memory_ranks, options.ranks)
     if torch.cuda.is_available() and torch.cuda.device_count() < most:

@@ -11,7 +11,7 @@ from typing import Any
 from kd.config.schema import Config
 from kd.data.batch import TokenIds, cut_prompt_batches
 from kd.data.encoding import Example
-from kd.distributed import RankGroup, World
+from kd.distributed import ProcessGroup, World
 from kd.errors import UserError
 from kd.models.causal_lm import CausalLM
 from kd.models.teacher import Teacher
@@ -184,7 +184,7 @@ class _HeldWeights:
 
     view: CausalLM
     runs_hooks: bool
-    group: RankGroup | None
+    group: ProcessGroup | None
 
     def ready(self) -> AbstractContextManager[CausalLM]:
         return nullcontext(self.view)

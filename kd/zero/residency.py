@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import deepspeed
 import torch
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import nn
@@ -130,3 +131,10 @@ def choose_gathering(engines: Mapping[str, ShardedEngine], *, settings: EngineCo
             reason = f"it takes {gib(engine.shards.num_bytes)}; {place}"
         sentences.append(f"gathering the {role} {how} ({reason})")
     return sentences
+
+
+def disable_shared_memory_extension() -> None:
+    """Keep DeepSpeed from compiling its shared-memory collectives on CPUs; call it before `init_distributed`."""
+    # The build takes a minute of start-up, and its lock file hangs every later run when a rank is killed meanwhile.
+    # Gloo does the same without it. DeepSpeed has no public setting for this.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
