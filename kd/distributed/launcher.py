@@ -127,8 +127,8 @@ def _first_slurm_host() -> str:
         hosts = subprocess.run(["scontrol", "show", "hostnames", listing], capture_output=True, text=True, check=True)
     except (FileNotFoundError, subprocess.CalledProcessError):
         raise UserError(
-            f"scontrol cannot tell the first of the hosts {listing} (in a container, perhaps);"
-            " set MASTER_ADDR to its name"
+            f"scontrol cannot list the hosts {listing} (it is often missing in containers);"
+            " set MASTER_ADDR to the name of the first"
         ) from None
     return hosts.stdout.split()[0]
 
@@ -153,7 +153,7 @@ def _ask_mpi() -> tuple[RankInfo, Rendezvous]:
     for name in _MPI_SIZES:
         if _number(name) > info.size:
             raise UserError(
-                f"mpirun set {name}={os.environ[name]}, but mpi4py finds {info.size} ranks;"
+                f"mpirun set {name}={os.environ[name]}, but mpi4py finds {info.size} of these ranks;"
                 f" it may have loaded the library of another MPI: {_MPI_REMEDY}"
             )
     return info, rendezvous
@@ -163,8 +163,8 @@ def _ask_mpi() -> tuple[RankInfo, Rendezvous]:
 def _query_mpi() -> tuple[RankInfo, Rendezvous]:
     """Rank and rendezvous from the MPI library, once in a process; collective."""
     mpi = _load_mpi()
-    # A script may use MPI itself. Otherwise MPI ends here: at exit, a rank that failed would wait in
-    # MPI_Finalize for ranks that wait for it in a collective operation of torch.
+    # A script may use MPI itself. Otherwise MPI ends here: left to the interpreter's exit, MPI_Finalize of a rank that
+    # failed would wait for all other ranks, and these for it in the rendezvous.
     is_ours = not mpi.Is_initialized()
     if is_ours:
         mpi.Init()
