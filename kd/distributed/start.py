@@ -32,16 +32,16 @@ def start_world() -> World:
     select_accelerator()
     info = find_rank()
     rendezvous = find_rendezvous(info)
-    # torch and DeepSpeed read these, whatever the launcher is.
+    on_gpu = torch.cuda.is_available()
+    device = _choose_gpu(info) if on_gpu else torch.device("cpu")
+    # torch and DeepSpeed read these, whatever the launcher is. DeepSpeed takes LOCAL_RANK for the number of the GPU.
     os.environ.update(
         RANK=str(info.rank),
         WORLD_SIZE=str(info.size),
-        LOCAL_RANK=str(info.local_rank),
+        LOCAL_RANK=str(info.local_rank if device.index is None else device.index),
         MASTER_ADDR=rendezvous.address,
         MASTER_PORT=str(rendezvous.port),
     )
-    on_gpu = torch.cuda.is_available()
-    device = _choose_gpu(info) if on_gpu else torch.device("cpu")
     try:
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
@@ -66,8 +66,6 @@ def _choose_gpu(info: RankInfo) -> torch.device:
             f"rank {info.rank} has local rank {info.local_rank}, but its host shows it"
             f" {torch.cuda.device_count()} GPUs; start one rank for each GPU"
         )
-    # DeepSpeed reads it as the number of the device.
-    os.environ["LOCAL_RANK"] = str(index)
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
