@@ -42,6 +42,8 @@ setup(
         "datasets>=4",
         "jaxtyping>=0.3",
         "jinja2>=3.1",
+        # Ranks under an MPI whose variables do not tell them; its wheel installs without an MPI.
+        "mpi4py>=4",
         "numpy>=1.26",
         # LoRA on teacher and student.
         "peft>=0.18",

@@ -13,7 +13,8 @@ from evaluation.bench.communication import CollectiveBytes
 from evaluation.bench.flops import PhaseFlops
 from evaluation.bench.presets import Case
 from kd.config.schema import Config
-from kd.distributed import World, start_deepspeed, start_world
+from kd.distributed import World, start_world
+from kd.zero.engine import start_deepspeed
 from kd.train.assemble import assemble, read_inputs
 from kd.train.checkpoint import Checkpoints, StateLayout
 from kd.train.console import Record, RunConsole

@@ -1,31 +1,20 @@
-"""Ranks: how a launcher places them, how they meet, count together and end together."""
+"""Ranks: which launcher started them, how they meet, their collective operations, and how they end."""
 
-from kd.distributed.world import (
-    DEFAULT_PORT,
-    Place,
-    RankGroup,
-    World,
-    end_world,
-    exit_with_user_error,
-    find_place,
-    free_port,
-    ranks_by_host,
-    select_accelerator,
-    start_deepspeed,
-    start_world,
-)
+from kd.distributed.launcher import RankInfo, find_rank
+from kd.distributed.ports import DEFAULT_PORT, free_port
+from kd.distributed.start import end_world, exit_with_user_error, select_accelerator, start_world
+from kd.distributed.world import ProcessGroup, World, ranks_by_host
 
 __all__ = [
     "DEFAULT_PORT",
-    "Place",
-    "RankGroup",
+    "ProcessGroup",
+    "RankInfo",
     "World",
     "end_world",
     "exit_with_user_error",
-    "find_place",
+    "find_rank",
     "free_port",
     "ranks_by_host",
     "select_accelerator",
-    "start_deepspeed",
     "start_world",
 ]

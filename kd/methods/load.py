@@ -12,7 +12,7 @@ from typing import Any
 from kd.config.load import Names, build, merge_layers, read_layers
 from kd.config.packaged import find_preset
 from kd.config.schema import Config, LoraConfig
-from kd.distributed import find_place
+from kd.distributed.launcher import rank_from_environment
 from kd.errors import UserError
 from kd.methods.base import Method
 from kd.methods.distillm import DistiLLM
@@ -150,5 +150,6 @@ def _refuse_other_sections(config: Config, method: type[Method]) -> None:
 
 def _notify(line: str) -> None:
     """Print a line about the configuration once per host."""
-    if find_place().local_rank == 0:
+    info = rank_from_environment()
+    if info is None or info.local_rank == 0:
         print(line, file=sys.stderr, flush=True)

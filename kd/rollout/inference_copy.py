@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from kd.distributed import RankGroup
+from kd.distributed import ProcessGroup
 from kd.models.causal_lm import CausalLM
 from kd.models.lora import PlainParameter, plain_parameters
 from kd.rollout.tensor_parallel import split_dimensions, split_layers
@@ -31,7 +31,7 @@ class _Part:
     dimension: int | None
     """Where the parameter divides; None keeps it whole."""
     num_ranks: int
-    place: int
+    group_rank: int
 
     @property
     def shape(self) -> list[int]:
@@ -49,7 +49,9 @@ class _Part:
     def fill(self) -> None:
         """Copy from the source, whose parameters are whole at the moment."""
         whole = self.source.value()
-        self.target.copy_(whole if self.dimension is None else whole.chunk(self.num_ranks, self.dimension)[self.place])
+        self.target.copy_(
+            whole if self.dimension is None else whole.chunk(self.num_ranks, self.dimension)[self.group_rank]
+        )
 
     def free(self) -> None:
         self.target.data = self.target.data.new_empty(0)
@@ -66,7 +68,7 @@ class InferenceCopy:
     is_collective = False
 
     def __init__(
-        self, source: PreTrainedModel, *, keep: bool, device: torch.device, group: RankGroup | None = None
+        self, source: PreTrainedModel, *, keep: bool, device: torch.device, group: ProcessGroup | None = None
     ) -> None:
         """Describe the copy, and make room for it if `keep` holds it between windows.
 
@@ -146,11 +148,11 @@ def _replace_parameters(
     source: PreTrainedModel,
     *,
     dimensions: dict[str, int],
-    group: RankGroup | None,
+    group: ProcessGroup | None,
     device: torch.device,
 ) -> list[_Part]:
     """Give `copy` empty parameters; those that `source` uses in two places, such as a tied head, are one here too."""
-    num_ranks, place = (1, 0) if group is None else (group.size, group.place)
+    num_ranks, group_rank = (1, 0) if group is None else (group.size, group.group_rank)
     parts: dict[nn.Parameter, _Part] = {}
     for plain in plain_parameters(source, remove_duplicate=False):
         if plain.base not in parts:
@@ -160,7 +162,7 @@ def _replace_parameters(
                 target=nn.Parameter(empty, requires_grad=False),
                 dimension=dimensions.get(plain.name),
                 num_ranks=num_ranks,
-                place=place,
+                group_rank=group_rank,
             )
         owner, _, leaf = plain.name.rpartition(".")
         copy.get_submodule(owner).register_parameter(leaf, parts[plain.base].target)

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kd.config.schema import GenerationConfig
-from kd.distributed import RankGroup, World
+from kd.distributed import ProcessGroup, World
 from kd.errors import UserError
 from kd.models.causal_lm import CausalLM
 from kd.rollout.inference_copy import InferenceCopy, blank_copy, copy_bytes
@@ -27,7 +27,7 @@ class Placement(Protocol):
         ...
 
     @property
-    def group(self) -> RankGroup | None:
+    def group(self) -> ProcessGroup | None:
         """Ranks whose forward passes are one collective operation: they must decode the same rows together."""
         ...
 
@@ -106,7 +106,7 @@ def choose_placement(
         return InPlaceWeights.of(sampled), f"sampling from {where} ({choice.reason})"
     group = None
     if choice.layout == "tensor_parallel":
-        group = world.join_group(_cut(hosts, size=choice.num_ranks))
+        group = world.new_process_group(_cut(hosts, size=choice.num_ranks))
     copy = InferenceCopy(sampled.view.model, keep=settings.keep_weights, device=world.device, group=group)
     whole = f"a whole copy of the {role} on each rank"
     divided = f"copies of the {role} that {choice.num_ranks} ranks share"

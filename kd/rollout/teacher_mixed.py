@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from kd.config.schema import GenerationConfig
 from kd.data.batch import PromptBatch
-from kd.distributed import RankGroup, World
+from kd.distributed import ProcessGroup, World
 from kd.models.causal_lm import CausalLM
 from kd.models.vocabulary import SharedVocabulary
 from kd.rollout.decode import DecodingRows, Response, Streams, next_logits
@@ -82,7 +82,7 @@ class _Pair:
         return self.student.is_collective or self.teacher.is_collective
 
     @property
-    def group(self) -> RankGroup | None:
+    def group(self) -> ProcessGroup | None:
         return self.student.group
 
     @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PretrainedConfig, PreTrainedModel
 
-from kd.distributed import RankGroup
+from kd.distributed import ProcessGroup
 
 
 class UnsplittableError(Exception):
@@ -54,7 +54,7 @@ _WHOLE = ("replicate", "replicated_with_grad_allreduce")
 class RowSplitLinear(nn.Module):
     """A linear layer of which this rank has some inputs; the bias is whole, and added to the sum."""
 
-    def __init__(self, layer: nn.Linear, *, group: RankGroup) -> None:
+    def __init__(self, layer: nn.Linear, *, group: ProcessGroup) -> None:
         """Take over the parameters of `layer`."""
         super().__init__()
         self.weight = layer.weight
@@ -95,7 +95,7 @@ def split_dimensions(model: PreTrainedModel, *, num_ranks: int) -> dict[str, int
     return dimensions
 
 
-def split_layers(model: PreTrainedModel, *, group: RankGroup) -> None:
+def split_layers(model: PreTrainedModel, *, group: ProcessGroup) -> None:
     """Let the model compute with parts of its weights, which `split_dimensions` describes and the caller puts in."""
     plan = _plan_for(model.config)
     for name, module in list(model.named_modules()):

@@ -14,7 +14,8 @@ from kd.data.global_batch import GlobalBatcher
 from kd.data.instructions import Instruction, read_instructions
 from kd.data.loader import BatchLoader
 from kd.data.templates import load_template
-from kd.distributed import World, start_deepspeed
+from kd.distributed import World
+from kd.zero.engine import start_deepspeed
 from kd.errors import UserError
 from kd.methods import find_method
 from kd.methods.base import Method, MethodContext

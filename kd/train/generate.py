@@ -8,7 +8,8 @@ from kd.config.schema import Config
 from kd.data.encoding import Encoded, encode
 from kd.data.instructions import read_instructions
 from kd.data.templates import load_template
-from kd.distributed import World, start_deepspeed
+from kd.distributed import World
+from kd.zero.engine import start_deepspeed
 from kd.errors import UserError
 from kd.models.vocabulary import SharedVocabulary, share_vocabulary
 from kd.train.response_file import ResponseFile, write_responses

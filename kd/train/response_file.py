@@ -11,7 +11,7 @@ from typing import Any
 from kd.config.schema import Config
 from kd.data.batch import TokenIds, split_prompts
 from kd.data.encoding import Example
-from kd.distributed import RankGroup, World
+from kd.distributed import ProcessGroup, World
 from kd.errors import UserError
 from kd.methods.seqkd import SeqKDSettings
 from kd.models.causal_lm import CausalLM
@@ -187,7 +187,7 @@ class _HeldWeights:
 
     view: CausalLM
     is_collective: bool
-    group: RankGroup | None
+    group: ProcessGroup | None
 
     def ready(self) -> AbstractContextManager[CausalLM]:
         return nullcontext(self.view)

@@ -1,5 +1,6 @@
 """A DeepSpeed engine that trains on one global batch at a time, or only runs inference."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,9 +11,27 @@ from torch import Tensor, nn
 
 from kd.errors import UserError
 from kd.zero.config import Json, zero_stage
-from kd.zero.residency import ResidentParameters, records_grad_norm, release_gathered, remove_hooks
+from kd.zero.residency import (
+    ResidentParameters,
+    disable_shared_memory_extension,
+    records_grad_norm,
+    release_gathered,
+    remove_hooks,
+)
 
 CHECKPOINT_TAG = "state"
+
+
+def start_deepspeed() -> None:
+    """Hand the process group to DeepSpeed; call it before any model is loaded under ZeRO-3."""
+    if not torch.cuda.is_available():
+        disable_shared_memory_extension()
+    # DeepSpeed calls collectives by names that newer torch renames, hundreds of times in a step.
+    warnings.filterwarnings(
+        "ignore", message=".*is deprecated. Please use.*", category=FutureWarning, module="torch.distributed"
+    )
+    # DeepSpeed's own discovery would overwrite MASTER_ADDR with the first address of this host.
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
 
 class Engine:

@@ -173,3 +173,10 @@ def choose_gathering(engines: Mapping[str, PartitionedEngine], *, settings: Engi
             reason = f"{gib(engine.resident.num_bytes)}; {memory}"
         sentences.append(f"ZeRO-3 gathers the {role} {how} ({reason})")
     return sentences
+
+
+def disable_shared_memory_extension() -> None:
+    """Keep DeepSpeed from compiling its shared-memory collectives on CPUs; call it before `init_distributed`."""
+    # The build takes a minute of start-up, and its lock file hangs every later run when a rank is killed meanwhile.
+    # Gloo does the same without it. DeepSpeed has no public setting for this.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -66,7 +66,7 @@ def _is_copied(weights: InferenceCopy) -> list[bool]:
         for name, parameter in source.named_parameters():
             part = parameter.data
             if group is not None and name in dimensions:
-                part = part.chunk(group.size, dim=dimensions[name])[group.place]
+                part = part.chunk(group.size, dim=dimensions[name])[group.group_rank]
             same.append(torch.equal(part, copied[name]))
     return same
 
@@ -83,7 +83,7 @@ def peak_bytes_while_refreshing(
         keep_dropout=False,
         trust_remote_code=False,
     )
-    group = world.join_group([range(world.size)]) if divided else None
+    group = world.new_process_group([range(world.size)]) if divided else None
     weights = InferenceCopy(source, keep=True, device=world.device, group=group)
     with weights.ready():
         pass

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd.distributed import World, start_deepspeed, start_world
+from kd.distributed import World, start_world
+from kd.zero.engine import start_deepspeed
 from kd.errors import UserError
 from kd.models.causal_lm import CausalLM
 from kd.rollout.inference_copy import InferenceCopy

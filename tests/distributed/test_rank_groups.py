@@ -1,4 +1,4 @@
-"""Ranks of one host that work together, and errors that only one of them meets."""
+"""Process groups of some ranks, and errors of one rank."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from kd.errors import LoneUserError, UserError
 
 
 @pytest.mark.parametrize(
-    ("places", "hosts"),
+    ("locations", "hosts"),
     [
         ([("a", 0), ("a", 1), ("b", 0), ("b", 1)], [[0, 1], [2, 3]]),
         ([("a", 0), ("b", 0), ("a", 1), ("b", 1)], [[0, 2], [1, 3]]),
@@ -19,27 +19,27 @@ from kd.errors import LoneUserError, UserError
     ],
     ids=["block", "round robin", "one host", "hosts of one name"],
 )
-def test_ranks_are_told_apart_by_host(places: list[tuple[str, int]], hosts: list[list[int]]) -> None:
-    assert ranks_by_host(places) == hosts
+def test_ranks_are_told_apart_by_host(locations: list[tuple[str, int]], hosts: list[list[int]]) -> None:
+    assert ranks_by_host(locations) == hosts
 
 
 def work_in_groups(world: World) -> dict[str, Any]:
     assert world.hosts() == [[0, 1, 2, 3]]
-    group = world.join_group([[0, 2], [1, 3]])
+    group = world.new_process_group([[0, 2], [1, 3]])
     own = torch.tensor([10.0 * world.rank, 1.0])
     return {
         "ranks": group.ranks,
-        "place": group.place,
+        "group_rank": group.group_rank,
         "sum": group.sum_across_ranks(own.clone()).tolist(),
         "first": group.from_first(own.clone()).tolist(),
         "objects": group.gather_objects(f"rank {world.rank}"),
     }
 
 
-def test_a_group_sums_tells_and_gathers_among_its_own(ranks: Any) -> None:
+def test_a_process_group_reduces_broadcasts_and_gathers_among_its_ranks(ranks: Any) -> None:
     even = {"ranks": (0, 2), "sum": [20.0, 2.0], "first": [0.0, 1.0], "objects": ["rank 0", "rank 2"]}
     odd = {"ranks": (1, 3), "sum": [40.0, 2.0], "first": [10.0, 1.0], "objects": ["rank 1", "rank 3"]}
-    expected = [{**group, "place": place} for place in (0, 1) for group in (even, odd)]
+    expected = [{**group, "group_rank": group_rank} for group_rank in (0, 1) for group in (even, odd)]
     assert ranks(4).run(work_in_groups) == expected
 
 

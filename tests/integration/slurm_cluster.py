@@ -1,4 +1,4 @@
-"""A private Slurm of two nodes on this machine's loopback, for tests: no systemd, no cgroups."""
+"""A private Slurm of two nodes on the loopback interface, for tests; it needs neither systemd nor cgroups."""
 
 import getpass
 import os
@@ -16,7 +16,7 @@ from pathlib import Path
 from kd.distributed import free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo")
-# Ranks ask Slurm for the first node's name and connect to it: it must be a name that resolves.
+# Ranks connect to the first node by the name that Slurm gives: it must resolve.
 NODES = (socket.gethostname(), f"{socket.gethostname()}-second")
 
 _CONF = """\
@@ -49,7 +49,7 @@ PartitionName=main Nodes={nodes} Default=YES State=UP
 
 
 class SlurmDidNotStart(Exception):
-    """A daemon died or the nodes never came up; the message has the logs."""
+    """A daemon died or the nodes did not become idle; the message is the logs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class SlurmCluster:
     directory: Path
 
     def logs(self) -> str:
-        """What the daemons wrote, for the message of a test that failed."""
+        """The logs of the daemons, for the message of a test that fails."""
         return "\n".join(f"== {path.name}\n{path.read_text()}" for path in sorted(self.directory.glob("*.log")))
 
 
@@ -71,7 +71,7 @@ def missing_programs() -> list[str]:
 
 
 def host_resolves() -> bool:
-    """Whether this machine knows its own name."""
+    """Whether this machine's own name resolves."""
     with suppress(OSError):
         return bool(socket.gethostbyname(socket.gethostname()))
     return False

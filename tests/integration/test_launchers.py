@@ -1,4 +1,4 @@
-"""One script, every launcher: two ranks find each other and train."""
+"""Training with two ranks under every launcher."""
 
 import shutil
 from pathlib import Path
@@ -32,10 +32,10 @@ def command(launcher: str, *, directory: Path) -> list[str]:
         case "torchrun":
             return ["torchrun", "--nproc_per_node", "2", "--master_port", port, SCRIPT]
         case _:
-            if shutil.which("mpirun") is None:
-                pytest.skip("mpirun is not installed (Debian: openmpi-bin)")
+            if shutil.which("mpirun.openmpi") is None:
+                pytest.skip("mpirun.openmpi is not installed (Debian: openmpi-bin)")
             as_root = ["--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
-            return ["mpirun", *as_root, "-np", "2", "-x", f"MASTER_PORT={port}", "python", SCRIPT]
+            return ["mpirun.openmpi", *as_root, "-np", "2", "-x", f"MASTER_PORT={port}", "python", SCRIPT]
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

@@ -3,17 +3,18 @@
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 
 from kd.distributed import (
     DEFAULT_PORT,
-    Place,
+    RankInfo,
     World,
     end_world,
     exit_with_user_error,
-    find_place,
+    find_rank,
     free_port,
     start_world,
 )
@@ -28,6 +29,7 @@ OPEN_MPI = {
     "OMPI_COMM_WORLD_LOCAL_RANK": "2",
     "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
 }
+HYDRA = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "4"}
 BATCH_SHELL = {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "7"}
 SLURM_STEP = BATCH_SHELL | {"SLURM_PROCID": "1", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
 # The shell of salloc is a step of one task, in a job of several.
@@ -39,7 +41,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]
     """An environment without any launcher; what a test exports is gone after it."""
     before = dict(os.environ)
     for name in list(os.environ):
-        if name in RANK_NAMES or name.startswith(("SLURM_", "OMPI_", "PMI_")):
+        if name in RANK_NAMES or name.startswith(("SLURM_", "OMPI_", "PMI_", "PMIX_", "MPI")):
             monkeypatch.delenv(name)
     yield monkeypatch
     end_world()
@@ -54,35 +56,71 @@ def put(environment: pytest.MonkeyPatch, *variables: dict[str, str]) -> None:
             environment.setenv(name, value)
 
 
+ALONE = RankInfo(rank=0, size=1, local_rank=0, launcher="none")
+OF_TORCHRUN = RankInfo(rank=5, size=8, local_rank=1, launcher="torch")
+OF_OPEN_MPI = RankInfo(rank=3, size=4, local_rank=2, launcher="openmpi")
+OF_HYDRA = RankInfo(rank=3, size=4, local_rank=1, launcher="hydra")
+OF_SLURM = RankInfo(rank=1, size=2, local_rank=0, launcher="slurm")
+
+
 @pytest.mark.parametrize(
-    ("variables", "place"),
+    ("variables", "expected"),
     [
-        ([], Place(rank=0, size=1, local_rank=0)),
-        ([TORCHRUN], Place(rank=5, size=8, local_rank=1)),
-        ([OPEN_MPI], Place(rank=3, size=4, local_rank=2)),
-        ([SLURM_STEP], Place(rank=1, size=2, local_rank=0)),
+        ([], ALONE),
+        ([TORCHRUN], OF_TORCHRUN),
+        ([OPEN_MPI], OF_OPEN_MPI),
+        ([HYDRA], OF_HYDRA),
+        ([SLURM_STEP], OF_SLURM),
         # The shell of a batch script is no rank: python in it, without srun, is a run of its own.
-        ([BATCH_SHELL], Place(rank=0, size=1, local_rank=0)),
-        ([ALLOCATION_SHELL], Place(rank=0, size=1, local_rank=0)),
+        ([BATCH_SHELL], ALONE),
+        ([ALLOCATION_SHELL], replace(ALONE, launcher="slurm")),
         # The launcher closest to the process counts.
-        ([TORCHRUN, SLURM_STEP], Place(rank=5, size=8, local_rank=1)),
-        ([OPEN_MPI, SLURM_STEP], Place(rank=3, size=4, local_rank=2)),
-        # RANK alone is not a launcher.
-        ([{"RANK": "2"}], Place(rank=0, size=1, local_rank=0)),
+        ([TORCHRUN, SLURM_STEP], OF_TORCHRUN),
+        ([OPEN_MPI, SLURM_STEP], OF_OPEN_MPI),
+        ([HYDRA, SLURM_STEP], OF_HYDRA),
+        # Batch scripts export it for programs that read the rank from Slurm.
+        ([{"WORLD_SIZE": "2"}, SLURM_STEP], OF_SLURM),
     ],
-    ids=["alone", "torchrun", "mpirun", "srun", "batch shell", "salloc", "torchrun in srun", "mpirun in srun", "half"],
+    ids=[
+        *("alone", "torchrun", "Open MPI", "hydra", "srun", "batch shell", "salloc"),
+        *("torchrun in srun", "Open MPI in srun", "hydra in srun", "WORLD_SIZE in srun"),
+    ],
 )
-def test_every_launcher_says_where_a_process_is(
-    environment: pytest.MonkeyPatch, variables: list[dict[str, str]], place: Place
+def test_rank_comes_from_the_launcher(
+    environment: pytest.MonkeyPatch, variables: list[dict[str, str]], expected: RankInfo
 ) -> None:
     put(environment, *variables)
-    assert find_place() == place
+    assert find_rank() == expected
 
 
-def test_ranks_of_an_unknown_launcher_do_not_run_as_many_single_runs(environment: pytest.MonkeyPatch) -> None:
-    put(environment, {"PMI_RANK": "1", "PMI_SIZE": "4"})
-    with pytest.raises(UserError, match="PMI_SIZE=4"):
-        find_place()
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"RANK": "2"}, "RANK or WORLD_SIZE is set, but not WORLD_SIZE, LOCAL_RANK"),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK or WORLD_SIZE is set, but not RANK"),
+        ({"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK=x is not an integer"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK=2, WORLD_SIZE=2, LOCAL_RANK=0 describe no rank"),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, "MASTER_ADDR is not set"),
+        (TORCHRUN | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "http"}, "MASTER_PORT=http is not an integer"),
+        # An MPI that does not tell local ranks, and whose library is not here.
+        ({"PMI_RANK": "1", "PMI_SIZE": "4", "MPI4PY_LIBMPI": "/no/libmpi.so"}, "mpi4py does not load .*/no/libmpi.so"),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "MPI4PY_LIBMPI": "/no/libmpi.so"}, "mpi4py does not load"),
+        (SLURM_STEP | {"SLURM_STEP_NODELIST": "n[1-2]", "PATH": ""}, "scontrol cannot list the hosts n\\[1-2\\]"),
+    ],
+)
+def test_variables_that_do_not_tell_rank_and_rendezvous_are_an_error(
+    environment: pytest.MonkeyPatch, variables: dict[str, str], message: str
+) -> None:
+    put(environment, variables)
+    with pytest.raises(UserError, match=message):
+        start_world()
+
+
+def test_ranks_that_do_not_come_are_an_error_after_the_timeout(environment: pytest.MonkeyPatch) -> None:
+    put(environment, {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "DEEPSPEED_TIMEOUT": "0.02"})
+    put(environment, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())})
+    with pytest.raises(UserError, match="the ranks cannot meet at 127.0.0.1:.* start all 2 ranks"):
+        start_world()
 
 
 def test_a_process_without_a_launcher_is_a_world_of_one(environment: pytest.MonkeyPatch) -> None:
@@ -109,12 +147,6 @@ def test_no_free_port_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "bind", refuse)
     with pytest.raises(UserError, match="no free TCP port found from 20000 to 29499"):
         free_port()
-
-
-def test_mpirun_on_several_hosts_must_say_where_they_meet(environment: pytest.MonkeyPatch) -> None:
-    put(environment, OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"})
-    with pytest.raises(UserError, match="mpirun on several hosts: MASTER_ADDR is not set"):
-        start_world()
 
 
 def lone_world() -> World:

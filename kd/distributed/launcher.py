@@ -1,0 +1,196 @@
+"""The launcher of this process: which rank it gave, and where the ranks meet.
+
+The only module that reads RANK, SLURM_*, OMPI_* or PMI_* from the environment, and the only one that asks MPI.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Literal
+
+from kd.distributed.ports import DEFAULT_PORT, free_port
+from kd.errors import UserError
+
+Launcher = Literal["torch", "openmpi", "hydra", "slurm", "mpi", "none"]
+"""`torch` is deepspeed or torchrun, `hydra` is MPICH or Intel MPI, `mpi` an MPI that had to be asked for the ranks."""
+
+# Names of rank, size and local rank. MPI comes before Slurm: its mpirun may use srun to start its own daemons.
+_VARIABLES: dict[Launcher, tuple[str, str, str]] = {
+    "torch": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    "openmpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    "hydra": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+    # Of the step, not of the job (SLURM_NTASKS): the shells of sbatch and salloc have the job's.
+    "slurm": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+}
+_LOCAL_SIZES: dict[Launcher, str] = {"openmpi": "OMPI_COMM_WORLD_LOCAL_SIZE", "hydra": "MPI_LOCALNRANKS"}
+_MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", *_LOCAL_SIZES.values())
+_MPI_EVIDENCE = (*_VARIABLES["openmpi"], *_VARIABLES["hydra"], *_MPI_SIZES, "PMIX_RANK")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankInfo:
+    """The rank that a launcher gave this process."""
+
+    rank: int
+    size: int
+    local_rank: int
+    launcher: Launcher
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendezvous:
+    """The address and port at which rank 0 listens."""
+
+    address: str
+    port: int
+
+
+def rank_from_environment() -> RankInfo | None:
+    """The rank that the launcher's variables tell; None if no launcher set all of its variables.
+
+    Raises:
+        UserError: the variables do not describe a rank.
+    """
+    for launcher, names in _VARIABLES.items():
+        if all(name in os.environ for name in names):
+            rank, size, local_rank = (_number(name) for name in names)
+            if not (0 <= rank < size and 0 <= local_rank < size):
+                told = ", ".join(f"{name}={os.environ[name]}" for name in names)
+                raise UserError(f"{told} describe no rank; ranks count from 0 and are smaller than the size")
+            return RankInfo(rank=rank, size=size, local_rank=local_rank, launcher=launcher)
+    return None
+
+
+def find_rank() -> RankInfo:
+    """The rank of this process: from the launcher's variables, else from MPI where an MPI started it, else 0 of 1.
+
+    All ranks must call it, since asking MPI is collective.
+
+    Raises:
+        UserError: the variables are incomplete or wrong, or mpi4py cannot find the ranks.
+    """
+    info = rank_from_environment()
+    if info is None and any(name in os.environ for name in _MPI_EVIDENCE):
+        info, _ = _ask_mpi()
+    if info is None and ("RANK" in os.environ or _number("WORLD_SIZE") > 1):
+        missing = ", ".join(name for name in _VARIABLES["torch"] if name not in os.environ)
+        raise UserError(f"RANK or WORLD_SIZE is set, but not {missing}; set all three, or unset them to run one rank")
+    return info or RankInfo(rank=0, size=1, local_rank=0, launcher="none")
+
+
+def find_rendezvous(info: RankInfo) -> Rendezvous:
+    """Where the ranks meet: MASTER_ADDR and MASTER_PORT, and what the launcher tells in place of one that is not set.
+
+    Raises:
+        UserError: there are several hosts and nothing tells the address of the first.
+    """
+    address, port = os.environ.get("MASTER_ADDR"), _number("MASTER_PORT")
+    if address is None:
+        if info.size == 1 or _is_on_one_host(info):
+            address = "127.0.0.1"
+        elif info.launcher in ("openmpi", "hydra", "mpi"):
+            _, told = _ask_mpi()
+            address, port = told.address, port or told.port
+            _check_resolves(address)
+        elif "SLURM_STEP_NODELIST" in os.environ:
+            address = _first_slurm_host()
+        else:
+            raise UserError(
+                f"WORLD_SIZE={info.size}, but MASTER_ADDR is not set; set it to the address of rank 0's host"
+            )
+    if not port:
+        # Jobs that share a host must not share a port; all ranks of one job know its number.
+        port = free_port() if info.size == 1 else DEFAULT_PORT + _number("SLURM_JOB_ID") % 3000
+    return Rendezvous(address=address, port=port)
+
+
+def _number(name: str) -> int:
+    """An integer variable; 0 if it is not set."""
+    value = os.environ.get(name, "0")
+    try:
+        return int(value)
+    except ValueError:
+        raise UserError(f"{name}={value} is not an integer; correct or unset it") from None
+
+
+def _is_on_one_host(info: RankInfo) -> bool:
+    return info.launcher in _LOCAL_SIZES and _number(_LOCAL_SIZES[info.launcher]) == info.size
+
+
+def _first_slurm_host() -> str:
+    listing = os.environ["SLURM_STEP_NODELIST"]
+    try:
+        hosts = subprocess.run(["scontrol", "show", "hostnames", listing], capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        raise UserError(
+            f"scontrol cannot list the hosts {listing} (it is often missing in containers);"
+            " set MASTER_ADDR to the name of the first"
+        ) from None
+    return hosts.stdout.split()[0]
+
+
+def _check_resolves(address: str) -> None:
+    try:
+        socket.getaddrinfo(address, None)
+    except socket.gaierror:
+        raise UserError(
+            f"{socket.gethostname()} cannot resolve {address}, the host of rank 0; set MASTER_ADDR to its IP address"
+        ) from None
+
+
+_MPI_REMEDY = (
+    "set MPI4PY_LIBMPI to the library of the MPI that mpirun belongs to,"
+    " or set RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR"
+)
+
+
+def _ask_mpi() -> tuple[RankInfo, Rendezvous]:
+    info, rendezvous = _query_mpi()
+    for name in _MPI_SIZES:
+        if _number(name) > info.size:
+            raise UserError(
+                f"mpirun set {name}={os.environ[name]}, but mpi4py finds {info.size} of these ranks;"
+                f" it may have loaded the library of another MPI: {_MPI_REMEDY}"
+            )
+    return info, rendezvous
+
+
+@cache
+def _query_mpi() -> tuple[RankInfo, Rendezvous]:
+    """Rank and rendezvous from the MPI library, once in a process; collective."""
+    mpi = _load_mpi()
+    # A script may use MPI itself. Otherwise MPI ends here: left to the interpreter's exit, MPI_Finalize of a rank that
+    # failed would wait for all other ranks, and these for it in the rendezvous.
+    is_ours = not mpi.Is_initialized()
+    if is_ours:
+        mpi.Init()
+    world = mpi.COMM_WORLD
+    local = world.Split_type(mpi.COMM_TYPE_SHARED)
+    host = "127.0.0.1" if local.size == world.size else socket.gethostname()
+    address, port = world.bcast((host, free_port()))
+    info = RankInfo(rank=world.rank, size=world.size, local_rank=local.rank, launcher="mpi")
+    if is_ours:
+        mpi.Finalize()
+    return info, Rendezvous(address=address, port=port)
+
+
+def _load_mpi() -> ModuleType:
+    # Several MPIs may be installed. mpi4py takes the first library it finds; only that of this mpirun knows the ranks.
+    if not {"MPI4PY_LIBMPI", "MPI4PY_MPIABI"} & set(os.environ):
+        by_hydra = any(name in os.environ for name in (*_VARIABLES["hydra"], _LOCAL_SIZES["hydra"]))
+        libraries = ["libmpi.so.12"] if by_hydra else ["libmpi.so.40", "libmpi.so.12"]
+        folders = [f"{sys.prefix}/lib/", ""]
+        os.environ["MPI4PY_LIBMPI"] = os.pathsep.join(f"{folder}{name}" for name in libraries for folder in folders)
+    try:
+        import mpi4py
+
+        mpi4py.rc(initialize=False, finalize=False)
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        reason = "; ".join(str(error).splitlines())
+        raise UserError(f"an MPI started this process, but mpi4py does not load ({reason}); {_MPI_REMEDY}") from None
+    return MPI

@@ -1,0 +1,89 @@
+"""Start and end of a run's ranks: the process group of torch, and DeepSpeed's."""
+
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+
+from kd.distributed.launcher import RankInfo, find_rank, find_rendezvous, rank_from_environment
+from kd.distributed.world import World, collective_timeout
+from kd.errors import EXIT_CODE, LoneUserError, UserError
+
+
+def select_accelerator() -> None:
+    """Tell DeepSpeed which accelerator to use; call it before DeepSpeed is first imported.
+
+    Without it, DeepSpeed warns in every process on a CPU that it found no GPU.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def start_world() -> World:
+    """Join the process group of this run (NCCL on GPUs, gloo on CPUs).
+
+    Collective operations give up after DEEPSPEED_TIMEOUT minutes (default 30).
+
+    Raises:
+        UserError: the launcher does not tell the ranks or where they meet, or they cannot meet there.
+    """
+    select_accelerator()
+    info = find_rank()
+    rendezvous = find_rendezvous(info)
+    on_gpu = torch.cuda.is_available()
+    device = _choose_gpu(info) if on_gpu else torch.device("cpu")
+    # torch and DeepSpeed read these, whatever the launcher is. DeepSpeed takes LOCAL_RANK for the number of the GPU.
+    os.environ.update(
+        RANK=str(info.rank),
+        WORLD_SIZE=str(info.size),
+        LOCAL_RANK=str(info.local_rank if device.index is None else device.index),
+        MASTER_ADDR=rendezvous.address,
+        MASTER_PORT=str(rendezvous.port),
+    )
+    try:
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            rank=info.rank,
+            world_size=info.size,
+            timeout=collective_timeout(),
+            device_id=device if on_gpu else None,
+        )
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        raise UserError(
+            f"the ranks cannot meet at {rendezvous.address}:{rendezvous.port} ({str(error).splitlines()[0]}); start all"
+            f" {info.size} ranks, and if another run uses that port, set MASTER_PORT (deepspeed --master_port 29501)"
+        ) from None
+    return World(rank=info.rank, size=info.size, local_rank=info.local_rank, device=device)
+
+
+def _choose_gpu(info: RankInfo) -> torch.device:
+    # With --gpus-per-task, Slurm shows each rank its own GPU only.
+    index = 0 if torch.cuda.device_count() == 1 else info.local_rank
+    if index >= torch.cuda.device_count():
+        raise UserError(
+            f"rank {info.rank} has local rank {info.local_rank}, but its host shows it"
+            f" {torch.cuda.device_count()} GPUs; start one rank for each GPU"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def end_world() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def exit_with_user_error(error: UserError) -> int:
+    """Print the error once per host, or where it happened, leave the process group, and return the exit code."""
+    try:
+        # MPI is not asked: that is collective, and this rank may be the only one here.
+        info = rank_from_environment()
+    except UserError:
+        info = None
+    if info is None or info.local_rank == 0 or isinstance(error, LoneUserError):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    # Before the interpreter ends: threads of gloo that meet its end abort the process with another exit code.
+    end_world()
+    return EXIT_CODE

@@ -1,0 +1,43 @@
+"""One rank of a run under mpirun: starts, reduces over gloo, and writes what it found to FOLDER/<process id>.json."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from kd.distributed import end_world, exit_with_user_error, find_rank, start_world
+from kd.zero.engine import start_deepspeed
+from kd.errors import UserError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--deepspeed", action="store_true")
+    parser.add_argument("--fail", action="store_true", help="rank 1 exits while rank 0 waits for it")
+    arguments = parser.parse_args()
+    try:
+        if arguments.fail and find_rank().rank == 1:
+            return 3
+        world = start_world()
+    except UserError as error:
+        return exit_with_user_error(error)
+    if arguments.deepspeed:
+        start_deepspeed()
+    found = {
+        "rank": [world.rank, world.size, world.local_rank],
+        "sum": world.sum_across_ranks(torch.tensor([world.rank + 1.0])).item(),
+        "address": os.environ["MASTER_ADDR"],
+        "mpi4py": "mpi4py" in sys.modules,
+    }
+    (arguments.folder / f"{os.getpid()}.json").write_text(json.dumps(found), encoding="utf-8")
+    world.barrier()
+    end_world()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
