@@ -86,7 +86,7 @@ def _serve(rank: int, size: int, port: int, connection: Connection) -> None:
     import torch
 
     from kd.distributed import start_world
-from kd.zero.engine import start_deepspeed
+    from kd.zero.engine import start_deepspeed
 
     torch.set_num_threads(1)
     world: World = start_world()

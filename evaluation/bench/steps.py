@@ -14,13 +14,13 @@ from evaluation.bench.flops import PhaseFlops
 from evaluation.bench.presets import Case
 from kd.config.schema import Config
 from kd.distributed import World, start_world
-from kd.zero.engine import start_deepspeed
 from kd.train.assemble import assemble, read_inputs
 from kd.train.checkpoint import Checkpoints, StateLayout
 from kd.train.console import Record, RunConsole
 from kd.train.run_directory import LOG_FILE, prepare_run_directory
 from kd.train.trainer import Trainer
 from kd.zero.config import student_deepspeed_config, zero_stage
+from kd.zero.engine import start_deepspeed
 from kd.zero.recorder import PHASES
 
 WARM_UP_STEPS = 3

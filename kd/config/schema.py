@@ -63,7 +63,7 @@ class GenerationConfig(Section):
     )
     tensor_parallel_size: Count = option(
         1,
-        help="ranks of a host that share one copy under tensor_parallel; with auto, 1 means the smallest group that fits",
+        help="ranks of a host that share one copy (tensor_parallel); with auto, 1 means the smallest group that fits",
     )
     max_new_tokens: Count = option(256, help="longest response y [tokens, EOS included]")
     temperature: PositiveFloat = option(1.0, help="logits are divided by this before sampling")

@@ -41,11 +41,7 @@ class MiniLLM(PlainTeacherMethod):
                 say=context.say,
             )
         if self._sampler is not None and self.settings.teacher_share > 0:
-            from kd.rollout.teacher_mixed import TeacherMixedSampler
-
-            self._sampler = TeacherMixedSampler.of(
-                self._sampler, teacher=self.teacher, teacher_share=self.settings.teacher_share
-            )
+            self._sampler = self._sampler.mixed_with(self.teacher, teacher_share=self.settings.teacher_share)
 
     @classmethod
     def needs(cls, config: Config) -> Needs:

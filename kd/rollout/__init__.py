@@ -1,1 +1,1 @@
-"""Sampling: the student's pseudo-targets, and any model's responses in evaluation."""
+"""Rollouts: responses sampled from the student, and from any model in evaluation."""

@@ -1,21 +1,21 @@
-"""The token loop: prompts in, responses out, with a key-value cache and one random stream per row."""
+"""The decoding loop: prompts in, responses out, with a key-value cache and one random stream for each row."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from kd.data.batch import PromptBatch
 from kd.models.causal_lm import CausalLM
 from kd.models.soft_prompt import SoftPrompt
 from kd.rollout.kv_cache import PreallocatedCache
-from kd.rollout.sampling import DecodingSettings, choose_tokens
+from kd.rollout.sampling import DecodingSettings, choose_tokens, mixture_log_probs
 
 COMPACT_SHARE = 8
-"""Ended rows leave the batch as soon as they are more than one in this many."""
+"""The batch is compacted once more than one in this many rows have finished."""
 
 Streams = Callable[[Sequence[int], int], Float[Tensor, "B T"]]
 """From row ids and a number of tokens to uniform numbers in [0, 1), the same for a row in any batch."""
@@ -36,11 +36,20 @@ def row_streams(*, seed: int, step: int) -> Streams:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Response:
-    """What one row said: its tokens, the end token included where it was reached."""
+    """The tokens of one response, including the end-of-sequence token if it was reached."""
 
     token_ids: list[int]
     hidden: Float[Tensor, "n H"] | None
-    """The hidden state that predicted each token, where it was asked for."""
+    """The hidden state that predicted each token, if they were kept."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Mixture:
+    """Teacher-mixed sampling (MiniLLM, arXiv 2306.08543): each token is drawn from α·p + (1-α)·q."""
+
+    teacher: CausalLM
+    teacher_share: float
+    """α, above 0."""
 
 
 def decode(
@@ -50,6 +59,7 @@ def decode(
     settings: DecodingSettings,
     streams: Sequence[Streams],
     soft_prompt: SoftPrompt | None = None,
+    mixture: Mixture | None = None,
     keep_hidden: bool = False,
     any_rank_active: Callable[[bool], bool] = bool,
     agreed_tokens: Callable[[Tensor], Tensor] | None = None,
@@ -57,40 +67,40 @@ def decode(
     """Continue each prompt until its end-of-sequence token or `max_new_tokens`.
 
     Args:
-        view: the model; on return its weights and modes are as they were.
-        streams: one for each sample; a prompt runs through the model once, whatever the number of samples.
-        soft_prompt: stands in front of each prompt when given.
-        keep_hidden: return the hidden states too, which are the model's own q(.|x, y_<t) before its head.
-        any_rank_active: told whether this rank has unfinished rows, answers whether any rank has. Under
-            ZeRO-3's hooks every rank must run every forward pass; a rank that is done runs it for show.
-        agreed_tokens: replaces the chosen tokens [A] by those of the first rank, where ranks decode together.
+        view: the model q.
+        streams: one for each sample; the prompts are prefilled once for all samples.
+        soft_prompt: precedes each prompt.
+        mixture: a second model that decodes the same tokens.
+        keep_hidden: return the hidden states, too.
+        any_rank_active: from whether this rank has unfinished rows to whether any rank has. Under ZeRO-3's hooks every
+            rank must run every forward pass; a rank that has finished runs dummy forwards.
+        agreed_tokens: replaces the chosen tokens [A] by those of the first rank, for ranks that decode together.
 
     Returns:
         One response for each sample of each prompt: all samples of the first prompt, then of the second, ….
     """
+    models = [view] if mixture is None else [view, mixture.teacher]
     rows = DecodingRows(prompts, settings=settings, streams=streams)
-    hidden = _prefill(view, prompts, rows, soft_prompt)
+    inputs = rows.start(view, soft_prompt, num_models=len(models))
+    states = [rows.repeat(hidden) for hidden in _forward(models, rows, inputs)]
+    rows.repeat_slots()
     if keep_hidden:
-        rows.keep_hidden(width=hidden.shape[-1], dtype=hidden.dtype)
+        rows.keep_hidden(width=states[0].shape[-1], dtype=states[0].dtype)
     while True:
-        logits = next_logits(view, hidden, settings)
-        tokens = choose_tokens(logits, rows.uniforms(), settings=settings, history=rows.history())
-        rows.append(tokens if agreed_tokens is None else agreed_tokens(tokens), hidden)
+        logits = [next_logits(model, hidden, settings) for model, hidden in zip(models, states, strict=True)]
+        mixed = logits[0] if mixture is None else mixture_log_probs(*logits, teacher_share=mixture.teacher_share)
+        tokens = choose_tokens(mixed, rows.uniforms(), settings=settings, history=rows.history())
+        rows.append(tokens if agreed_tokens is None else agreed_tokens(tokens), states[0])
         if not any_rank_active(rows.num_unfinished > 0):
             return rows.responses()
-        rows.drop_finished()
-        hidden = view.hidden_states(
-            input_ids=rows.last_tokens[:, None],
-            attention_mask=rows.attention_mask,
-            position_ids=rows.next_positions[:, None],
-            cache=rows.cache,
-        )[:, -1]
+        rows.compact()
+        states = _forward(models, rows, rows.next_inputs())
 
 
 class DecodingRows:
-    """All rows of a batch: what they said so far, and the slots of those that are still in the model's batch.
+    """All rows of a batch: their tokens so far, and the slots of those that are still in the model's batch.
 
-    A rows in the model's batch, R rows in all (prompts times samples).
+    A active rows in the model's batch, R rows in all (prompts times samples).
     """
 
     def __init__(self, prompts: PromptBatch, *, settings: DecodingSettings, streams: Sequence[Streams]) -> None:
@@ -107,37 +117,42 @@ class DecodingRows:
         self._num_chosen = 0
         self._hidden: Tensor | None = None
 
-    def start(self, attention_mask: Bool[Tensor, "B T"]) -> None:
-        """Make room for the prompts' slots [B, T], padding on the left, and for the new tokens."""
-        room = attention_mask.new_ones(len(attention_mask), self.settings.max_new_tokens)
-        self._mask = torch.cat([attention_mask, room], dim=1)
-        self._num_slots = attention_mask.shape[1]
-        self._lengths = attention_mask.sum(dim=1)
-        self.cache = PreallocatedCache(self._mask.shape[1])
+    def start(self, view: CausalLM, soft_prompt: SoftPrompt | None, *, num_models: int) -> dict[str, Tensor]:
+        """Allocate slots for the prompts, padded on the left, and for the new tokens; the inputs of the prefill."""
+        prompts = self._prompts
+        inputs, mask = {"input_ids": prompts.input_ids}, prompts.attention_mask
+        if soft_prompt is not None:
+            embeds, mask = soft_prompt(view.embed(prompts.input_ids), prompts.attention_mask)
+            inputs = {"inputs_embeds": embeds}
+        self._mask = torch.cat([mask, mask.new_ones(len(mask), self.settings.max_new_tokens)], dim=1)
+        self._num_slots = mask.shape[1]
+        self._lengths = mask.sum(dim=1)
+        self.caches = [PreallocatedCache(self._mask.shape[1]) for _ in range(num_models)]
+        positions = (mask.long().cumsum(dim=1) - 1).clamp_min(0)
+        return {**inputs, "attention_mask": mask, "position_ids": positions}
 
-    def multiply(self, hidden: Float[Tensor, "B H"]) -> Float[Tensor, "R H"]:
-        """Turn each prefilled prompt into as many rows as there are samples."""
-        if self._num_samples == 1:
-            return hidden
-        select = torch.arange(len(hidden), device=hidden.device).repeat_interleave(self._num_samples)
-        self.cache.batch_select_indices(select)
-        self._mask, self._lengths = self._mask[select], self._lengths[select]
-        return hidden[select]
+    def repeat(self, hidden: Float[Tensor, "B H"]) -> Float[Tensor, "R H"]:
+        """One row for each sample of each prompt."""
+        return hidden.repeat_interleave(self._num_samples, dim=0) if self._num_samples > 1 else hidden
+
+    def repeat_slots(self) -> None:
+        """Repeat the prefilled slots for each sample."""
+        if self._num_samples > 1:
+            index = torch.arange(len(self._mask), device=self._mask.device)
+            self._select(index.repeat_interleave(self._num_samples))
+
+    def next_inputs(self) -> dict[str, Tensor]:
+        """The inputs of the next forward pass: the last token of each active row."""
+        return {
+            "input_ids": self.last_tokens[:, None],
+            "attention_mask": self._mask[:, : self._num_slots + self._num_chosen],
+            "position_ids": (self._lengths + self._num_chosen - 1)[:, None],
+        }
 
     def keep_hidden(self, *, width: int, dtype: torch.dtype) -> None:
-        """Make room for the hidden states of all rows [R, max_new_tokens, H]."""
+        """Allocate the hidden states of all rows [R, max_new_tokens, H]."""
         shape = (len(self._tokens), self.settings.max_new_tokens, width)
         self._hidden = torch.empty(shape, dtype=dtype, device=self._uniforms.device)
-
-    @property
-    def attention_mask(self) -> Bool[Tensor, "A T"]:
-        """Slots of the active rows up to and including the last token."""
-        return self._mask[:, : self._num_slots + self._num_chosen]
-
-    @property
-    def next_positions(self) -> Int64[Tensor, " A"]:
-        """Position of the last token, counted from the first real slot."""
-        return self._lengths + self._num_chosen - 1
 
     @property
     def num_unfinished(self) -> int:
@@ -148,7 +163,7 @@ class DecodingRows:
         return self._uniforms[:, self._num_chosen]
 
     def history(self) -> list[list[int]] | None:
-        """All tokens of each active row, prompt included, where the settings ask for them."""
+        """All tokens of each active row, prompt included, if the settings need them."""
         if not self.settings.reads_history:
             return None
         prompts = [
@@ -157,7 +172,7 @@ class DecodingRows:
         return [prompts[index // self._num_samples] + self._tokens[index] for index in self._active]
 
     def append(self, tokens: Int64[Tensor, " A"], hidden: Float[Tensor, "A H"]) -> None:
-        """Add one token to each active row that has not ended, and note which rows end with it."""
+        """Add one token to each unfinished active row, and note which rows it finishes."""
         if self._hidden is not None:
             self._hidden[torch.tensor(self._active, device=hidden.device), self._num_chosen] = hidden
         self.last_tokens = tokens
@@ -168,19 +183,23 @@ class DecodingRows:
                 self._tokens[index].append(token)
                 self._finished[index] = full or token == self.settings.eos_id
 
-    def drop_finished(self) -> None:
-        """Take ended rows out of the batch and of the cache, as soon as that pays for copying the cache.
+    def compact(self) -> None:
+        """Remove finished rows from the batch and the caches once there are enough of them.
 
-        One row stays while other ranks decode, for show.
+        One row remains for dummy forwards while other ranks decode.
         """
-        keep = [place for place, index in enumerate(self._active) if not self._finished[index]] or [0]
+        keep = [row for row, index in enumerate(self._active) if not self._finished[index]] or [0]
         if (len(self._active) - len(keep)) * COMPACT_SHARE <= len(self._active):
             return
         select = torch.tensor(keep, device=self.last_tokens.device)
-        self.cache.batch_select_indices(select)
-        self._active = [self._active[place] for place in keep]
-        self._uniforms, self._mask = self._uniforms[select], self._mask[select]
-        self._lengths, self.last_tokens = self._lengths[select], self.last_tokens[select]
+        self._active = [self._active[row] for row in keep]
+        self._uniforms, self.last_tokens = self._uniforms[select], self.last_tokens[select]
+        self._select(select)
+
+    def _select(self, rows: Int64[Tensor, " A"]) -> None:
+        for cache in self.caches:
+            cache.batch_select_indices(rows)
+        self._mask, self._lengths = self._mask[rows], self._lengths[rows]
 
     def responses(self) -> list[Response]:
         """All rows, in their original order."""
@@ -190,28 +209,13 @@ class DecodingRows:
         ]
 
 
-def _prefill(
-    view: CausalLM, prompts: PromptBatch, rows: DecodingRows, soft_prompt: SoftPrompt | None
-) -> Float[Tensor, "R H"]:
-    """Run the prompts through the model; hidden states of the last slot of each row."""
-    if soft_prompt is None:
-        rows.start(prompts.attention_mask)
-        hidden = view.hidden_states(
-            input_ids=prompts.input_ids,
-            attention_mask=prompts.attention_mask,
-            position_ids=prompts.position_ids,
-            cache=rows.cache,
-        )
-    else:
-        embeds, mask = soft_prompt(view.embed(prompts.input_ids), prompts.attention_mask)
-        rows.start(mask)
-        positions = (mask.long().cumsum(dim=1) - 1).clamp_min(0)
-        hidden = view.hidden_states(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, cache=rows.cache)
-    return rows.multiply(hidden[:, -1])
+def _forward(models: Sequence[CausalLM], rows: DecodingRows, inputs: dict[str, Tensor]) -> list[Float[Tensor, "A H"]]:
+    """Hidden states of the last slot of each row, of each model."""
+    pairs = zip(models, rows.caches, strict=True)
+    return [model.hidden_states(**inputs, cache=cache)[:, -1] for model, cache in pairs]
 
 
 def next_logits(view: CausalLM, hidden: Float[Tensor, "A H"], settings: DecodingSettings) -> Float[Tensor, "A V"]:
-    """What the head makes of the last hidden states, for the tokens of the shared vocabulary."""
-    # Only tokens that both tokenizers know: the head's padding columns are cut off.
+    """Logits of the next token over the shared vocabulary, without the head's padding columns."""
     logits: Tensor = view.model.get_output_embeddings()(hidden)
     return logits[:, : settings.vocabulary_size]

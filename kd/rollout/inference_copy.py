@@ -1,4 +1,4 @@
-"""A copy of the ZeRO-3 student to decode with: whole on each rank, or in parts on the ranks of a group."""
+"""A copy of the ZeRO-3 student for inference: a full one on each rank, or one divided over a process group."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -16,20 +16,20 @@ from kd.rollout.tensor_parallel import split_dimensions, split_layers
 from kd.zero.residency import full_shape, gathered
 
 GATHER_BYTES = 24 * 2**20
-"""Parameters gathered together while a copy is refreshed: few waits, never the whole model.
+"""Size of the parameters that are gathered together while a copy is refreshed: few collectives, never all of the model.
 
-Gathering takes up to twice their bytes: once where they arrive and once where they are put together.
+Gathering takes up to twice these bytes, for the buffer and for the parameters.
 """
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Part:
-    """What this rank keeps of one parameter."""
+    """This rank's part of one parameter."""
 
     source: PlainParameter
     target: nn.Parameter
     dimension: int | None
-    """Where the parameter divides; None keeps it whole."""
+    """Dimension along which the parameter divides; None for an undivided one."""
     num_ranks: int
     group_rank: int
 
@@ -39,7 +39,7 @@ class _Part:
 
     @property
     def gathered_bytes(self) -> int:
-        """Bytes of what is whole on this rank while the part is filled."""
+        """Bytes that are gathered on this rank while the part is filled."""
         return sum(full_shape(source).numel() * source.element_size() for source in self.source.sources)
 
     def allocate(self) -> None:
@@ -47,22 +47,22 @@ class _Part:
             self.target.data = self.target.data.new_empty(self.shape)
 
     def fill(self) -> None:
-        """Copy from the source, whose parameters are whole at the moment."""
-        whole = self.source.value()
-        self.target.copy_(
-            whole if self.dimension is None else whole.chunk(self.num_ranks, self.dimension)[self.group_rank]
-        )
+        """Copy from the source, whose parameters are gathered."""
+        value = self.source.value()
+        if self.dimension is not None:
+            value = value.chunk(self.num_ranks, self.dimension)[self.group_rank]
+        self.target.copy_(value)
 
     def free(self) -> None:
         self.target.data = self.target.data.new_empty(0)
 
 
 class InferenceCopy:
-    """A plain copy of the ZeRO-3 student, adapters merged, refreshed in place a few parameters at a time.
+    """A plain copy of the ZeRO-3 student with merged adapters, refreshed a few parameters at a time.
 
-    It is built without any storage; then each rank allocates what it keeps: all of it, or with a group its part of
-    the split layers. Of what it does not keep, a rank never holds more than `GATHER_BYTES` or one larger parameter.
-    All ranks of the world must refresh together; those of a group must decode together.
+    It is built without storage; then each rank allocates all of it, or with a group its part of the split layers.
+    Beyond that, a rank never holds more than `GATHER_BYTES` or one larger parameter. All ranks of the world must
+    refresh together; those of a group must decode together.
     """
 
     is_collective = False
@@ -70,7 +70,7 @@ class InferenceCopy:
     def __init__(
         self, source: PreTrainedModel, *, keep: bool, device: torch.device, group: ProcessGroup | None = None
     ) -> None:
-        """Describe the copy, and make room for it if `keep` holds it between windows.
+        """Describe the copy, and allocate it if `keep` holds it between steps.
 
         Raises:
             UnsplittableError: the model does not divide over the ranks of `group`.
@@ -91,7 +91,7 @@ class InferenceCopy:
 
     @contextmanager
     def ready(self) -> Iterator[CausalLM]:
-        """The copy with the student's weights of this moment; an interrupted refresh is made good by the next."""
+        """The copy with the student's current weights; the next refresh repairs an interrupted one."""
         try:
             self._allocate()
             self._refresh()
@@ -104,7 +104,7 @@ class InferenceCopy:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of parameters that this rank holds at the moment."""
+        """Bytes of parameters that this rank holds."""
         return sum(part.target.untyped_storage().nbytes() for part in self._parts)
 
     def _allocate(self) -> None:
@@ -117,7 +117,7 @@ class InferenceCopy:
             with gathered(sources), torch.no_grad():
                 for part in parts:
                     part.fill()
-        # By name: some families put new buffers in the place of old ones.
+        # By name: some families replace their buffers.
         for name, buffer in self.view.model.named_buffers():
             buffer.copy_(self.source.get_buffer(name))
 
@@ -151,7 +151,7 @@ def _replace_parameters(
     group: ProcessGroup | None,
     device: torch.device,
 ) -> list[_Part]:
-    """Give `copy` empty parameters; those that `source` uses in two places, such as a tied head, are one here too."""
+    """Give `copy` empty parameters; shared ones of `source`, such as a tied head, are shared here too."""
     num_ranks, group_rank = (1, 0) if group is None else (group.size, group.group_rank)
     parts: dict[nn.Parameter, _Part] = {}
     for plain in plain_parameters(source, remove_duplicate=False):
@@ -192,4 +192,4 @@ def _groups(parts: Sequence[_Part], *, byte_budget: int) -> Iterator[list[_Part]
 
 def _part_shape(shape: torch.Size, *, dimension: int | None, num_ranks: int) -> list[int]:
     """Shape of a rank's part of a parameter."""
-    return [size // num_ranks if place == dimension else size for place, size in enumerate(shape)]
+    return [size // num_ranks if index == dimension else size for index, size in enumerate(shape)]

@@ -1,4 +1,4 @@
-"""Keys and values of the slots decoded so far, in buffers that have room for the rest."""
+"""A key-value cache with preallocated buffers."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 
 class PreallocatedLayer(DynamicLayer):
-    """One layer's cache [B, heads, slots, head size] in a buffer of fixed room.
+    """One layer's cache [B, heads, slots, head size] in a buffer of fixed size.
 
     transformers' DynamicLayer copies all keys and values for every new token; its StaticLayer attends over all
-    of its room. This one writes the new slots in place and shows the filled ones.
+    allocated slots. This one writes new slots in place and returns a view of the filled ones.
     """
 
     def __init__(self, num_slots: int) -> None:
@@ -20,38 +20,38 @@ class PreallocatedLayer(DynamicLayer):
         self._num_filled = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Make the buffers, in the shapes of the first keys and values."""
+        """Allocate the buffers in the shapes of the first keys and values."""
         super().lazy_initialization(key_states, value_states)
-        self._key_room = _room_like(key_states, self._num_slots)
-        self._value_room = _room_like(value_states, self._num_slots)
+        self._key_buffer = _buffer_like(key_states, self._num_slots)
+        self._value_buffer = _buffer_like(value_states, self._num_slots)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append [B, heads, new slots, head size]; returns keys and values of all filled slots."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, end = self._num_filled, self._num_filled + key_states.shape[-2]
-        self._key_room[:, :, start:end] = key_states
-        self._value_room[:, :, start:end] = value_states
-        return self._show(end)
+        self._key_buffer[:, :, start:end] = key_states
+        self._value_buffer[:, :, start:end] = value_states
+        return self._view(end)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the rows `indices` of the batch, which may name a row several times."""
-        self._key_room = self._key_room.index_select(0, indices)
-        self._value_room = self._value_room.index_select(0, indices)
-        self._show(self._num_filled)
+        self._key_buffer = self._key_buffer.index_select(0, indices)
+        self._value_buffer = self._value_buffer.index_select(0, indices)
+        self._view(self._num_filled)
 
-    def _show(self, num_filled: int) -> tuple[Tensor, Tensor]:
+    def _view(self, num_filled: int) -> tuple[Tensor, Tensor]:
         self._num_filled = num_filled
-        self.keys: Tensor = self._key_room[:, :, :num_filled]
-        self.values: Tensor = self._value_room[:, :, :num_filled]
+        self.keys: Tensor = self._key_buffer[:, :, :num_filled]
+        self.values: Tensor = self._value_buffer[:, :, :num_filled]
         return self.keys, self.values
 
 
 class PreallocatedCache(Cache):
-    """The cache of a whole model; a layer is added when the model first asks for it."""
+    """The cache of a model; a layer is added when the model first uses it."""
 
     def __init__(self, num_slots: int) -> None:
-        """Room for `num_slots` slots in each row, prompt and padding included."""
+        """Allocate `num_slots` slots in each row, prompt and padding included."""
         super().__init__(layers=[])
         self._num_slots = num_slots
 
@@ -65,5 +65,5 @@ class PreallocatedCache(Cache):
         return states
 
 
-def _room_like(states: Tensor, num_slots: int) -> Tensor:
+def _buffer_like(states: Tensor, num_slots: int) -> Tensor:
     return torch.empty((*states.shape[:-2], num_slots, states.shape[-1]), dtype=states.dtype, device=states.device)

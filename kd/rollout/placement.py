@@ -1,7 +1,7 @@
-"""Where the student's weights are while it is sampled: in place, in whole copies, in divided copies, or in shards."""
+"""Where the student's weights are during rollouts: in place, in a full copy on each rank, or in a divided copy."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -13,113 +13,85 @@ from kd.config.schema import GenerationConfig
 from kd.distributed import ProcessGroup, World
 from kd.errors import UserError
 from kd.models.causal_lm import CausalLM
+from kd.models.handle import ModelHandle
 from kd.rollout.inference_copy import InferenceCopy, blank_copy, copy_bytes
 from kd.rollout.tensor_parallel import UnsplittableError
 from kd.zero.memory import gib, scarcest_bytes
 
 
 class Placement(Protocol):
-    """A layout of the student's weights for decoding."""
+    """The weights of a model, ready for decoding."""
 
     @property
     def is_collective(self) -> bool:
-        """Whether a forward pass is a collective operation that all ranks must run together."""
+        """Whether a forward pass is a collective operation of all ranks."""
         ...
 
     @property
     def group(self) -> ProcessGroup | None:
-        """Ranks whose forward passes are one collective operation: they must decode the same rows together."""
+        """Ranks whose forward passes are one collective operation: they decode the same rows together."""
         ...
 
     def ready(self) -> AbstractContextManager[CausalLM]:
-        """The model with the weights of this moment, for decoding inside the context."""
+        """The model with its current weights, for decoding inside the context."""
         ...
 
 
-@contextmanager
-def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Let the model use its cache, which transformers refuses a training model with checkpointing."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
-
-
-@dataclass(frozen=True, kw_only=True)
 class InPlaceWeights:
-    """The trained module itself: whole under ZeRO-0, 1, 2; gathered at once, or by ZeRO-3's hooks layer by layer."""
+    """The trained module itself: resident under ZeRO-0, 1 and 2; gathered once, or layer by layer, under ZeRO-3."""
 
-    view: CausalLM
-    is_collective: bool
-    gather: Callable[[], None]
-    """Makes a sharded model whole that no hooks gather; who asks for it must release the model too."""
-    group: None = None
+    group = None
 
-    @classmethod
-    def of(cls, model: "InPlaceModel") -> "InPlaceWeights":
-        """Those of a model as it is."""
-        return cls(view=model.view, is_collective=model.is_collective, gather=model.gather)
+    def __init__(self, model: ModelHandle) -> None:
+        self._model = model
+        self.is_collective = model.is_collective
 
     @contextmanager
     def ready(self) -> Iterator[CausalLM]:
-        self.gather()
-        with evaluation_mode(self.view.model):
-            yield self.view
-
-
-class InPlaceModel(Protocol):
-    """A model that can be rolled out: the student, or the teacher."""
-
-    @property
-    def view(self) -> CausalLM: ...
-
-    @property
-    def zero_stage(self) -> int: ...
-
-    @property
-    def is_collective(self) -> bool: ...
-
-    def gather(self) -> None: ...
+        self._model.gather()
+        module = self._model.view.model
+        was_training = module.training
+        # transformers refuses its cache to a model in training mode with checkpointing.
+        module.eval()
+        try:
+            with torch.no_grad():
+                yield self._model.view
+        finally:
+            module.train(was_training)
 
 
 def choose_placement(
-    sampled: InPlaceModel, *, settings: GenerationConfig, world: World, role: str = "student"
+    model: ModelHandle, *, settings: GenerationConfig, world: World, role: str = "student"
 ) -> tuple[Placement, str]:
-    """The decoding layout, and one sentence that says which and why; all ranks call it together.
+    """The placement of a model's weights, and a sentence with its reason; all ranks call it together.
 
     Raises:
-        UserError: tensor_parallel is asked for and the ranks of the hosts do not divide into such groups, or neither
-            the model divides nor a whole copy of it fits.
+        UserError: the ranks of the hosts do not divide into groups of generation.tensor_parallel_size, or the model
+            cannot be divided and a full copy does not fit.
     """
-    if sampled.zero_stage < 3:
-        return InPlaceWeights.of(sampled), (
-            f"sampling with the {role}'s own weights, whole on each rank under ZeRO-{sampled.zero_stage}"
-        )
+    if model.zero_stage < 3:
+        return InPlaceWeights(model), f"rollouts: the {role}'s weights in place, resident under ZeRO-{model.zero_stage}"
     hosts = world.hosts()
     free_bytes = scarcest_bytes(world, hosts=hosts)
-    choice = choose_layout(blank_copy(sampled.view.model), settings=settings, free_bytes=free_bytes, hosts=hosts)
+    choice = choose_layout(blank_copy(model.view.model), settings=settings, free_bytes=free_bytes, hosts=hosts)
     if choice.layout == "zero3":
-        where = "ZeRO-3 shards" if sampled.is_collective else f"the {role}'s own weights, gathered for the window"
-        return InPlaceWeights.of(sampled), f"sampling from {where} ({choice.reason})"
+        how = "layer by layer" if model.is_collective else "once for each global batch"
+        return InPlaceWeights(model), f"rollouts: the {role}'s weights in place, gathered {how} ({choice.reason})"
     group = None
     if choice.layout == "tensor_parallel":
-        group = world.new_process_group(_cut(hosts, size=choice.num_ranks))
-    copy = InferenceCopy(sampled.view.model, keep=settings.keep_weights, device=world.device, group=group)
-    whole = f"a whole copy of the {role} on each rank"
-    divided = f"copies of the {role} that {choice.num_ranks} ranks share"
-    return copy, f"sampling from {whole if group is None else divided} ({choice.reason})"
+        group = world.new_process_group(_groups(hosts, size=choice.num_ranks))
+    copy = InferenceCopy(model.view.model, keep=settings.keep_weights, device=world.device, group=group)
+    where = "each rank" if group is None else f"each group of {choice.num_ranks} ranks"
+    return copy, f"rollouts: a copy of the {role} on {where} ({choice.reason})"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutChoice:
-    """A layout that the model and the memory allow."""
+    """A layout that model and memory allow."""
 
     layout: Literal["gathered", "tensor_parallel", "zero3"]
     num_ranks: int = 1
-    """Ranks that share a copy."""
+    """Ranks that share one copy."""
     reason: str
 
 
@@ -129,9 +101,9 @@ def choose_layout(
     """The layout for a ZeRO-3 student.
 
     Args:
-        blank: a model of the student's shapes; needs no storage.
-        free_bytes: memory for this model's copy on each rank.
-        hosts: the ranks of each host; a copy is shared inside one host.
+        blank: a model of the student's shapes, without storage.
+        free_bytes: free memory of each rank.
+        hosts: the ranks of each host; a copy is shared within a host.
 
     Raises:
         UserError: as `choose_placement`.
@@ -140,7 +112,7 @@ def choose_layout(
         return _choose_by_memory(blank, settings=settings, free_bytes=free_bytes, hosts=hosts)
     if settings.layout == "tensor_parallel":
         return _choose_to_divide(blank, num_ranks=settings.tensor_parallel_size, free_bytes=free_bytes, hosts=hosts)
-    return LayoutChoice(layout=settings.layout, reason="as generation.layout asks")
+    return LayoutChoice(layout=settings.layout, reason=f"generation.layout={settings.layout}")
 
 
 def _choose_to_divide(
@@ -155,24 +127,24 @@ def _choose_to_divide(
     try:
         share = copy_bytes(blank, num_ranks=num_ranks)
     except UnsplittableError as error:
-        whole, refusal = copy_bytes(blank), f"the model cannot be divided over {num_ranks} ranks: {error}"
-        if not _fits(whole, free_bytes):
+        full, refusal = copy_bytes(blank), f"the model cannot be divided over {num_ranks} ranks: {error}"
+        if not _fits(full, free_bytes):
             raise UserError(
-                f"generation.layout=tensor_parallel: {refusal}; and a whole copy does not fit: it takes {gib(whole)},"
-                f" {_free(free_bytes)}; use generation.layout=zero3"
+                f"generation.layout=tensor_parallel: {refusal}; and a full copy of {gib(full)} does not fit"
+                f" ({_free(free_bytes)}); use generation.layout=zero3"
             ) from None
         return LayoutChoice(layout="gathered", reason=refusal)
-    reason = f"as generation.layout asks; {gib(share)} on each rank"
+    reason = f"generation.layout=tensor_parallel; {gib(share)} per rank"
     return LayoutChoice(layout="tensor_parallel", num_ranks=num_ranks, reason=reason)
 
 
 def _choose_by_memory(
     blank: PreTrainedModel, *, settings: GenerationConfig, free_bytes: int, hosts: list[list[int]]
 ) -> LayoutChoice:
-    """The whole copy, else the smallest groups whose shares fit, else shards."""
-    whole = copy_bytes(blank)
-    reason = f"a whole copy takes {gib(whole)}"
-    if _fits(whole, free_bytes):
+    """The full copy, else the smallest groups whose shares fit, else the partitioned weights in place."""
+    full = copy_bytes(blank)
+    reason = f"a full copy takes {gib(full)}"
+    if _fits(full, free_bytes):
         return LayoutChoice(layout="gathered", reason=f"{reason}; {_free(free_bytes)}")
     sizes = _group_sizes(hosts)
     if settings.tensor_parallel_size > 1:
@@ -203,10 +175,10 @@ def _fits(nbytes: int, free_bytes: int) -> bool:
 
 
 def _free(free_bytes: int) -> str:
-    # What is free is measured before the first step.
-    return f"{gib(free_bytes)} are free on each rank, half of them for the activations to come"
+    # Measured before the first step: half of it is reserved for activations.
+    return f"{gib(free_bytes)} free per rank, half of it reserved for activations"
 
 
-def _cut(hosts: list[list[int]], *, size: int) -> list[list[int]]:
+def _groups(hosts: list[list[int]], *, size: int) -> list[list[int]]:
     """Consecutive ranks of each host in groups of `size`."""
     return [ranks[start : start + size] for ranks in hosts for start in range(0, len(ranks), size)]

@@ -1,6 +1,7 @@
 """Rollouts: y ~ q_θ(·|x) for every prompt of a global batch, in one call (arXiv 2402.12842, §3.1)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,14 +16,15 @@ from kd.data.encoding import Example
 from kd.distributed import World
 from kd.errors import LoneUserError
 from kd.models.causal_lm import CausalLM
+from kd.models.handle import ModelHandle
 from kd.models.vocabulary import SharedVocabulary
-from kd.rollout.decode import Response, Streams, decode, row_streams
-from kd.rollout.placement import Placement
+from kd.rollout.decode import Mixture, Response, decode, row_streams
+from kd.rollout.placement import InPlaceWeights, Placement
 from kd.rollout.sampling import DecodingSettings
 from kd.rollout.token_budget import DecodingMemoryError, TokenBudget, within_memory
 
 _Run = Callable[[Sequence[PromptRow]], dict[int, Response]]
-"""From a batch of prompts to the responses of this rank's rows among them."""
+"""From a batch of prompts to the responses of this rank's rows in it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,27 +37,37 @@ class SampledResponses:
 
 
 class Sampler:
-    """Samples responses of the student with the weights it has at the time of the call."""
+    """Rolls out a model with its current weights."""
 
     def __init__(
         self,
-        weights: Placement,
+        placement: Placement,
         *,
         settings: GenerationConfig,
         vocabulary: SharedVocabulary,
         world: World,
         say: Callable[[str], None] | None = None,
+        teacher: InPlaceWeights | None = None,
+        teacher_share: float = 0.0,
     ) -> None:
-        """`say` gets a line whenever the run's log should tell something."""
-        self.weights = weights
-        self.settings = settings
-        self.say = say
-        self._max_batch_tokens = settings.max_batch_tokens
-        # Of each row, ranks that decode together hold a part of the keys and values each.
-        num_together = 1 if weights.group is None else weights.group.size
+        """Describe the rollouts.
+
+        Args:
+            say: receives lines for the run's log.
+            teacher: with it, tokens are drawn from `teacher_share`·p + (1 - `teacher_share`)·q (MiniLLM).
+        """
+        self._placement = placement
+        self._settings = settings
+        self._vocabulary = vocabulary
+        self._world = world
+        self._say = say
+        self._teacher = teacher
+        self._teacher_share = teacher_share
+        self._group = placement.group
+        self._is_collective = placement.is_collective or (teacher is not None and teacher.is_collective)
+        # Ranks that decode together hold a part of each row's keys and values.
+        num_together = 1 if self._group is None else self._group.size
         self._budget = TokenBudget(settings.max_batch_tokens * num_together, world=world, say=say)
-        self.vocabulary = vocabulary
-        self.world = world
         self._decoding = DecodingSettings(
             max_new_tokens=settings.max_new_tokens,
             vocabulary_size=vocabulary.size,
@@ -65,13 +77,25 @@ class Sampler:
             top_k=settings.top_k,
         )
 
+    def mixed_with(self, teacher: ModelHandle, *, teacher_share: float) -> "Sampler":
+        """The sampler of the same student that draws a share of the tokens from the teacher."""
+        return Sampler(
+            self._placement,
+            settings=self._settings,
+            vocabulary=self._vocabulary,
+            world=self._world,
+            say=self._say,
+            teacher=InPlaceWeights(teacher),
+            teacher_share=teacher_share,
+        )
+
     def sample(
         self, examples: Sequence[Example], *, seed: int, step: int, keep_hidden: bool = False
     ) -> SampledResponses:
         """Continue the prompts of this rank's rows; the order of the rows is kept.
 
         A response depends on (seed, step, row id) and the weights, not on the batch, the rank or the
-        layout. All ranks must call this together.
+        placement. All ranks must call this together.
 
         Raises:
             UserError: memory ran out, and half of generation.max_batch_tokens was too much as well.
@@ -79,48 +103,54 @@ class Sampler:
         """
         streams = row_streams(seed=seed, step=step)
         own_ids = {example.row_id for example in examples}
-        with self.weights.ready() as view:
+        with self._models() as (view, mixture):
 
             def run(batch: Sequence[PromptRow]) -> dict[int, Response]:
-                prompts = PromptBatch.collate(batch, pad_id=self.vocabulary.pad_id, device=self.world.device)
-                decoded = within_memory(partial(self._decode, view, prompts, streams=streams, keep_hidden=keep_hidden))
-                return {
-                    row_id: self._keep(response)
-                    for row_id, response in zip(prompts.row_ids, decoded, strict=True)
-                    if row_id in own_ids
-                }
+                prompts = PromptBatch.collate(batch, pad_id=self._vocabulary.pad_id, device=self._world.device)
+                work = partial(
+                    decode,
+                    view,
+                    prompts,
+                    settings=self._decoding,
+                    streams=[streams],
+                    mixture=mixture,
+                    keep_hidden=keep_hidden,
+                    any_rank_active=self._any_rank_active,
+                    # All-reduced sums may differ in rounding on the ranks of a group; one different token would make
+                    # their batches diverge.
+                    agreed_tokens=None if self._group is None else self._group.from_first,
+                )
+                responses = zip(prompts.row_ids, within_memory(work), strict=True)
+                return {row_id: self._keep(response) for row_id, response in responses if row_id in own_ids}
 
-            if self.weights.is_collective or self.weights.group is not None:
+            if self._is_collective or self._group is not None:
                 responses = self._run_together(examples, run)
             else:
                 responses = self._run_alone(examples, run)
         return _in_order(examples, responses)
 
-    def _decode(self, view: CausalLM, prompts: PromptBatch, *, streams: Streams, keep_hidden: bool) -> list[Response]:
-        group = self.weights.group
-        return decode(
-            view,
-            prompts,
-            settings=self._decoding,
-            streams=[streams],
-            keep_hidden=keep_hidden,
-            any_rank_active=self._any_rank_active,
-            # Sums may round differently on the ranks of some group; one token that differs would part their batches.
-            agreed_tokens=None if group is None else group.from_first,
-        )
+    @contextmanager
+    def _models(self) -> Iterator[tuple[CausalLM, Mixture | None]]:
+        """The student with its current weights, and the teacher if it takes part."""
+        with ExitStack() as stack:
+            mixture = None
+            if self._teacher is not None:
+                teacher = stack.enter_context(self._teacher.ready())
+                mixture = Mixture(teacher=teacher, teacher_share=self._teacher_share)
+            yield stack.enter_context(self._placement.ready()), mixture
 
     def _keep(self, response: Response) -> Response:
-        """A response whose hidden states do not hold those of other ranks' rows."""
-        if self.weights.group is None or response.hidden is None:
+        """The response with hidden states that do not keep those of other ranks' rows alive."""
+        if self._group is None or response.hidden is None:
             return response
         return replace(response, hidden=response.hidden.clone())
 
     def _run_alone(self, examples: Sequence[Example], run: _Run) -> dict[int, Response]:
-        """All rows; with half the budget after memory has run out."""
+        """All rows; with half the budget once memory has run out."""
         responses: dict[int, Response] = {}
         while waiting := [row for row in examples if row.row_id not in responses]:
             try:
-                for batch in self._cut(waiting):
+                for batch in self._split(waiting):
                     responses |= run(batch)
             except DecodingMemoryError:
                 if not self._budget.halve():
@@ -129,39 +159,38 @@ class Sampler:
         return responses
 
     def _run_together(self, examples: Sequence[Example], run: _Run) -> dict[int, Response]:
-        """All rows, where a forward pass needs other ranks: they cannot be told to begin again with less."""
+        """All rows, where a forward pass is collective: the other ranks cannot restart with a smaller budget."""
         responses: dict[int, Response] = {}
-        batches = self._cut(self._pool(examples))
-        if self.weights.is_collective:
-            most = torch.tensor(len(batches), device=self.world.device)
+        batches = self._split(self._pool(examples))
+        if self._is_collective:
+            most = torch.tensor(len(batches), device=self._world.device)
             # A rank with fewer batches repeats a row, and gets the same response again.
-            batches += [batches[0][:1]] * (int(self.world.max_across_ranks(most).item()) - len(batches))
+            batches += [batches[0][:1]] * (int(self._world.max_across_ranks(most).item()) - len(batches))
         try:
             for batch in batches:
                 responses |= run(batch)
         except DecodingMemoryError as error:
             raise LoneUserError(
-                f"rank {self.world.rank} is out of memory while decoding ({error}); lower"
-                f" generation.max_batch_tokens={self._max_batch_tokens}"
+                f"rank {self._world.rank} is out of memory while decoding ({error}); lower"
+                f" generation.max_batch_tokens={self._settings.max_batch_tokens}"
             ) from None
         return responses
 
     def _pool(self, examples: Sequence[Example]) -> list[TokenSequence]:
         """The prompts of all ranks that decode together, the same list on each of them."""
         own = [example.with_response(np.zeros(0, dtype=np.int32)) for example in examples]
-        group = self.weights.group
-        return own if group is None else [row for rows in group.gather_objects(own) for row in rows]
+        return own if self._group is None else [row for rows in self._group.gather_objects(own) for row in rows]
 
-    def _cut(self, rows: Sequence[Row]) -> list[list[Row]]:
+    def _split(self, rows: Sequence[Row]) -> list[list[Row]]:
         """Batches of rows of similar length."""
         return split_prompts(
             rows, slots_per_row=self._decoding.max_new_tokens, max_batch_tokens=self._budget.num_tokens
         )
 
     def _any_rank_active(self, active: bool) -> bool:
-        if not self.weights.is_collective:
+        if not self._is_collective:
             return active
-        return bool(self.world.max_across_ranks(torch.tensor(int(active), device=self.world.device)).item())
+        return bool(self._world.max_across_ranks(torch.tensor(int(active), device=self._world.device)).item())
 
 
 def _in_order(examples: Sequence[Example], responses: Mapping[int, Response]) -> SampledResponses:

@@ -1,5 +1,6 @@
-"""The next token of each row: greedy, or drawn after the processors that Hugging Face has under the same names."""
+"""The next token of each row: greedy, or drawn after processors that are called as in transformers."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,6 +67,16 @@ def choose_tokens(
     return _draw(logits, uniforms)
 
 
+def mixture_log_probs(
+    student: Float[Tensor, "A V"], teacher: Float[Tensor, "A V"], *, teacher_share: float
+) -> Float[Tensor, "A V"]:
+    """log(α·p + (1-α)·q) in float32 from both models' logits."""
+    return torch.logaddexp(
+        functional.log_softmax(teacher, dim=-1, dtype=torch.float32) + math.log(teacher_share),
+        functional.log_softmax(student, dim=-1, dtype=torch.float32) + math.log1p(-teacher_share),
+    )
+
+
 def _draw(logits: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"]) -> Int64[Tensor, " B"]:
     """Inverse transform sampling in two levels: which block of the vocabulary, then which entry of it.
 
@@ -106,12 +117,12 @@ def _discourage_repetition(
     block_ngrams = NoRepeatNGramLogitsProcessor(max(1, settings.no_repeat_ngram_size))
     for scores, ids in zip(logits.split(1), history, strict=True):
         # Tokens beyond the shared vocabulary cannot be chosen anyway.
-        said = torch.tensor([[token for token in ids if token < scores.shape[-1]]], device=logits.device)
+        seen = torch.tensor([[token for token in ids if token < scores.shape[-1]]], device=logits.device)
         if settings.repetition_penalty != 1:
             penalty = settings.repetition_penalty
-            values = scores.gather(1, said)
-            scores = scores.scatter(1, said, torch.where(values < 0, values * penalty, values / penalty))
+            values = scores.gather(1, seen)
+            scores = scores.scatter(1, seen, torch.where(values < 0, values * penalty, values / penalty))
         if settings.no_repeat_ngram_size:
-            scores = block_ngrams(said, scores)
+            scores = block_ngrams(seen, scores)
         rows.append(scores)
     return torch.cat(rows)

@@ -1,8 +1,8 @@
-"""How a model's linear layers divide over the ranks of a group (tensor parallelism of arXiv 1909.08053, §3).
+"""Tensor parallelism (arXiv 1909.08053, §3): the split of a model's linear layers over a process group.
 
-Of a column-split layer each rank computes some outputs, of the row-split layer behind it the share that some
-inputs have in all outputs; the shares are summed. Attention divides by heads. Everything else, embeddings and the
-head among it, is whole on each rank.
+A column-split layer computes some of the outputs on each rank; the row-split layer behind it computes a partial sum
+of all outputs, which is all-reduced. Attention divides by heads. Everything else, such as embeddings and head, is
+replicated.
 """
 
 import re
@@ -22,10 +22,10 @@ class UnsplittableError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class SplitPlan:
-    """Which layers of a family divide; names below the base model, * for a layer's number."""
+    """The layers of a family that divide; names below the base model, with * for a layer's number."""
 
     styles: Mapping[str, str]
-    """transformers' word for each module: colwise, rowwise, or one of `_WHOLE`."""
+    """transformers' word for each module: colwise, rowwise, or one of `_REPLICATED`."""
     head_counts: tuple[str, ...] = ()
     """Attributes with a number of heads that the family's forward pass reads."""
 
@@ -47,15 +47,15 @@ _OWN_PLANS = {
 
 # Of a weight [outputs, inputs].
 _DIMENSIONS = {"colwise": 0, "rowwise": 1}
-# What transformers says of modules that stay whole; the second differs in training only.
-_WHOLE = ("replicate", "replicated_with_grad_allreduce")
+# transformers' names for replicated modules; the second differs in training only.
+_REPLICATED = ("replicate", "replicated_with_grad_allreduce")
 
 
 class RowSplitLinear(nn.Module):
-    """A linear layer of which this rank has some inputs; the bias is whole, and added to the sum."""
+    """A linear layer of which this rank has some of the inputs; the bias is added to the sum."""
 
     def __init__(self, layer: nn.Linear, *, group: ProcessGroup) -> None:
-        """Take over the parameters of `layer`."""
+        """Use the parameters of `layer`."""
         super().__init__()
         self.weight = layer.weight
         self.bias = layer.bias
@@ -68,7 +68,7 @@ class RowSplitLinear(nn.Module):
 
 
 def split_dimensions(model: PreTrainedModel, *, num_ranks: int) -> dict[str, int]:
-    """The dimension along which each parameter divides, by name; parameters without one stay whole.
+    """The dimension along which each parameter divides, by name; parameters without one are replicated.
 
     Raises:
         UnsplittableError: there is no plan for the family, or its heads or widths are no multiple of `num_ranks`.
@@ -78,7 +78,7 @@ def split_dimensions(model: PreTrainedModel, *, num_ranks: int) -> dict[str, int
     dimensions: dict[str, int] = {}
     for name, module in model.named_modules():
         style = plan.styles.get(_generic_name(name, model=model))
-        if style is None or style in _WHOLE:
+        if style is None or style in _REPLICATED:
             continue
         dimension = _DIMENSIONS[style]
         # Others compute something of their own with their weights.
@@ -96,7 +96,7 @@ def split_dimensions(model: PreTrainedModel, *, num_ranks: int) -> dict[str, int
 
 
 def split_layers(model: PreTrainedModel, *, group: ProcessGroup) -> None:
-    """Let the model compute with parts of its weights, which `split_dimensions` describes and the caller puts in."""
+    """Replace the layers that compute with parts of the weights; the caller puts these in, see `split_dimensions`."""
     plan = _plan_for(model.config)
     for name, module in list(model.named_modules()):
         generic = _generic_name(name, model=model)
@@ -114,7 +114,7 @@ def _plan_for(config: PretrainedConfig) -> SplitPlan:
     plan = _OWN_PLANS.get(config.model_type) if published is None else SplitPlan(styles=published)
     if plan is None:
         raise UnsplittableError(f"there is no plan for the family {config.model_type}")
-    unknown = sorted(set(plan.styles.values()) - {*_DIMENSIONS, *_WHOLE})
+    unknown = sorted(set(plan.styles.values()) - {*_DIMENSIONS, *_REPLICATED})
     if unknown:
         raise UnsplittableError(
             f"the plan of the family {config.model_type} has parts that are not supported ({unknown[0]})"

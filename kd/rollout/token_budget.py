@@ -1,4 +1,4 @@
-"""How many tokens are decoded together, and half of them after memory has run out once."""
+"""The number of tokens decoded together, which is halved once when memory runs out."""
 
 from collections.abc import Callable
 from enum import IntEnum
@@ -16,14 +16,14 @@ _CPU_MESSAGE = "DefaultCPUAllocator: can't allocate memory"
 
 
 class DecodingMemoryError(Exception):
-    """Memory ran out; what was being computed is not held any more."""
+    """Memory ran out; the tensors of the failed computation are released."""
 
 
 def within_memory(work: Callable[[], T]) -> T:
     """What `work` returns.
 
     Raises:
-        DecodingMemoryError: in the place of every kind of out-of-memory error.
+        DecodingMemoryError: instead of every kind of out-of-memory error.
     """
     try:
         return work()
@@ -35,51 +35,51 @@ def within_memory(work: Callable[[], T]) -> T:
     raise DecodingMemoryError(message)
 
 
-class _News(IntEnum):
-    """What a rank has to tell the others; the worst counts."""
+class _Status(IntEnum):
+    """Out-of-memory status of a rank; the maximum over the ranks counts."""
 
     NONE = 0
     HALVED = 1
-    SPENT = 2
+    EXHAUSTED = 2
 
 
 class TokenBudget:
     """generation.max_batch_tokens, halved at most once in a run, on the ranks where that is needed."""
 
     def __init__(self, num_tokens: int, *, world: World, say: Callable[[str], None] | None) -> None:
-        """`say` gets one line when the budget of some rank is halved."""
+        """`say` receives one line when the budget of some rank is halved."""
         self.num_tokens = num_tokens
         self._configured = num_tokens
         self._world = world
         self._say = say
-        self._news = _News.NONE
+        self._status = _Status.NONE
         self._is_halved = False
 
     def halve(self) -> bool:
-        """Make the budget half as large; False if it is so already."""
+        """Halve the budget; False if it has been halved before."""
         # The next attempt may need larger blocks than those that torch has kept of the failed one.
         torch.cuda.empty_cache()
-        self._news = _News.SPENT if self._is_halved else _News.HALVED
+        self._status = _Status.EXHAUSTED if self._is_halved else _Status.HALVED
         self._is_halved = True
         self.num_tokens = max(1, self._configured // 2)
-        return self._news == _News.HALVED
+        return self._status == _Status.HALVED
 
     def agree(self) -> None:
-        """Say so when some rank has halved its budget since the last time; all ranks call it together.
+        """Report that some rank has halved its budget since the last call; all ranks call it together.
 
         Raises:
             UserError: on all ranks, when half was too much on some rank.
         """
-        worst = self._world.max_across_ranks(torch.tensor(int(self._news), device=self._world.device)).item()
-        self._news = _News.NONE
+        worst = self._world.max_across_ranks(torch.tensor(int(self._status), device=self._world.device)).item()
+        self._status = _Status.NONE
         half = max(1, self._configured // 2)
-        if worst == _News.SPENT:
+        if worst == _Status.EXHAUSTED:
             raise UserError(
                 f"out of memory while decoding {half} tokens together, half of generation.max_batch_tokens="
-                f"{self._configured}; lower it, or let the ranks share the weights (generation.layout)"
+                f"{self._configured}; lower it, or divide the weights over ranks (generation.layout)"
             )
-        if worst == _News.HALVED and self._say is not None:
+        if worst == _Status.HALVED and self._say is not None:
             self._say(
-                f"out of memory while decoding: where that happened, {half} tokens are decoded together from now on,"
+                f"out of memory while decoding: ranks with this error decode {half} tokens together from now on,"
                 f" half of generation.max_batch_tokens={self._configured}"
             )

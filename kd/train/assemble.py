@@ -15,7 +15,6 @@ from kd.data.instructions import Instruction, read_instructions
 from kd.data.loader import BatchLoader
 from kd.data.templates import load_template
 from kd.distributed import World
-from kd.zero.engine import start_deepspeed
 from kd.errors import UserError
 from kd.methods import find_method
 from kd.methods.base import Method, MethodContext
@@ -32,6 +31,7 @@ from kd.train.run_directory import LOG_FILE, prepare_run_directory
 from kd.train.trainer import Trainer
 from kd.train.validation import Validator, check_validation
 from kd.zero.config import student_deepspeed_config, teacher_deepspeed_config, zero_stage
+from kd.zero.engine import start_deepspeed
 from kd.zero.recorder import Recorder
 from kd.zero.residency import choose_gathering
 

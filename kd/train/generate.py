@@ -9,11 +9,11 @@ from kd.data.encoding import Encoded, encode
 from kd.data.instructions import read_instructions
 from kd.data.templates import load_template
 from kd.distributed import World
-from kd.zero.engine import start_deepspeed
 from kd.errors import UserError
 from kd.models.vocabulary import SharedVocabulary, share_vocabulary
 from kd.train.response_file import ResponseFile, write_responses
 from kd.zero.config import teacher_deepspeed_config
+from kd.zero.engine import start_deepspeed
 
 
 def check_responses(config: Config) -> Path:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from kd.distributed import World, start_world
-from kd.zero.engine import start_deepspeed
 from kd.errors import UserError
 from kd.models.causal_lm import CausalLM
 from kd.rollout.inference_copy import InferenceCopy
+from kd.zero.engine import start_deepspeed
 from tests.distributed.generation_jobs import Prompts, Sampling, responses
 from tests.distributed.harness import full_weights
 

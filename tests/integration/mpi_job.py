@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from kd.distributed import end_world, exit_with_user_error, find_rank, start_world
-from kd.zero.engine import start_deepspeed
 from kd.errors import UserError
+from kd.zero.engine import start_deepspeed
 
 
 def main() -> int:

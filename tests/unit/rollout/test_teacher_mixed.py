@@ -7,9 +7,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from kd.models.causal_lm import CausalLM
-from kd.rollout.decode import decode, row_streams
-from kd.rollout.sampling import DecodingSettings, choose_tokens
-from kd.rollout.teacher_mixed import decode_mixed, mixture_log_probs
+from kd.rollout.decode import Mixture, decode, row_streams
+from kd.rollout.sampling import DecodingSettings, choose_tokens, mixture_log_probs
 from tests.tiny_models import FAMILIES, save_tiny_model
 from tests.unit.generation.test_decoding import PROMPTS, VOCABULARY, collate
 
@@ -58,9 +57,8 @@ def test_a_batch_with_two_caches_equals_rows_alone(pair: dict[str, PreTrainedMod
     eos = unending[2][3]
     settings = DecodingSettings(max_new_tokens=MAX_TOKENS, vocabulary_size=VOCABULARY, eos_id=eos)
     student, teacher = CausalLM.of(pair["student"]), CausalLM.of(pair["teacher"])
-    responses = decode_mixed(
-        student, teacher, collate(PROMPTS), teacher_share=teacher_share, settings=settings, streams=STREAMS
-    )
+    mixture = Mixture(teacher=teacher, teacher_share=teacher_share)
+    responses = decode(student, collate(PROMPTS), settings=settings, streams=[STREAMS], mixture=mixture)
     for response, whole in zip(responses, unending, strict=True):
         assert response.token_ids == whole[: whole.index(eos) + 1 if eos in whole else MAX_TOKENS]
     plain = decode(student, collate(PROMPTS), settings=settings, streams=[STREAMS])
