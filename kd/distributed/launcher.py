@@ -29,6 +29,10 @@ _VARIABLES: dict[Launcher, tuple[str, str, str]] = {
 _LOCAL_SIZES: dict[Launcher, str] = {"openmpi": "OMPI_COMM_WORLD_LOCAL_SIZE", "hydra": "MPI_LOCALNRANKS"}
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", *_LOCAL_SIZES.values())
 _MPI_EVIDENCE = (*_VARIABLES["openmpi"], *_VARIABLES["hydra"], *_MPI_SIZES, "PMIX_RANK")
+_MPI_REMEDY = (
+    "set MPI4PY_LIBMPI to the library of the MPI that mpirun belongs to,"
+    " or set RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,7 @@ def rank_from_environment() -> RankInfo | None:
             rank, size, local_rank = (_number(name) for name in names)
             if not (0 <= rank < size and 0 <= local_rank < size):
                 told = ", ".join(f"{name}={os.environ[name]}" for name in names)
-                raise UserError(f"{told} describe no rank; ranks count from 0 and are smaller than the size")
+                raise UserError(f"{told} do not describe a rank; ranks count from 0 and are smaller than the size")
             return RankInfo(rank=rank, size=size, local_rank=local_rank, launcher=launcher)
     return None
 
@@ -83,7 +87,7 @@ def find_rank() -> RankInfo:
 
 
 def find_rendezvous(info: RankInfo) -> Rendezvous:
-    """Where the ranks meet: MASTER_ADDR and MASTER_PORT, and what the launcher tells in place of one that is not set.
+    """Where the ranks meet: MASTER_ADDR and MASTER_PORT, or what the launcher tells where one is not set.
 
     Raises:
         UserError: there are several hosts and nothing tells the address of the first.
@@ -140,12 +144,6 @@ def _check_resolves(address: str) -> None:
         raise UserError(
             f"{socket.gethostname()} cannot resolve {address}, the host of rank 0; set MASTER_ADDR to its IP address"
         ) from None
-
-
-_MPI_REMEDY = (
-    "set MPI4PY_LIBMPI to the library of the MPI that mpirun belongs to,"
-    " or set RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR"
-)
 
 
 def _ask_mpi() -> tuple[RankInfo, Rendezvous]:

@@ -18,13 +18,18 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--deepspeed", action="store_true")
     parser.add_argument("--fail", action="store_true", help="rank 1 exits while rank 0 waits for it")
+    parser.add_argument("--own-mpi", action="store_true", help="use MPI here too, before and after the start")
     arguments = parser.parse_args()
+    if arguments.own_mpi:
+        from mpi4py import MPI
     try:
         if arguments.fail and find_rank().rank == 1:
             return 3
         world = start_world()
     except UserError as error:
         return exit_with_user_error(error)
+    if arguments.own_mpi:
+        MPI.COMM_WORLD.Barrier()
     if arguments.deepspeed:
         start_deepspeed()
     found = {

@@ -86,8 +86,9 @@ def test_variables_tell_the_ranks_and_mpi4py_is_not_imported(mpi: Mpi, tmp_path:
     assert found_in(tmp_path) == two_ranks(local_ranks=(0, 1), address="127.0.0.1", mpi4py=False)
 
 
-def test_mpi_tells_the_ranks_where_variables_do_not(mpi: Mpi, tmp_path: Path) -> None:
-    finished = mpi.run(mpi.one_host, folder=tmp_path, without=mpi.telling)
+@pytest.mark.parametrize("options", [[], ["--own-mpi"]], ids=["", "script uses MPI itself"])
+def test_mpi_tells_the_ranks_where_variables_do_not(mpi: Mpi, options: list[str], tmp_path: Path) -> None:
+    finished = mpi.run(mpi.one_host, *options, folder=tmp_path, without=mpi.telling)
     assert finished.returncode == 0, show(finished)
     assert found_in(tmp_path) == two_ranks(local_ranks=(0, 1), address="127.0.0.1", mpi4py=True)
 

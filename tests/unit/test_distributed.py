@@ -99,7 +99,10 @@ def test_rank_comes_from_the_launcher(
         ({"RANK": "2"}, "RANK or WORLD_SIZE is set, but not WORLD_SIZE, LOCAL_RANK"),
         ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK or WORLD_SIZE is set, but not RANK"),
         ({"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK=x is not an integer"),
-        ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK=2, WORLD_SIZE=2, LOCAL_RANK=0 describe no rank"),
+        (
+            {"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+            "RANK=2, WORLD_SIZE=2, LOCAL_RANK=0 do not describe a rank",
+        ),
         ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, "MASTER_ADDR is not set"),
         (TORCHRUN | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "http"}, "MASTER_PORT=http is not an integer"),
         # An MPI that does not tell local ranks, and whose library is not here.
