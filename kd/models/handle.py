@@ -4,7 +4,6 @@ Gathering and releasing parameters, dummy forwards, heads, accumulation boundari
 live here; a method sees none of them.
 """
 
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -69,7 +68,7 @@ class ModelHandle:
         self._vocabulary_size = context.vocabulary.size
         byte_budget = context.config.engine.loss_chunk_mib * 2**20
         self._chunk_size = chunk_rows(context.vocabulary.size, byte_budget=byte_budget)
-        self._head: weakref.ref[Head] | None = None
+        self._head: Head | None = None
 
     @property
     def is_collective(self) -> bool:
@@ -82,10 +81,12 @@ class ModelHandle:
 
     def pause(self) -> None:
         """Release what forward passes have gathered, before another model works on the same global batch."""
+        self._head = None
         self.engine.pause()
 
     def release(self) -> None:
         """Partition all parameters."""
+        self._head = None
         self.engine.release()
 
     def discard(self) -> None:
@@ -106,12 +107,10 @@ class ModelHandle:
         return Outputs(hidden=hidden, head=self._current_head())
 
     def _current_head(self) -> Head:
-        """The head as it is now, gathered once for as long as some outputs refer to it."""
-        head = None if self._head is None else self._head()
-        if head is None:
-            head = self._read_head()
-            self._head = weakref.ref(head)
-        return head
+        """The head, gathered once until the model is updated, paused or released."""
+        if self._head is None:
+            self._head = self._read_head()
+        return self._head
 
     def _read_head(self) -> Head:
         parameters = self.view.head_parameters
@@ -178,7 +177,6 @@ class TrainedHandle(ModelHandle):
         self._recorder.record(f"{self.metric_prefix}learning_rate", learning_rate)
         self._recorder.record(f"{self.metric_prefix}grad_norm", self.engine.grad_norm)
         self._has_gradient = False
-        # The update may have changed it.
         self._head = None
 
     def discard(self) -> None:
