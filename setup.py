@@ -26,6 +26,7 @@ setup(
         "jaxtyping>=0.3",
         "jinja2>=3.1",
         "numpy>=1.26",
+        "pandas>=2.2",
         # LoRA on teacher and student.
         "peft>=0.18",
         "psutil>=5.9",
