@@ -5,7 +5,6 @@ import pandas as pd
 from evaluation.exposure_bias.picture import make_figure
 from evaluation.report.findings import Findings
 from evaluation.report.page import ERROR, HIGH, LOW, Section, Table, picture
-from evaluation.report.samples import friendliness_samples
 
 _DISTANCES = {
     "initial.forward_kl": "KL(p‖q), initial student",
@@ -70,7 +69,7 @@ def friendliness_section(findings: Findings) -> Section:
     return Section(
         key="student-friendliness",
         title="Effect of the prompt on the teacher",
-        tables=[table, friendliness_samples(outputs, limit=findings.num_samples)] if outputs else [],
+        tables=[table] if outputs else [],
     )
 
 

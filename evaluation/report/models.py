@@ -19,10 +19,10 @@ from evaluation.report.outputs import Output
 from evaluation.report.training import TrainingRun
 from kd.models.soft_prompt import FILE_NAME as PROMPT_FILE
 
+Entry = dict[str, Any]
+"""A part of results.json."""
 Role = Literal["teacher", "teacher with prompt", "start", "student", "other"]
 """In the order of the page."""
-Benchmark = dict[str, Any]
-"""A benchmark's entry in results.json."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,7 +49,7 @@ class Model:
         return self.run.method if self.run is not None and self.role == "student" else ""
 
     @property
-    def benchmarks(self) -> dict[str, Benchmark]:
+    def benchmarks(self) -> dict[str, Entry]:
         """Results by benchmark."""
         return {name: entry for one in self.evaluations for name, entry in one.results["benchmarks"].items()}
 
@@ -75,6 +75,11 @@ def match_models(evaluations: Sequence[Output], trainings: Sequence[TrainingRun]
         named,
         key=lambda model: (get_args(Role).index(model.role), -1 if model.run is None else order.index(model.run.name)),
     )
+
+
+def metrics_of(benchmark: Entry) -> dict[str, Entry]:
+    """The metrics of a benchmark's entry: whatever has a value for each seed."""
+    return {name: value for name, value in benchmark.items() if isinstance(value, dict) and "per_seed" in value}
 
 
 def count_values(path: Path) -> int:

@@ -10,22 +10,14 @@ from evaluation.report.training import TrainingRun, read_text, read_training
 from evaluation.short_names import short_names
 from kd.errors import UserError
 
-# A directory is an output if it has all of the files; the first one holds the results.
-_FILES = {
-    "training": ("metrics.jsonl", "config.yaml"),
-    "evaluation": ("results.json", "generations"),
-    "exposure bias": ("exposure_bias.json",),
-    "student-friendliness": ("student_friendliness.json",),
-    "judge": ("judge.json",),
-    "bench": ("cost.json",),
-}
-# Keys without which a file is not what the command writes.
-_REQUIRED = {
-    "evaluation": ("model", "soft_prompt", "benchmarks"),
-    "exposure bias": ("teacher", "data", "num_requests", "students", "progress"),
-    "student-friendliness": ("sets", "examples"),
-    "judge": ("judge", "scores"),
-    "bench": ("preset_name", "machine", "costs"),
+# For each kind of output, the files that its directory has, the results first, and the keys that results must have.
+_KINDS = {
+    "training": (("metrics.jsonl", "config.yaml"), ()),
+    "evaluation": (("results.json", "generations"), ("model", "soft_prompt", "benchmarks")),
+    "exposure bias": (("exposure_bias.json",), ("teacher", "data", "num_requests", "students", "progress")),
+    "student-friendliness": (("student_friendliness.json",), ("sets",)),
+    "judge": (("judge.json",), ("judge", "scores")),
+    "bench": (("cost.json",), ("preset_name", "machine", "costs")),
 }
 # Directories of a run that hold weights.
 _WITHOUT_OUTPUTS = frozenset({"best", "checkpoints", "exports", "final", "tensorboard"})
@@ -60,13 +52,13 @@ def find_outputs(directories: Sequence[Path]) -> Outputs:
     Raises:
         UserError: a directory without outputs, or a broken file.
     """
-    found: dict[str, dict[Path, Path]] = {kind: {} for kind in _FILES}
+    found: dict[str, dict[Path, Path]] = {kind: {} for kind in _KINDS}
     for directory in directories:
         if not directory.is_dir():
             raise UserError(f"--runs {directory}: is not a directory; give outputs of the toolkit's commands")
         outputs = list(_walk(directory))
         if not outputs:
-            expected = "; ".join(f"{' and '.join(names)} ({kind})" for kind, names in _FILES.items())
+            expected = "; ".join(f"{' and '.join(names)} ({kind})" for kind, (names, _) in _KINDS.items())
             raise UserError(f"--runs {directory}: has no outputs, in it or below; expected {expected}")
         for kind, place in outputs:
             found[kind].setdefault(place.resolve(), place)
@@ -74,7 +66,7 @@ def find_outputs(directories: Sequence[Path]) -> Outputs:
 
     def read(kind: str) -> list[Output]:
         return [
-            Output(directory=place, name=name, results=_read_results(place / _FILES[kind][0], kind=kind))
+            Output(directory=place, name=name, results=_read_results(place, kind=kind))
             for place, name in zip(*named[kind], strict=True)
         ]
 
@@ -88,12 +80,14 @@ def find_outputs(directories: Sequence[Path]) -> Outputs:
     )
 
 
-def _read_results(path: Path, *, kind: str) -> dict[str, Any]:
+def _read_results(directory: Path, *, kind: str) -> dict[str, Any]:
+    files, required = _KINDS[kind]
+    path = directory / files[0]
     try:
         results = json.loads(read_text(path))
     except ValueError:
         raise UserError(f"{path}: is not JSON; write it again, or give another --runs") from None
-    lacking = [key for key in _REQUIRED[kind] if not isinstance(results, dict) or key not in results]
+    lacking = [key for key in required if not isinstance(results, dict) or key not in results]
     if lacking:
         raise UserError(f"{path}: has no {lacking[0]}; write it again with this version of the toolkit")
     return dict(results)
@@ -105,7 +99,7 @@ def _walk(directory: Path) -> Iterator[tuple[str, Path]]:
         entries = {entry.name: entry for entry in directory.iterdir()}
     except OSError as error:
         raise UserError(f"{directory}: cannot be read ({error.strerror}); give another --runs") from None
-    kinds = [kind for kind, names in _FILES.items() if all(name in entries for name in names)]
+    kinds = [kind for kind, (names, _) in _KINDS.items() if all(name in entries for name in names)]
     yield from ((kind, directory) for kind in kinds)
     if kinds and "training" not in kinds:
         return

@@ -6,7 +6,7 @@ import pandas as pd
 
 from evaluation.compare import paired_difference, read_row_scores
 from evaluation.report.findings import MEAN, Findings
-from evaluation.report.models import Model
+from evaluation.report.models import Model, metrics_of
 from evaluation.report.page import ERROR, HIGH, LOW, Axes, Picture, Section, Table, draw
 
 _BAR = 0.3
@@ -27,16 +27,17 @@ def scores_section(findings: Findings) -> Section:
     return Section(key=section.key, title=section.title, pictures=pictures, tables=tables)
 
 
-def best_students(frame: pd.DataFrame, *, students: Sequence[bool]) -> pd.DataFrame:
-    """Mark the best score of each column among students of one size, where there are several.
+def best_students(frame: pd.DataFrame, *, students: Sequence[bool], by: Sequence[str]) -> pd.DataFrame:
+    """Mark the best number of each column among students of one group, where there are several.
 
     Args:
-        frame: scores, and the columns model, parameters and method.
         students: for each row, whether it is a student's.
+        by: columns whose values make the groups.
     """
-    scores = frame.drop(columns=["model", "parameters", "method"])[list(students)]
-    of_a_size = scores.groupby(frame["parameters"])
-    is_best = (scores == of_a_size.transform("max")) & (of_a_size.transform("count") > 1)
+    numbers = frame.select_dtypes("number").columns
+    scores = frame.loc[list(students), numbers]
+    groups = scores.groupby([frame[name] for name in by])
+    is_best = (scores == groups.transform("max")) & (groups.transform("count") > 1)
     return is_best.reindex(frame.index, fill_value=False)
 
 
@@ -47,7 +48,7 @@ def _scores_table(findings: Findings) -> Table:
     )
     if MEAN in frame:
         note += f" {MEAN.capitalize()}: over {', '.join(findings.shared_benchmarks)}."
-    best = best_students(frame, students=[model.is_student for model in findings.models])
+    best = best_students(frame, students=[model.is_student for model in findings.models], by=["parameters"])
     return Table(key="scores", title=findings.label, frame=frame, note=note, best=best)
 
 
@@ -122,10 +123,7 @@ def _details_table(findings: Findings) -> Table:
         for model in (model for model in findings.models if benchmark in model.benchmarks):
             entry = model.benchmarks[benchmark]
             row: dict[str, object] = {"benchmark": benchmark, "model": model.name}
-            # Whatever has a value for each seed is a metric.
-            for name, score in (
-                (name, one) for name, one in entry.items() if isinstance(one, dict) and "per_seed" in one
-            ):
+            for name, score in metrics_of(entry).items():
                 row |= {name: score["mean"], name + ERROR: score["standard_error"]}
                 row |= {f"{name}, error over rows": score["standard_error_over_rows"], "seeds": len(score["per_seed"])}
             decoding = entry["decoding"]

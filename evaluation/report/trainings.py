@@ -33,7 +33,7 @@ def trainings_section(findings: Findings) -> Section:
 def settings_section(findings: Findings) -> Section:
     """Configuration, versions and devices where they differ; empty if nothing differs."""
     runs = findings.outputs.trainings
-    values = pd.DataFrame({run.name: {**run.settings, **run.conditions} for run in runs}).map(_shown)
+    values = pd.DataFrame({run.name: {**run.settings, **run.conditions} for run in runs}).map(shown)
     differing = values[values.nunique(axis=1) > 1].drop(index="run.dir", errors="ignore")
     table = Table(
         key="settings",
@@ -44,12 +44,14 @@ def settings_section(findings: Findings) -> Section:
     return Section(key="settings", title="Differences between the runs", tables=[] if differing.empty else [table])
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A setting as text; – where a run does not have it."""
     if isinstance(value, list):
         return ", ".join(map(str, value))
     if value is None or value != value:
         return "–"
-    return str(value).lower() if isinstance(value, bool) else " ".join(str(value).split())
+    text = " ".join(str(value).split()).removesuffix(".0")
+    return text.lower() if isinstance(value, bool) else text
 
 
 def _runs_table(findings: Findings) -> Table:
@@ -61,8 +63,8 @@ def _runs_table(findings: Findings) -> Table:
             "run": run.name,
             "method": run.method,
             "steps": str(run.num_steps) if planned in (None, run.num_steps) else f"{run.num_steps} of {planned}",
-            "global batch": _shown(settings.get("schedule.global_batch")),
-            "learning rate": _shown(settings.get("optimizer.learning_rate")),
+            "global batch": shown(settings.get("schedule.global_batch")),
+            "learning rate": shown(settings.get("optimizer.learning_rate")),
             "minutes": (run.seconds or 0.0) / 60,
             "s per step": None if run.seconds is None else run.seconds / run.num_steps,
             "peak memory [GB]": metrics["peak_memory_bytes"].max() / 1e9,

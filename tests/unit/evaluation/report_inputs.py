@@ -32,6 +32,17 @@ def write_training(directory: Path, *, num_steps: int = 4, weights: int = 6, **s
         "model": {"teacher": "somewhere/teacher", "student": "somewhere/student"},
         "data": {"train": "train.jsonl", "validation": "validation.jsonl", "max_prompt_tokens": 100},
         "generation": {"max_new_tokens": 32},
+        "optimizer": {"learning_rate": 5e-6},
+        "prompt": {
+            "length": 7,
+            "init": "text",
+            "learning_rate": 1e-3,
+            "regularization": "linear",
+            "kd_divergence": "reverse_kl",
+            "regularization_divergence": "reverse_kl",
+        },
+        "schedule": {"steps": 1000, "epochs": None, "global_batch": 8, "micro_batch": 4},
+        "teacher_lora": {"rank": 0, "alpha": 32.0},
         "run": {"dir": str(directory)},
     }
     for name, section in sections.items():
