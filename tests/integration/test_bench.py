@@ -13,7 +13,8 @@ from evaluation.bench.inputs import write_inputs
 from evaluation.bench.launching import run_ranks
 from evaluation.bench.peer_trl import measure_trl
 from evaluation.bench.presets import PRESETS
-from evaluation.report.formats import CostResults, read_json
+from evaluation.report.analyses import costs_section
+from evaluation.report.findings import read_findings
 from kd.errors import UserError
 from tests.integration import cost_jobs as jobs
 from tests.integration.tiny_run import launch
@@ -32,8 +33,8 @@ def test_a_step_is_measured_in_parts_beside_its_floor(tmp_path: Path) -> None:
     assert {path.name for path in out.iterdir()} == {"cost.json", "cost.png", "cost.svg", "runs"}
     found = json.loads((out / "cost.json").read_text(encoding="utf-8"))
     assert found["machine"]["num_ranks"] == 2
-    # What evaluation.report reads of it.
-    assert read_json(out / "cost.json", CostResults).costs[0].case.method == "promptkd"
+    [table] = costs_section(read_findings([out], metric="rougeL", base=None, num_samples=0)).tables
+    assert table.frame["method"][0] == "promptkd" and table.frame["s per step"][0] == found["costs"][0]["step_seconds"]
     [cost] = found["costs"]
     assert cost["case"] == {"method": "promptkd", "zero_stage": 3, "gather": "auto"}
     assert len(cost["all_step_seconds"]) == 2
