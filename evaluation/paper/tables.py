@@ -98,11 +98,12 @@ def table3(findings: Findings) -> Section:
         for method, cost in published["methods"].items()
     ]
     columns = ["source", "method", "MA [GB]", "CA [GB]", "step [s]", "time [h]"]
-    parts = [_relative(pd.DataFrame(rows, columns=columns)) for rows in (runs, steps, paper) if rows]
+    numbers = dict.fromkeys(columns[2:], float)
+    parts = [_relative(pd.DataFrame(rows, columns=columns).astype(numbers)) for rows in (runs, steps, paper) if rows]
     table = Table(
         key="table3",
         title="Memory and time",
-        frame=pd.concat(parts, ignore_index=True).astype(dict.fromkeys(columns[2:], float)),
+        frame=pd.concat(parts, ignore_index=True),
         digits={"MA [GB]": 2, "CA [GB]": 2, "step [s]": 3, "time [h]": 4, "time ÷ PromptKD’s": 2},
         note=(
             "MA: most memory that one rank allocated, CA: most that its allocator reserved (GB = 10⁹ bytes); on a CPU,"

@@ -118,34 +118,25 @@ def _difference(findings: Findings, base: Model, other: Model, *, benchmark: str
 
 
 def _details_table(findings: Findings) -> Table:
-    rows = []
-    for benchmark in findings.benchmarks:
-        for model in (model for model in findings.models if benchmark in model.benchmarks):
-            entry = model.benchmarks[benchmark]
-            row: dict[str, object] = {"benchmark": benchmark, "model": model.name}
-            for name, score in metrics_of(entry).items():
-                row |= {name: score["mean"], name + ERROR: score["standard_error"]}
-                row |= {f"{name}, error over rows": score["standard_error_over_rows"], "seeds": len(score["per_seed"])}
-            decoding = entry["decoding"]
-            choice = "greedy" if decoding["greedy"] else f"temperature {decoding['temperature']:g}"
-            rows.append(
-                row
-                | {
-                    "rows": entry["num_samples"],
-                    "truncated %": 100 * entry["truncated_share"],
-                    "empty %": 100 * entry["empty_share"],
-                    "tokens": entry["response_tokens"]["mean"],
-                    "decoding": f"{choice}, {decoding['max_new_tokens']} tokens",
-                }
-            )
+    evaluated = [(name, model) for name in findings.benchmarks for model in findings.models if name in model.benchmarks]
+    entries = [{"benchmark": name, "model": model.name, **model.benchmarks[name]} for name, model in evaluated]
+    metrics = dict.fromkeys(name for entry in entries for name in metrics_of(entry))
+    columns = {"benchmark": "benchmark", "model": "model"}
+    for name in metrics:
+        columns |= {f"{name}.mean": name, f"{name}.standard_error": name + ERROR}
+        columns |= {f"{name}.standard_error_over_rows": f"{name}, error over rows"}
+    columns |= {"num_samples": "rows", "truncated_share": "truncated", "empty_share": "empty"}
+    columns |= {"response_tokens.mean": "tokens", "decoding.max_new_tokens": "at most", "decoding.greedy": "greedy"}
+    columns |= {"decoding.temperature": "temperature"}
+    frame = pd.json_normalize(entries).rename(columns=columns).reindex(columns=list(columns.values()))
     return Table(
         key="evaluations",
         title="All evaluations",
-        frame=pd.DataFrame(rows).infer_objects(),
-        digits={"rows": 0, "seeds": 0},
+        frame=frame.astype({"greedy": str} | {name + ERROR: float for name in metrics}),
+        digits={"rows": 0, "truncated": 3, "empty": 3, "at most": 0},
         note=(
             "±: standard error over the seeds, what other samples of the same rows would change. Error over rows: what"
-            " other rows would change. Truncated: responses without an end-of-sequence token within the limit. Tokens:"
-            " mean length of the responses."
+            " other rows would change. Truncated: share of responses without an end-of-sequence token within the limit."
+            " Tokens: mean length of the responses."
         ),
     )
