@@ -1,5 +1,6 @@
 """Tables 1, 3, 4 and 6: your numbers above the paper's."""
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -12,14 +13,25 @@ from evaluation.paper.published import (
     published_table4,
     published_table6,
 )
+from evaluation.report.analyses import costs_section, judge_section
 from evaluation.report.findings import MEAN, Findings
 from evaluation.report.page import ERROR, Section, Table
 from evaluation.report.scores import best_students
+from evaluation.report.trainings import runs_table
 
 OWN = "these runs"
 """Source of the numbers that are not the paper's."""
-_REFERENCE = "promptkd"
-"""Table 3 compares times with this method's."""
+_COSTS = {
+    "run": "source",
+    "preset": "source",
+    "peak memory [GB]": "MA [GB]",
+    "allocated [GB]": "MA [GB]",
+    "allocated_gb": "MA [GB]",
+    "reserved [GB]": "CA [GB]",
+    "cached_gb": "CA [GB]",
+    "s per step": "step [s]",
+    "hours": "time [h]",
+}
 
 
 def table1(findings: Findings, *, families: Sequence[str]) -> Section:
@@ -64,60 +76,32 @@ def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
 
 def table3(findings: Findings) -> Section:
     """Memory and time of the trainings, of the steps that evaluation.bench measured, and of the paper's trainings."""
-    runs = [
-        {
-            "source": f"training {run.name}",
-            "method": run.method,
-            "MA [GB]": run.metrics["peak_memory_bytes"].max() / 1e9,
-            "step [s]": run.seconds / run.num_steps,
-            "time [h]": run.seconds / 3600,
-        }
-        for run in findings.outputs.trainings
-        if run.seconds is not None
-    ]
-    steps = [
-        {
-            "source": f"steps of preset {output.results['preset_name']}",
-            "method": entry["case"]["method"],
-            "MA [GB]": entry["peak"]["allocated"] / 1e9,
-            "CA [GB]": None if entry["peak"]["reserved"] is None else entry["peak"]["reserved"] / 1e9,
-            "step [s]": entry["step_seconds"],
-        }
-        for output in findings.outputs.costs
-        for entry in output.results["costs"]
-    ]
+    runs = runs_table(findings).frame if findings.outputs.trainings else pd.DataFrame()
+    own = [frame for frame in (runs, *(table.frame for table in costs_section(findings).tables)) if len(frame)]
     published = PUBLISHED["table3"]
-    paper = [
-        {
-            "source": "paper",
-            "method": method,
-            "MA [GB]": cost["allocated_gb"],
-            "CA [GB]": cost["cached_gb"],
-            "time [h]": cost["hours"],
-        }
-        for method, cost in published["methods"].items()
-    ]
-    columns = ["source", "method", "MA [GB]", "CA [GB]", "step [s]", "time [h]"]
-    numbers = dict.fromkeys(columns[2:], float)
-    parts = [_relative(pd.DataFrame(rows, columns=columns).astype(numbers)) for rows in (runs, steps, paper) if rows]
+    paper = pd.DataFrame.from_dict(published["methods"], orient="index").reset_index(names="method")
     table = Table(
         key="table3",
         title="Memory and time",
-        frame=pd.concat(parts, ignore_index=True),
+        frame=pd.concat([_costs(frame) for frame in (*own, paper.assign(run="paper"))], ignore_index=True),
         digits={"MA [GB]": 2, "CA [GB]": 2, "step [s]": 3, "time [h]": 4, "time ÷ PromptKD’s": 2},
         note=(
             "MA: most memory that one rank allocated, CA: most that its allocator reserved (GB = 10⁹ bytes); on a CPU,"
             f" MA is resident memory. Time of the optimizer steps. Paper: {published['setting']}. {published['remark']}"
         ),
     )
-    return Section(key="table3", title="Table 3", tables=[table] if runs or steps else [])
+    return Section(key="table3", title="Table 3", tables=[table] if own else [])
 
 
-def _relative(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add the time of each row relative to PromptKD's, if one row is PromptKD's."""
-    seconds = frame["time [h]"].fillna(frame["step [s]"])
-    reference = seconds[frame["method"].str.lower() == _REFERENCE]
-    return frame.assign(**{"time ÷ PromptKD’s": seconds / reference.iloc[0] if len(reference) == 1 else float("nan")})
+def _costs(frame: pd.DataFrame) -> pd.DataFrame:
+    """The columns of Table 3, with the time of each row relative to PromptKD's if one row is PromptKD's."""
+    hours = {"hours": frame["minutes"] / 60} if "minutes" in frame else {}
+    numbers = ["MA [GB]", "CA [GB]", "step [s]", "time [h]"]
+    frame = frame.assign(**hours).rename(columns=_COSTS).reindex(columns=["source", "method", *numbers])
+    frame = frame.astype(dict.fromkeys(numbers, float))
+    times = frame["time [h]"].fillna(frame["step [s]"])
+    reference = times[frame["method"].str.lower() == "promptkd"]
+    return frame.assign(**{"time ÷ PromptKD’s": times / reference.iloc[0] if len(reference) == 1 else math.nan})
 
 
 def table4(findings: Findings, *, families: Sequence[str]) -> Section:
@@ -132,7 +116,7 @@ def table4(findings: Findings, *, families: Sequence[str]) -> Section:
         )
     }
     own = []
-    for output in findings.outputs.friendliness:
+    for output in findings.outputs.results["student_friendliness"]:
         for direction, title in (("forward_kl", "KL(p‖q)"), ("reverse_kl", "KL(q‖p)")):
             for condition in ("without_prompt", "with_prompt"):
                 row = {"source": f"{output.name}, {title}", "teacher": condition.replace("_", " ")}
@@ -154,16 +138,11 @@ def table4(findings: Findings, *, families: Sequence[str]) -> Section:
 
 def table6(findings: Findings) -> Section:
     """Feedback scores; the paper's are of use beside scores on its benchmarks."""
-    own = [
-        {"source": f"judge {output.results['judge']['model']}", "model": model}
-        | {column_of(name): score["score"] for name, score in scores.items()}
-        for output in findings.outputs.judgements
-        for model, scores in output.results["scores"].items()
-    ]
-    table = Table(
-        key="table6",
-        title="Feedback scores",
-        frame=_ordered(pd.concat([pd.DataFrame(own), published_table6()], ignore_index=True)),
-        note=f"Σ scores of the model / Σ scores of the references × 100. Paper: {PUBLISHED['table6']['setting']}.",
-    )
-    return Section(key="table6", title="Table 6", tables=[table] if own else [])
+    tables = []
+    for judged in judge_section(findings).tables:
+        own = judged.frame.pivot_table("score", ["judge", "model"], "benchmark", sort=False).reset_index()
+        own = own.rename(columns=column_of).rename(columns={"judge": "source"})
+        frame = _ordered(pd.concat([own, published_table6()], ignore_index=True))
+        note = f"{judged.note} Scores of one judge for one model are averaged. Paper: {PUBLISHED['table6']['setting']}."
+        tables.append(Table(key="table6", title=judged.title, frame=frame, note=note))
+    return Section(key="table6", title="Table 6", tables=tables)

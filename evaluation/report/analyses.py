@@ -26,7 +26,7 @@ _COSTS = {
 def exposure_section(findings: Findings) -> Section:
     """Figure 3 for each output of evaluation.exposure_bias; empty without one."""
     pictures = []
-    for index, output in enumerate(findings.outputs.exposure_bias, start=1):
+    for index, output in enumerate(findings.outputs.results["exposure_bias"], start=1):
         found = output.results
         source = f"{found['num_requests']} prompts of {found['data']}, teacher {found['teacher']}"
         pictures.append(picture(f"exposure-bias-{index}", make_figure(found), description=f"ExAccErr. {source}."))
@@ -44,7 +44,7 @@ def exposure_section(findings: Findings) -> Section:
 
 def friendliness_section(findings: Findings) -> Section:
     """The teacher with and without its prompt; empty without an output of evaluation.student_friendliness."""
-    outputs = findings.outputs.friendliness
+    outputs = findings.outputs.results["student_friendliness"]
     frame = pd.json_normalize(
         [
             {"output": output.name, "rows": name, "teacher": condition.replace("_", " "), **measured[condition]}
@@ -85,7 +85,7 @@ def judge_section(findings: Findings) -> Section:
             "comparisons": score["num_judged"],
             "without scores": score["num_rejected"] + score["num_unanswered"],
         }
-        for output in findings.outputs.judgements
+        for output in findings.outputs.results["judge"]
         for model, scores in output.results["scores"].items()
         for benchmark, score in scores.items()
     ]
@@ -105,7 +105,7 @@ def judge_section(findings: Findings) -> Section:
 def costs_section(findings: Findings) -> Section:
     """Costs of a step; empty without an output of evaluation.bench."""
     entries = []
-    for results in (output.results for output in findings.outputs.costs):
+    for results in (output.results for output in findings.outputs.results["bench"]):
         machine = results["machine"]
         device = (machine["gpus"] or [machine["cpu"]])[0]
         known = {"preset": results["preset_name"], "device": device, "ranks": machine["num_ranks"]}

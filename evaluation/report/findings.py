@@ -94,7 +94,7 @@ def read_findings(directories: Sequence[Path], *, metric: Metric, base: str | No
         UserError: a directory without outputs, a broken file, or no model named `base`.
     """
     outputs = find_outputs(directories)
-    models = match_models(outputs.evaluations, outputs.trainings)
+    models = match_models(outputs.results["evaluation"], outputs.trainings)
     students = [model for model in models if model.is_student]
     if base is None:
         chosen = next((one for one in students if one.method == FIRST_METHOD), students[0] if students else None)

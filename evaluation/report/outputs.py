@@ -10,14 +10,22 @@ from evaluation.report.training import TrainingRun, read_text, read_training
 from evaluation.short_names import short_names
 from kd.errors import UserError
 
-# For each kind of output, the files that its directory has, the results first, and the keys that results must have.
-_KINDS = {
-    "training": (("metrics.jsonl", "config.yaml"), ()),
-    "evaluation": (("results.json", "generations"), ("model", "soft_prompt", "benchmarks")),
-    "exposure bias": (("exposure_bias.json",), ("teacher", "data", "num_requests", "students", "progress")),
-    "student-friendliness": (("student_friendliness.json",), ("sets",)),
-    "judge": (("judge.json",), ("judge", "scores")),
-    "bench": (("cost.json",), ("preset_name", "machine", "costs")),
+# The files that a directory of each kind has; the first one holds the results.
+_FILES = {
+    "training": ("metrics.jsonl", "config.yaml"),
+    "evaluation": ("results.json", "generations"),
+    "exposure_bias": ("exposure_bias.json",),
+    "student_friendliness": ("student_friendliness.json",),
+    "judge": ("judge.json",),
+    "bench": ("cost.json",),
+}
+# The keys that results must have.
+_REQUIRED = {
+    "evaluation": ("model", "soft_prompt", "benchmarks"),
+    "exposure_bias": ("teacher", "data", "num_requests", "students", "progress"),
+    "student_friendliness": ("sets",),
+    "judge": ("judge", "scores"),
+    "bench": ("preset_name", "machine", "costs"),
 }
 # Directories of a run that hold weights.
 _WITHOUT_OUTPUTS = frozenset({"best", "checkpoints", "exports", "final", "tensorboard"})
@@ -37,11 +45,8 @@ class Outputs:
     """Everything that was found, in the order of --runs, and by name within one of them."""
 
     trainings: list[TrainingRun]
-    evaluations: list[Output]
-    exposure_bias: list[Output]
-    friendliness: list[Output]
-    judgements: list[Output]
-    costs: list[Output]
+    results: dict[str, list[Output]]
+    """By what was measured: evaluation, exposure_bias, student_friendliness, judge or bench."""
 
 
 def find_outputs(directories: Sequence[Path]) -> Outputs:
@@ -52,42 +57,33 @@ def find_outputs(directories: Sequence[Path]) -> Outputs:
     Raises:
         UserError: a directory without outputs, or a broken file.
     """
-    found: dict[str, dict[Path, Path]] = {kind: {} for kind in _KINDS}
+    found: dict[str, dict[Path, Path]] = {kind: {} for kind in _FILES}
     for directory in directories:
         if not directory.is_dir():
             raise UserError(f"--runs {directory}: is not a directory; give outputs of the toolkit's commands")
         outputs = list(_walk(directory))
         if not outputs:
-            expected = "; ".join(f"{' and '.join(names)} ({kind})" for kind, (names, _) in _KINDS.items())
-            raise UserError(f"--runs {directory}: has no outputs, in it or below; expected {expected}")
+            expected = "; ".join(" and ".join(names) for names in _FILES.values())
+            raise UserError(f"--runs {directory}: has no outputs, in it or below; expected one of: {expected}")
         for kind, place in outputs:
             found[kind].setdefault(place.resolve(), place)
-    named = {kind: (list(places.values()), short_names(list(places.values()))) for kind, places in found.items()}
-
-    def read(kind: str) -> list[Output]:
-        return [
-            Output(directory=place, name=name, results=_read_results(place, kind=kind))
-            for place, name in zip(*named[kind], strict=True)
-        ]
-
+    named = {kind: list(zip(short_names(list(of.values())), of.values(), strict=True)) for kind, of in found.items()}
     return Outputs(
-        trainings=[read_training(place, name=name) for place, name in zip(*named["training"], strict=True)],
-        evaluations=read("evaluation"),
-        exposure_bias=read("exposure bias"),
-        friendliness=read("student-friendliness"),
-        judgements=read("judge"),
-        costs=read("bench"),
+        trainings=[read_training(place, name=name) for name, place in named["training"]],
+        results={
+            kind: [Output(directory=place, name=name, results=_read(place, kind=kind)) for name, place in named[kind]]
+            for kind in _REQUIRED
+        },
     )
 
 
-def _read_results(directory: Path, *, kind: str) -> dict[str, Any]:
-    files, required = _KINDS[kind]
-    path = directory / files[0]
+def _read(directory: Path, *, kind: str) -> dict[str, Any]:
+    path = directory / _FILES[kind][0]
     try:
         results = json.loads(read_text(path))
     except ValueError:
         raise UserError(f"{path}: is not JSON; write it again, or give another --runs") from None
-    lacking = [key for key in required if not isinstance(results, dict) or key not in results]
+    lacking = [key for key in _REQUIRED[kind] if not isinstance(results, dict) or key not in results]
     if lacking:
         raise UserError(f"{path}: has no {lacking[0]}; write it again with this version of the toolkit")
     return dict(results)
@@ -99,7 +95,7 @@ def _walk(directory: Path) -> Iterator[tuple[str, Path]]:
         entries = {entry.name: entry for entry in directory.iterdir()}
     except OSError as error:
         raise UserError(f"{directory}: cannot be read ({error.strerror}); give another --runs") from None
-    kinds = [kind for kind, (names, _) in _KINDS.items() if all(name in entries for name in names)]
+    kinds = [kind for kind, names in _FILES.items() if all(name in entries for name in names)]
     yield from ((kind, directory) for kind in kinds)
     if kinds and "training" not in kinds:
         return

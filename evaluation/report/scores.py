@@ -120,12 +120,14 @@ def _difference(findings: Findings, base: Model, other: Model, *, benchmark: str
 def _details_table(findings: Findings) -> Table:
     evaluated = [(name, model) for name in findings.benchmarks for model in findings.models if name in model.benchmarks]
     entries = [{"benchmark": name, "model": model.name, **model.benchmarks[name]} for name, model in evaluated]
+    for entry in entries:
+        entry["seeds"] = max(len(metric["per_seed"]) for metric in metrics_of(entry).values())
     metrics = dict.fromkeys(name for entry in entries for name in metrics_of(entry))
     columns = {"benchmark": "benchmark", "model": "model"}
     for name in metrics:
         columns |= {f"{name}.mean": name, f"{name}.standard_error": name + ERROR}
         columns |= {f"{name}.standard_error_over_rows": f"{name}, error over rows"}
-    columns |= {"num_samples": "rows", "truncated_share": "truncated", "empty_share": "empty"}
+    columns |= {"num_samples": "rows", "seeds": "seeds", "truncated_share": "truncated", "empty_share": "empty"}
     columns |= {"response_tokens.mean": "tokens", "decoding.max_new_tokens": "at most", "decoding.greedy": "greedy"}
     columns |= {"decoding.temperature": "temperature"}
     frame = pd.json_normalize(entries).rename(columns=columns).reindex(columns=list(columns.values()))
@@ -133,7 +135,7 @@ def _details_table(findings: Findings) -> Table:
         key="evaluations",
         title="All evaluations",
         frame=frame.astype({"greedy": str} | {name + ERROR: float for name in metrics}),
-        digits={"rows": 0, "truncated": 3, "empty": 3, "at most": 0},
+        digits={"rows": 0, "seeds": 0, "truncated": 3, "empty": 3, "at most": 0},
         note=(
             "±: standard error over the seeds, what other samples of the same rows would change. Error over rows: what"
             " other rows would change. Truncated: share of responses without an end-of-sequence token within the limit."

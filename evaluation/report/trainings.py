@@ -26,7 +26,7 @@ _FEW_POINTS = 40
 
 def trainings_section(findings: Findings) -> Section:
     """All runs; empty without one."""
-    tables = [_runs_table(findings)] if findings.outputs.trainings else []
+    tables = [runs_table(findings)] if findings.outputs.trainings else []
     return Section(key="training", title="Training", tables=tables, pictures=_curves(findings))
 
 
@@ -54,7 +54,8 @@ def shown(value: Any) -> str:
     return text.lower() if isinstance(value, bool) else text
 
 
-def _runs_table(findings: Findings) -> Table:
+def runs_table(findings: Findings) -> Table:
+    """A row for each run: time, memory and the best validation."""
     rows = []
     for run in findings.outputs.trainings:
         settings, metrics = run.settings, run.metrics

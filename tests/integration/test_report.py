@@ -78,4 +78,4 @@ def test_the_page_of_a_run_shows_everything_that_was_measured(
 def test_the_papers_page_has_the_run_in_its_tables(measured: Path, tmp_path: Path) -> None:
     assert reproduce(["--runs", str(measured), "--out", str(tmp_path / "paper.html")]) == 0
     sources = {path.name: pd.read_csv(path).iloc[0, 0] for path in (tmp_path / "paper_files").glob("*.csv")}
-    assert sources == {"table1.csv": "these runs", "table3.csv": "training run", "table4.csv": "friendliness, KL(p‖q)"}
+    assert sources == {"table1.csv": "these runs", "table3.csv": "run", "table4.csv": "friendliness, KL(p‖q)"}

@@ -24,7 +24,7 @@ SCORES = {"mine": [[1.0, 2.0], [3.0, 4.0]]}
 
 def models_in(directory: Path) -> list[Model]:
     outputs = find_outputs([directory])
-    return match_models(outputs.evaluations, outputs.trainings)
+    return match_models(outputs.results["evaluation"], outputs.trainings)
 
 
 def names(directory: Path) -> list[tuple[str, str]]:
@@ -38,11 +38,14 @@ def test_every_kind_is_found_below_a_directory(tmp_path: Path) -> None:
     write_judgement(tmp_path / "more" / "judge", a=7)
     write_cost(tmp_path / "cost")
     found = find_outputs([tmp_path])
-    kinds = (found.exposure_bias, found.friendliness, found.judgements, found.costs, found.evaluations)
     assert [run.name for run in found.trainings] == ["a"]
-    assert [[output.name for output in kind] for kind in kinds] == [
-        ["exposure_bias"], ["friendliness"], ["judge"], ["cost"], ["evaluation"]
-    ]  # fmt: skip
+    assert {kind: [output.name for output in outputs] for kind, outputs in found.results.items()} == {
+        "evaluation": ["evaluation"],
+        "exposure_bias": ["exposure_bias"],
+        "student_friendliness": ["friendliness"],
+        "judge": ["judge"],
+        "bench": ["cost"],
+    }
 
 
 def test_nothing_is_looked_for_below_a_measurement_or_among_weights(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_latex_escapes_commands_and_marks_the_best() -> None:
         (["--runs", "nowhere", "--out", "a.html"], "--runs nowhere: is not a directory"),
         (
             ["--runs", "empty", "--out", "a.html"],
-            "--runs empty: has no outputs, in it or below; expected metrics",
+            "--runs empty: has no outputs, in it or below; expected one of: me",
         ),
         (["--runs", "run", "--out", "a.pdf"], "argument --out: 'a.pdf' does not end with .html"),
         (["--out", "a.html"], "the following arguments are required: --runs"),

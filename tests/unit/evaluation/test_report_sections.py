@@ -100,9 +100,9 @@ def test_models_with_other_rows_are_not_compared(scored: Path) -> None:
 
 def test_details_tell_how_many_rows_were_decoded_and_how(scored: Path) -> None:
     frame = scores_section(findings_of(scored)).tables[-1].frame
-    columns = ["benchmark", "model", "rougeL", "exact_match", "rows", "truncated", "at most", "temperature"]
+    columns = ["benchmark", "model", "rougeL", "exact_match", "rows", "seeds", "at most", "temperature"]
     assert len(frame) == 6
-    assert records(frame, columns)[1] == ["mine", "promptkd", 36.0, 0.0, 2, 0.0, 256, 1.0]
+    assert records(frame, columns)[1] == ["mine", "promptkd", 36.0, 0.0, 2, 2, 256, 1.0]
 
 
 def test_trainings_are_told_with_time_and_best_step(scored: Path) -> None:
