@@ -50,7 +50,7 @@ def friendliness_section(findings: Findings) -> Section:
             {"output": output.name, "rows": name, "teacher": condition.replace("_", " "), **measured[condition]}
             for output in outputs
             for name, measured in output.results["sets"].items()
-            for condition in ("without_prompt", "with_prompt")
+            for condition in ("without_prompt", "with_prompt", "difference")
         ]
     )
     names = _DISTANCES | {"rougeL": "ROUGE-L"}
@@ -64,6 +64,7 @@ def friendliness_section(findings: Findings) -> Section:
         note=(
             "Seen: training rows, unseen: validation rows. p: teacher, q: student. Divergences in nats per token of the"
             " rows’ responses, ROUGE-L ×100 of the teacher’s own responses, with 95 % intervals over the rows."
+            " Difference: with minus without prompt, row by row."
         ),
     )
     return Section(

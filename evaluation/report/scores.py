@@ -96,8 +96,8 @@ def _differences_table(findings: Findings) -> list[Table]:
             digits={f"p, {name}": 4 for name in names},
             note=(
                 f"Difference in {findings.label} ×100 with its 95 % interval and p, by a paired bootstrap over the"
-                " rows, each with its mean over the seeds. It tells what other rows would change, not what another"
-                " training would. –: the two models were evaluated on different rows or seeds."
+                " rows, each with its mean over the seeds. Other rows would change it within the interval;"
+                " another training may change it more. –: the two models were evaluated on different rows or seeds."
             ),
         )
     ]
@@ -137,8 +137,8 @@ def _details_table(findings: Findings) -> Table:
         frame=frame.astype({"greedy": str} | {name + ERROR: float for name in metrics}),
         digits={"rows": 0, "seeds": 0, "truncated": 3, "empty": 3, "at most": 0},
         note=(
-            "±: standard error over the seeds, what other samples of the same rows would change. Error over rows: what"
-            " other rows would change. Truncated: share of responses without an end-of-sequence token within the limit."
-            " Tokens: mean length of the responses."
+            "±: standard error over the sampling seeds. Error over rows: standard error over the rows. Truncated, empty:"
+            " shares of the responses without an end-of-sequence token within the limit, and without text. Tokens: mean"
+            " length of the responses."
         ),
     )

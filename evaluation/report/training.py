@@ -58,7 +58,7 @@ def read_training(directory: Path, *, name: str) -> TrainingRun:
     conditions = parse_record(read_text(environment), path=environment) if environment.exists() else {}
     records = [dict(record) for record in read_records(directory, required=_REQUIRED)]
     metrics = pd.DataFrame(records) if records else pd.DataFrame(columns=list(_REQUIRED), dtype=float)
-    # A record speaks for all steps since the one before.
+    # A record holds means over all steps since the record before it.
     metrics["seconds"] = (metrics["step"].diff().fillna(metrics["step"]) * metrics["step_seconds"]).cumsum()
     return TrainingRun(
         directory=directory,

@@ -106,7 +106,7 @@ def write_exposure_bias(directory: Path, *, names: Sequence[str]) -> Path:
     directory.mkdir(parents=True)
     generator = np.random.default_rng(1)
     counts = np.full((20, 5), 2)
-    # The last step is reached by nobody.
+    # No sample reaches the last step.
     counts[:, 4] = 0
     sums = [StepSums(nats=generator.random((20, 5)) * (counts > 0), counts=counts) for _ in range(2)]
     curve = asdict(exposure_bias(*sums, resamples=resample(20, num_resamples=50)))

@@ -71,7 +71,7 @@ def test_an_unfinished_run_can_be_read(tmp_path: Path) -> None:
     assert (read_training(run, name="a").num_steps, read_training(run, name="a").seconds) == (0, None)
 
 
-def test_a_record_speaks_for_all_steps_since_the_one_before(tmp_path: Path) -> None:
+def test_a_record_counts_for_all_steps_since_the_record_before_it(tmp_path: Path) -> None:
     run = write_training(tmp_path / "a")
     records = [{"step": step, "step_seconds": 2.0, "peak_memory_bytes": 1} for step in (5, 10, 20)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))

@@ -98,7 +98,7 @@ def test_links_lead_into_the_page_or_to_the_files_beside_it(written: Path, page:
     assert {Path(name).suffix for name in beside} == {".svg", ".pdf", ".csv", ".tex"}
 
 
-def test_names_and_responses_are_shown_and_not_obeyed(written: Path, page: Elements) -> None:
+def test_names_and_responses_are_escaped(written: Path, page: Elements) -> None:
     # The title, and two rows of two benchmarks for three models.
     assert page.text.count(EVIL) == 2 + 2 * 2 * 3
     assert "<script" not in written.read_text() and "<b>short" not in written.read_text()

@@ -139,9 +139,11 @@ def test_only_settings_that_differ_are_listed(scored: Path) -> None:
 def test_student_friendliness_has_intervals(tmp_path: Path) -> None:
     (table,) = friendliness_section(findings_of(write_friendliness(tmp_path / "a"))).tables
     columns = ["rows", "teacher", "KL(p‖q), final student", "KL(q‖p), final student", "ROUGE-L", "ROUGE-L low"]
-    assert records(table.frame, columns)[:2] == [
-        ["seen", "without prompt", 2.0, 4.0, 30.0, 29.9], ["seen", "with prompt", 1.5, 3.0, 29.0, 28.9]
-    ]  # fmt: skip
+    assert records(table.frame, columns)[:3] == [
+        ["seen", "without prompt", 2.0, 4.0, 30.0, 29.9],
+        ["seen", "with prompt", 1.5, 3.0, 29.0, 28.9],
+        ["seen", "difference", -0.5, -1.0, -1.0, -1.1],
+    ]
 
 
 def test_feedback_scores_are_relative_to_the_references(tmp_path: Path) -> None:
