@@ -60,9 +60,7 @@ def find_outputs(directories: Sequence[Path]) -> Outputs:
     found: dict[str, dict[Path, Path]] = {kind: {} for kind in _FILES}
     for directory in directories:
         if not directory.is_dir():
-            raise UserError(
-                f"--runs {directory}: is not a directory; give one that holds runs or evaluations"
-            )
+            raise UserError(f"--runs {directory}: is not a directory; give one that holds runs or evaluations")
         outputs = list(_walk(directory))
         if not outputs:
             expected = "; ".join(" and ".join(names) for names in _FILES.values())

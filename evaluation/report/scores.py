@@ -137,8 +137,8 @@ def _details_table(findings: Findings) -> Table:
         frame=frame.astype({"greedy": str} | {name + ERROR: float for name in metrics}),
         digits={"rows": 0, "seeds": 0, "truncated": 3, "empty": 3, "at most": 0},
         note=(
-            "±: standard error over the sampling seeds. Error over rows: standard error over the rows. Truncated, empty:"
-            " shares of the responses without an end-of-sequence token within the limit, and without text. Tokens: mean"
+            "±: standard error over the sampling seeds. Error over rows: standard error over the rows. Truncated,"
+            " empty: shares of the responses without an end-of-sequence token within the limit, and without text. Tokens: mean"
             " length of the responses."
         ),
     )

@@ -68,7 +68,7 @@ def test_the_page_of_a_run_shows_everything_that_was_measured(
     assert (training["method"], training["steps"]) == ("promptkd", 2)
     assert training["minutes"] * 60 == pytest.approx(sum(record["step_seconds"] for record in records), rel=1e-4)
     friendliness = json.loads((measured / "friendliness" / "student_friendliness.json").read_text())
-    expected = friendliness["sets"]["unseen"]["with_prompt"]["final"]["forward_kl"]["value"]
+    expected = friendliness["sets"]["unseen"]["difference"]["final"]["forward_kl"]["value"]
     assert pd.read_csv(files / "student-friendliness.csv")["KL(p‖q), final student"].iloc[-1] == pytest.approx(
         expected, rel=1e-5
     )
