@@ -138,7 +138,7 @@ def _details_table(findings: Findings) -> Table:
         digits={"rows": 0, "seeds": 0, "truncated": 3, "empty": 3, "at most": 0},
         note=(
             "±: standard error over the sampling seeds. Error over rows: standard error over the rows. Truncated,"
-            " empty: shares of the responses without an end-of-sequence token within the limit, and without text. Tokens: mean"
-            " length of the responses."
+            " empty: shares of the responses without an end-of-sequence token within the limit, and without text."
+            " Tokens: mean length of the responses."
         ),
     )
