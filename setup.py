@@ -27,7 +27,7 @@ setup(
     package_data={
         "kd": ["py.typed"],
         "evaluation": ["py.typed"],
-        "evaluation.report": ["paper_figures.json", "templates/*"],
+        "evaluation.report": ["templates/*"],
         "kd.ds_configs": ["*.json"],
         "kd.presets": ["**/*.yaml"],
     },
@@ -45,6 +45,7 @@ setup(
         # Ranks under an MPI whose variables do not tell them; its wheel installs without an MPI.
         "mpi4py>=4",
         "numpy>=1.26",
+        "pandas>=2.2",
         # LoRA on teacher and student.
         "peft>=0.18",
         "psutil>=5.9",

@@ -1,1 +1,1 @@
-"""One page of everything that was measured, beside the paper's numbers: the parts of `python -m evaluation.report`."""
+"""The report: one HTML page of a user's own runs. `python -m evaluation.report --help`."""

@@ -1,134 +1,114 @@
-"""What the sections of a page are made from, and what they are made of."""
+"""Everything that the sections of a page are made from."""
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import cycle, product
+from pathlib import Path
+from typing import Any
 
-from evaluation.report.models import Model, Role
-from evaluation.report.outputs import Outputs
-from evaluation.report.paper import PaperFigures
-from evaluation.report.pictures import Looks, Picture
-from evaluation.report.tables import Table
+import pandas as pd
 
+from evaluation.compare import METRICS, Metric
+from evaluation.pictures import COLORS
+from evaluation.report.models import Model, match_models
+from evaluation.report.outputs import Outputs, find_outputs
+from evaluation.report.page import ERROR
+from kd.errors import UserError
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What one model says in a sample."""
-
-    speaker: str
-    text: str
-    score: float | None = None
-    """ROUGE-L ×100."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """A request and its answers."""
-
-    title: str
-    prompt: str
-    references: tuple[str, ...]
-    answers: tuple[Answer, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A part of the page; left out if it has no picture, table or sample."""
-
-    key: str
-    title: str
-    text: tuple[str, ...] = ()
-    pictures: tuple[Picture, ...] = ()
-    tables: tuple[Table, ...] = ()
-    samples: tuple[Sample, ...] = ()
-
-    @property
-    def is_empty(self) -> bool:
-        return not (self.pictures or self.tables or self.samples)
-
-    @property
-    def keys(self) -> set[str]:
-        """Of its pictures and tables."""
-        return {picture.key for picture in self.pictures} | {table.key for table in self.tables}
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeanScore:
-    """ROUGE-L ×100, the mean over benchmarks."""
-
-    value: float
-    standard_error: float | None
-    """Over the seeds; None with one, or where benchmarks have different ones."""
+MEAN = "mean of all"
+"""Column of the mean over benchmarks; names of benchmarks have no spaces."""
+FIRST_METHOD = "promptkd"
+"""Unless the user chooses another model, the others are compared with a student of this method."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Findings:
-    """Everything that was read."""
+    """What was read, and what the user wants to see of it."""
 
     outputs: Outputs
-    models: tuple[Model, ...]
-    paper: PaperFigures
-    families: tuple[str, ...]
-    """Of the paper's models, those to show."""
+    models: list[Model]
+    metric: Metric
+    base: Model | None
+    """The model that the others are compared with."""
     num_samples: int
     """Rows of each benchmark to show."""
-    looks: Looks
-    """One for each run and model, the same all over the page."""
+
+    @property
+    def label(self) -> str:
+        """The metric's name in a sentence."""
+        return METRICS[self.metric]
 
     @property
     def students(self) -> list[Model]:
         return [model for model in self.models if model.is_student]
 
-    def with_role(self, role: Role) -> list[Model]:
-        return [model for model in self.models if model.role == role]
+    @cached_property
+    def looks(self) -> dict[str, dict[str, str]]:
+        """A colour and a line style for each run and model, the same in all pictures."""
+        names = [run.name for run in self.outputs.trainings] + [model.name for model in self.models]
+        styles = ({"linestyle": line, "color": color} for line, color in product(("-", "--", ":", "-."), COLORS))
+        return dict(zip(dict.fromkeys(names), cycle(styles), strict=False))
 
     @cached_property
-    def benchmarks(self) -> tuple[str, ...]:
-        """All that a model was scored on, those of Table 1 first."""
-        names = list(dict.fromkeys(name for model in self.models for name in model.benchmarks))
-        known = [name for name in self.paper.benchmarks if name in names]
-        return (*known, *(name for name in names if name not in known))
+    def benchmarks(self) -> list[str]:
+        """All that a model was scored on."""
+        return list(dict.fromkeys(name for model in self.models for name in model.benchmarks))
 
     @cached_property
-    def shared_benchmarks(self) -> tuple[str, ...]:
+    def shared_benchmarks(self) -> list[str]:
         """Those that all students were scored on; means are over these."""
-        return tuple(name for name in self.benchmarks if all(name in model.benchmarks for model in self.students))
+        return [name for name in self.benchmarks if all(self.score(model, name) for model in self.students)]
 
-    @property
-    def is_comparable(self) -> bool:
-        """Whether one of the benchmarks is the paper's."""
-        return any(name in self.paper.benchmarks for name in self.benchmarks)
+    def score(self, model: Model, benchmark: str) -> dict[str, Any] | None:
+        """The metric's entry in results.json; None if the model was not scored on the benchmark."""
+        return model.benchmarks.get(benchmark, {}).get(self.metric)
 
-    def mean(self, model: Model) -> MeanScore | None:
-        """Over the shared benchmarks; None if there are none, or a teacher lacks one."""
-        if not self.shared_benchmarks or any(name not in model.benchmarks for name in self.shared_benchmarks):
-            return None
-        scores = [model.benchmarks[name].rougeL for name in self.shared_benchmarks]
-        seeds = [set(score.per_seed) for score in scores]
-        per_seed = []
-        if all(own == seeds[0] for own in seeds):
-            per_seed = [statistics.fmean(score.per_seed[seed] for score in scores) for seed in sorted(seeds[0])]
-        return MeanScore(
-            value=statistics.fmean(score.mean for score in scores), standard_error=standard_error(per_seed)
-        )
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """One row per model: the score ×100 on each benchmark, its standard error over the seeds, and the mean."""
+        rows = []
+        for model in self.models:
+            found = {name: score for name in self.benchmarks if (score := self.score(model, name))}
+            row = {name: score["mean"] for name, score in found.items()}
+            row |= {name + ERROR: score["standard_error"] for name, score in found.items()}
+            shared = pd.DataFrame([found[name]["per_seed"] for name in self.shared_benchmarks if name in found])
+            if len(shared) == len(self.shared_benchmarks) > 1:
+                row[MEAN] = sum(found[name]["mean"] for name in self.shared_benchmarks) / len(shared)
+                # NaN where benchmarks have different seeds.
+                row[MEAN + ERROR] = shared.mean(skipna=False).sem(skipna=False)
+            rows.append(row)
+        names = [*self.benchmarks, *([MEAN] if any(MEAN in row for row in rows) else [])]
+        columns = [column for name in names for column in (name, name + ERROR)]
+        frame = pd.DataFrame(rows, columns=columns, dtype=float)
+        frame.insert(0, "model", [model.name for model in self.models])
+        frame.insert(1, "parameters", [size(model.num_parameters) for model in self.models])
+        frame.insert(2, "method", [model.method for model in self.models])
+        return frame
 
 
-def standard_error(values: Sequence[float]) -> float | None:
-    """Of their mean; None for fewer than two."""
-    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+def read_findings(directories: Sequence[Path], *, metric: Metric, base: str | None, num_samples: int) -> Findings:
+    """Read all outputs in `directories`, and match the evaluated models to the trainings.
 
-
-def listing(names: Sequence[str]) -> str:
-    """Names in a sentence: a, b and c."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    Raises:
+        UserError: a directory without outputs, a broken file, or no model named `base`.
+    """
+    outputs = find_outputs(directories)
+    models = match_models(outputs.results["evaluation"], outputs.trainings)
+    students = [model for model in models if model.is_student]
+    if base is None:
+        chosen = next((one for one in students if one.method == FIRST_METHOD), students[0] if students else None)
+    else:
+        chosen = next((model for model in models if model.name == base), None)
+        if chosen is None:
+            known = ", ".join(model.name for model in models) or "none"
+            raise UserError(f"--base {base}: no evaluated model has this name; the models are: {known}")
+    return Findings(outputs=outputs, models=models, metric=metric, base=chosen, num_samples=num_samples)
 
 
 def size(num_parameters: int | None) -> str:
-    """As the paper writes sizes: 340M, 1.3B."""
-    if num_parameters is None:
-        return "–"
+    """A number of parameters as papers write it: 340M, 1.3B."""
     for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if num_parameters >= 0.9995 * unit:
+        if num_parameters is not None and num_parameters >= 0.9995 * unit:
             return f"{num_parameters / unit:.3g}{letter}"
-    return str(num_parameters)
+    return "–" if num_parameters is None else str(num_parameters)

@@ -1,58 +1,52 @@
-"""Finds outputs of the toolkit's commands in directories, and tells them apart by their files."""
+"""Finds the outputs of the toolkit's commands in directories and below, and recognises them by their files."""
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any
 
-from evaluation.report.formats import (
-    CostResults,
-    EvaluationResults,
-    ExposureBiasResults,
-    FriendlinessResults,
-    JudgeResults,
-    read_json,
-)
-from evaluation.report.training import CONFIG_FILE, TrainingRun, read_training
+from evaluation.report.training import TrainingRun, read_text, read_training
 from evaluation.short_names import short_names
 from kd.errors import UserError
-from kd.train.metric_log import FILE_NAME
 
-T = TypeVar("T")
-
-GENERATIONS = "generations"
-# A directory is an output if it has all of the files.
-_SIGNS = {
-    "training": (CONFIG_FILE, FILE_NAME),
-    "evaluation": ("results.json", GENERATIONS),
-    "exposure bias": ("exposure_bias.json",),
-    "student-friendliness": ("student_friendliness.json",),
+# The files that a directory of each kind has; the first one holds the results.
+_FILES = {
+    "training": ("metrics.jsonl", "config.yaml"),
+    "evaluation": ("results.json", "generations"),
+    "exposure_bias": ("exposure_bias.json",),
+    "student_friendliness": ("student_friendliness.json",),
     "judge": ("judge.json",),
-    "cost": ("cost.json",),
+    "bench": ("cost.json",),
 }
-# Of a run directory; they hold weights.
+# The keys that results must have.
+_REQUIRED = {
+    "evaluation": ("model", "soft_prompt", "benchmarks"),
+    "exposure_bias": ("teacher", "data", "num_requests", "students", "progress"),
+    "student_friendliness": ("sets",),
+    "judge": ("judge", "scores"),
+    "bench": ("preset_name", "machine", "costs"),
+}
+# Directories of a run that hold weights.
 _WITHOUT_OUTPUTS = frozenset({"best", "checkpoints", "exports", "final", "tensorboard"})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Output(Generic[T]):
-    """The results in a directory; `name` tells it from the others of its kind."""
+class Output:
+    """The results in one directory; `name` is unique among the outputs of its kind."""
 
     directory: Path
     name: str
-    results: T
+    results: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outputs:
     """Everything that was found, in the order of --runs, and by name within one of them."""
 
-    trainings: tuple[TrainingRun, ...]
-    evaluations: tuple[Output[EvaluationResults], ...]
-    exposure_biases: tuple[Output[ExposureBiasResults], ...]
-    friendliness: tuple[Output[FriendlinessResults], ...]
-    judgements: tuple[Output[JudgeResults], ...]
-    costs: tuple[Output[CostResults], ...]
+    trainings: list[TrainingRun]
+    results: dict[str, list[Output]]
+    """By what was measured: evaluation, exposure_bias, student_friendliness, judge or bench."""
 
 
 def find_outputs(directories: Sequence[Path]) -> Outputs:
@@ -63,40 +57,36 @@ def find_outputs(directories: Sequence[Path]) -> Outputs:
     Raises:
         UserError: a directory without outputs, or a broken file.
     """
-    found: dict[str, list[Path]] = {kind: [] for kind in _SIGNS}
+    found: dict[str, dict[Path, Path]] = {kind: {} for kind in _FILES}
     for directory in directories:
         if not directory.is_dir():
-            raise UserError(f"--runs {directory}: is no directory; give outputs of the toolkit's commands")
+            raise UserError(f"--runs {directory}: is not a directory; give one that holds runs or evaluations")
         outputs = list(_walk(directory))
         if not outputs:
-            looked_for = "; ".join(f"{' and '.join(names)} ({kind})" for kind, names in _SIGNS.items())
-            raise UserError(f"--runs {directory}: no output there or below; looked for {looked_for}")
+            expected = "; ".join(" and ".join(names) for names in _FILES.values())
+            raise UserError(f"--runs {directory}: has no outputs, in it or below; expected one of: {expected}")
         for kind, place in outputs:
-            if place.resolve() not in (other.resolve() for other in found[kind]):
-                found[kind].append(place)
+            found[kind].setdefault(place.resolve(), place)
+    named = {kind: list(zip(short_names(list(of.values())), of.values(), strict=True)) for kind, of in found.items()}
     return Outputs(
-        trainings=tuple(
-            read_training(place, name=name)
-            for place, name in zip(found["training"], short_names(found["training"]), strict=True)
-        ),
-        evaluations=_read(found["evaluation"], lambda place: read_json(place / "results.json", EvaluationResults)),
-        exposure_biases=_read(
-            found["exposure bias"], lambda place: read_json(place / "exposure_bias.json", ExposureBiasResults)
-        ),
-        friendliness=_read(
-            found["student-friendliness"],
-            lambda place: read_json(place / "student_friendliness.json", FriendlinessResults),
-        ),
-        judgements=_read(found["judge"], lambda place: read_json(place / "judge.json", JudgeResults)),
-        costs=_read(found["cost"], lambda place: read_json(place / "cost.json", CostResults)),
+        trainings=[read_training(place, name=name) for name, place in named["training"]],
+        results={
+            kind: [Output(directory=place, name=name, results=_read(place, kind=kind)) for name, place in named[kind]]
+            for kind in _REQUIRED
+        },
     )
 
 
-def _read(places: Sequence[Path], read: Callable[[Path], T]) -> tuple[Output[T], ...]:
-    return tuple(
-        Output(directory=place, name=name, results=read(place))
-        for place, name in zip(places, short_names(places), strict=True)
-    )
+def _read(directory: Path, *, kind: str) -> dict[str, Any]:
+    path = directory / _FILES[kind][0]
+    try:
+        results = json.loads(read_text(path))
+    except ValueError:
+        raise UserError(f"{path}: is not JSON; write it again, or give another --runs") from None
+    lacking = [key for key in _REQUIRED[kind] if not isinstance(results, dict) or key not in results]
+    if lacking:
+        raise UserError(f"{path}: has no {lacking[0]}; write it again with this version of the toolkit")
+    return dict(results)
 
 
 def _walk(directory: Path) -> Iterator[tuple[str, Path]]:
@@ -105,12 +95,11 @@ def _walk(directory: Path) -> Iterator[tuple[str, Path]]:
         entries = {entry.name: entry for entry in directory.iterdir()}
     except OSError as error:
         raise UserError(f"{directory}: cannot be read ({error.strerror}); give another --runs") from None
-    kinds = [kind for kind, names in _SIGNS.items() if all(name in entries for name in names)]
+    kinds = [kind for kind, names in _FILES.items() if all(name in entries for name in names)]
     yield from ((kind, directory) for kind in kinds)
     if kinds and "training" not in kinds:
         return
     for name in sorted(entries):
-        entry = entries[name]
-        skipped = name.startswith(".") or entry.is_symlink() or (kinds and name in _WITHOUT_OUTPUTS)
-        if entry.is_dir() and not skipped:
-            yield from _walk(entry)
+        skipped = name.startswith(".") or entries[name].is_symlink() or (kinds and name in _WITHOUT_OUTPUTS)
+        if entries[name].is_dir() and not skipped:
+            yield from _walk(entries[name])

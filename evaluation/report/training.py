@@ -1,123 +1,101 @@
-"""A training as its run directory tells it."""
+"""One training as its run directory describes it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from evaluation.records import Record, parse_record, read_records
-from evaluation.report.formats import read_text
-from kd.config.load import read_config
-from kd.config.schema import Config
+import pandas as pd
+import yaml
+
+from evaluation.records import parse_record, read_records
 from kd.errors import UserError
+from kd.train.run_directory import CONFIG_FILE, ENVIRONMENT_FILE
 
-CONFIG_FILE = "config.yaml"
-ENVIRONMENT_FILE = "environment.json"
-METHODS = {
-    "sft": "SFT",
-    "kd": "KD",
-    "seqkd": "SeqKD",
-    "gkd": "GKD",
-    "minillm": "MiniLLM",
-    "distillm": "DistiLLM",
-    "promptkd": "PromptKD",
-}
-"""As the paper writes them."""
-SCORE = "validation/rougeL"
-
-Flat: TypeAlias = dict[str, Any]
+Flat = dict[str, Any]
 """Values by names such as `schedule.steps`."""
+
+_REQUIRED = ("step", "step_seconds", "peak_memory_bytes")
+_CONDITIONS = ("num_ranks", "devices", "git_revision", "python", "packages")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingRun:
-    """What a run directory holds, but for its weights."""
+    """A run directory without its weights."""
 
     directory: Path
     name: str
-    config: Config
-    records: tuple[Record, ...]
-    """In the order of their steps."""
-    environment: Mapping[str, Any]
+    settings: Flat
+    """config.yaml, read without kd.config: a run may have a method or a field that is not installed here."""
+    conditions: Flat
+    """Ranks, devices and versions of environment.json."""
+    metrics: pd.DataFrame
+    """metrics.jsonl, a row for each logged step; `seconds` is the time of all optimizer steps so far [s]."""
 
     @property
     def method(self) -> str:
-        return METHODS[self.config.method]
-
-    @cached_property
-    def seconds_at(self) -> dict[int, float]:
-        """Seconds of all optimizer steps up to each record's; validation, checkpoints and start not counted."""
-        passed, previous, seconds = 0.0, 0, {}
-        for record in self.records:
-            passed += (record["step"] - previous) * record["step_seconds"]
-            previous = record["step"]
-            seconds[previous] = passed
-        return seconds
+        """The configuration's method; of a class outside the package (`pkg.module:Class`), the class's name."""
+        return str(self.settings.get("method", "")).rpartition(":")[2]
 
     @property
     def num_steps(self) -> int:
-        """Steps that were logged."""
-        return int(self.records[-1]["step"]) if self.records else 0
+        """The last step that was logged; 0 before the first."""
+        return int(self.metrics["step"].max()) if len(self.metrics) else 0
 
     @property
     def seconds(self) -> float | None:
-        """Of all optimizer steps; None before the first."""
-        return self.seconds_at[self.num_steps] if self.records else None
-
-    @property
-    def peak_bytes(self) -> int | None:
-        """Largest that a rank needed; on a CPU its resident memory."""
-        return max((int(record["peak_memory_bytes"]) for record in self.records), default=None)
-
-    @property
-    def best(self) -> Record | None:
-        """The record of the best validation by ROUGE-L, the first of equals."""
-        return max(
-            (record for record in self.records if SCORE in record), key=lambda record: record[SCORE], default=None
-        )
-
-    @cached_property
-    def settings(self) -> Flat:
-        """The configuration."""
-        return _flatten(asdict(self.config))
-
-    @cached_property
-    def conditions(self) -> Flat:
-        """Ranks, devices and versions."""
-        kept = ("num_ranks", "devices", "git_revision", "python", "packages")
-        return _flatten({name: self.environment[name] for name in kept if name in self.environment})
+        """Time of all optimizer steps without start, validation and checkpoints [s]; None before the first."""
+        return float(self.metrics["seconds"].max()) if len(self.metrics) else None
 
 
 def read_training(directory: Path, *, name: str) -> TrainingRun:
-    """Read a run directory, also of a run that is still going on.
+    """Read a run directory, also of a run that is not finished.
 
     Raises:
         UserError: one of its files is broken.
     """
     environment = directory / ENVIRONMENT_FILE
+    conditions = parse_record(read_text(environment), path=environment) if environment.exists() else {}
+    records = [dict(record) for record in read_records(directory, required=_REQUIRED)]
+    metrics = pd.DataFrame(records) if records else pd.DataFrame(columns=list(_REQUIRED), dtype=float)
+    # A record holds means over all steps since the record before it.
+    metrics["seconds"] = (metrics["step"].diff().fillna(metrics["step"]) * metrics["step_seconds"]).cumsum()
     return TrainingRun(
         directory=directory,
         name=name,
-        config=_read_config(directory / CONFIG_FILE),
-        records=tuple(read_records(directory, required=("step", "step_seconds", "peak_memory_bytes"))),
-        environment=parse_record(read_text(environment), path=environment) if environment.exists() else {},
+        settings=_read_settings(directory / CONFIG_FILE),
+        conditions=_flatten({key: conditions[key] for key in _CONDITIONS if key in conditions}),
+        metrics=metrics,
     )
 
 
-def _read_config(path: Path) -> Config:
+def read_text(path: Path) -> str:
+    """Read a UTF-8 file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
-        return read_config(path)
-    except UserError as error:
-        # Of many runs, the message must say which; some of them do.
-        raise error if str(path) in str(error) else UserError(f"{path}: {error}") from None
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable or give another --runs") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8 text; write it again, or give another --runs") from None
+
+
+def _read_settings(path: Path) -> Flat:
+    try:
+        settings = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not YAML ({' '.join(str(error).split())}); give another --runs") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: expected the sections of a training's configuration; give another --runs")
+    return _flatten(settings)
 
 
 def _flatten(values: Mapping[str, Any]) -> Flat:
     flat: Flat = {}
     for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{name}.{inner}": content for inner, content in _flatten(value).items()}
-        else:
-            flat[name] = value
+        inner = _flatten(value) if isinstance(value, Mapping) else None
+        flat |= {name: value} if inner is None else {f"{name}.{key}": content for key, content in inner.items()}
     return flat

@@ -1,171 +1,116 @@
-"""How the runs were trained: a row for each, and its metrics as curves."""
+"""The trainings: a row for each run, its metrics as curves, and the settings that differ."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+import pandas as pd
 
-from evaluation.report.findings import Findings, Section
-from evaluation.report.pictures import Axes, Picture, draw, label
-from evaluation.report.tables import Cell, RowGroup, Table, text
-from evaluation.report.training import SCORE, TrainingRun
+from evaluation.report.findings import Findings
+from evaluation.report.page import Axes, Picture, Section, Table, draw
 
-FIRST = (SCORE, "validation/loss", "student_kd", "cross_entropy", "prompt_kd", "prompt_regularization")
-"""Drawn before the others."""
-# Of the schedule and of costs; the others are drawn.
-_BOOKKEEPING = frozenset(
+_VALIDATION, _LOSS = "validation/", "validation/loss"
+# Drawn before the other metrics.
+_FIRST = ("validation/rougeL", _LOSS, "student_kd", "cross_entropy", "prompt_kd", "prompt_regularization")
+# Metrics of the schedule and of costs, which are not drawn.
+_NOT_DRAWN = frozenset(
     {
-        "step",
-        "epoch",
-        "regularization_weight",
-        "learning_rate",
-        "prompt_learning_rate",
-        "response_tokens",
-        "tokens_per_second",
-        "peak_memory_bytes",
+        "step", "epoch", "seconds", "regularization_weight", "learning_rate", "prompt_learning_rate",
+        "response_tokens", "tokens_per_second", "peak_memory_bytes",
     }
-)
+)  # fmt: skip
 _MAX_POINTS = 300
-"""Of one line; more would make the page large and the line no clearer."""
+"""Of one line; of more, means of neighbours are drawn."""
 _FEW_POINTS = 40
-_LOG_RATIO = 8
-"""Runs whose lengths differ by more share a logarithmic axis, or the short ones could not be seen."""
-_MANY_DECADES = 2000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """A metric of one run."""
-
-    name: str
-    x: Sequence[float]
-    y: Sequence[float]
 
 
 def trainings_section(findings: Findings) -> Section:
     """All runs; empty without one."""
+    tables = [runs_table(findings)] if findings.outputs.trainings else []
+    return Section(key="training", title="Training", tables=tables, pictures=_curves(findings))
+
+
+def settings_section(findings: Findings) -> Section:
+    """Configuration, versions and devices where they differ; empty if nothing differs."""
     runs = findings.outputs.trainings
-    section = Section(key="training", title="Training")
-    if not runs:
-        return section
-    return Section(
-        key=section.key, title=section.title, tables=(_runs_table(runs),), pictures=tuple(_pictures(findings))
+    values = pd.DataFrame({run.name: {**run.settings, **run.conditions} for run in runs}).map(shown)
+    differing = values[values.nunique(axis=1) > 1].drop(index="run.dir", errors="ignore")
+    table = Table(
+        key="settings",
+        title="Settings that differ",
+        frame=differing.reset_index(names="setting"),
+        note="Settings that are equal in all runs are left out, and run.dir. –: the run does not have it.",
     )
+    return Section(key="settings", title="Differences between the runs", tables=[] if differing.empty else [table])
 
 
-def duration(seconds: float | None) -> str:
-    """Seconds, minutes or hours, whichever reads best."""
-    if seconds is None:
+def shown(value: Any) -> str:
+    """A setting as text; – where a run does not have it."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if value is None or value != value:
         return "–"
-    unit, name = _time_unit(seconds)
-    return f"{seconds / unit:.3g} {name}"
+    text = " ".join(str(value).split()).removesuffix(".0")
+    return text.lower() if isinstance(value, bool) else text
 
 
-def _time_unit(seconds: float) -> tuple[float, str]:
-    if seconds < 300:
-        return 1.0, "s"
-    return (60.0, "min") if seconds < 3 * 3600 else (3600.0, "h")
-
-
-def _runs_table(runs: Sequence[TrainingRun]) -> Table:
+def runs_table(findings: Findings) -> Table:
+    """A row for each run: time, memory and the best validation."""
     rows = []
-    for run in runs:
-        schedule, best = run.config.schedule, run.best
-        planned = schedule.steps if schedule.epochs is None else None
-        of = "" if planned in (None, run.num_steps) else f" of {planned}"
-        rows.append(
-            (
-                text(run.name),
-                text(run.method),
-                text(f"{run.num_steps}{of}"),
-                Cell(value=schedule.global_batch, digits=0),
-                text(f"{run.config.optimizer.learning_rate:g}"),
-                text(duration(run.seconds)),
-                Cell(value=None if run.seconds is None else run.seconds / run.num_steps, digits=3),
-                Cell(value=None if best is None else best[SCORE], digits=2),
-                Cell(value=None if best is None else int(best["step"]), digits=0),
-            )
-        )
+    for run in findings.outputs.trainings:
+        settings, metrics = run.settings, run.metrics
+        planned = None if settings.get("schedule.epochs") is not None else settings.get("schedule.steps")
+        row: dict[str, object] = {
+            "run": run.name,
+            "method": run.method,
+            "steps": str(run.num_steps) if planned in (None, run.num_steps) else f"{run.num_steps} of {planned}",
+            "global batch": shown(settings.get("schedule.global_batch")),
+            "learning rate": shown(settings.get("optimizer.learning_rate")),
+            "minutes": (run.seconds or 0.0) / 60,
+            "s per step": None if run.seconds is None else run.seconds / run.num_steps,
+            "peak memory [GB]": metrics["peak_memory_bytes"].max() / 1e9,
+        }
+        for name in (name for name in metrics if name.startswith(_VALIDATION)):
+            best = metrics[name].idxmin() if name == _LOSS else metrics[name].idxmax()
+            row |= {f"best {name}": metrics[name][best], f"step of best {name}": metrics["step"][best]}
+        rows.append(row)
+    frame = pd.DataFrame(rows)
     return Table(
         key="trainings",
         title="Trainings",
-        columns=(
-            "run", "method", "steps", "sequences a step", "learning rate", "optimizer steps took", "s a step",
-            "best validation ROUGE-L", "at step",
+        frame=frame,
+        digits={name: 0 for name in frame if name.startswith("step of")}
+        | {"s per step": 3, "peak memory [GB]": 2, f"best {_LOSS}": 3},
+        note=(
+            "Time of the optimizer steps, without start, validation and checkpoints. Peak memory: the most that one"
+            " rank allocated (GB = 10⁹ bytes); on a CPU its resident memory, libraries included."
         ),
-        groups=(RowGroup(title="", rows=tuple(rows)),),
-        note="Time of the optimizer steps alone, without start, validation and checkpoints.",
-    )  # fmt: skip
-
-
-def _pictures(findings: Findings) -> Iterator[Picture]:
-    runs = findings.outputs.trainings
-    present = dict.fromkeys(
-        name
-        for run in runs
-        for record in run.records
-        for name in record
-        if name not in _BOOKKEEPING and not name.endswith("_seconds")
     )
-    names = [name for name in FIRST if name in present] + sorted(set(present) - set(FIRST))
-    for name in names:
-        lines = list(_lines(runs, name, over_time=False))
-        key = f"curve-{re.sub(r'[^A-Za-z0-9]+', '-', name)}"
-        yield draw(
-            key, _curves(findings, lines, metric=name, x_label="optimizer step"), description=f"{name} over the steps."
-        )
-        if name == SCORE:
-            timed = list(_lines(runs, name, over_time=True))
-            unit, letters = _time_unit(max(max(line.x) for line in timed))
-            timed = [Line(name=line.name, x=[x / unit for x in line.x], y=line.y) for line in timed]
-            yield draw(
-                f"{key}-over-time",
-                _curves(findings, timed, metric=name, x_label=f"time of the optimizer steps [{letters}]"),
-                description=f"{name} over the time that the optimizer steps took.",
-            )
 
 
-def _lines(runs: Sequence[TrainingRun], metric: str, *, over_time: bool) -> Iterator[Line]:
-    for run in runs:
-        records = [record for record in run.records if metric in record]
-        if not records:
-            continue
-        x = [run.seconds_at[record["step"]] if over_time else float(record["step"]) for record in records]
-        yield Line(name=run.name, x=thin(x), y=thin([float(record[metric]) for record in records]))
+def _curves(findings: Findings) -> list[Picture]:
+    found = {name for run in findings.outputs.trainings for name in run.metrics if not name.endswith("_seconds")}
+    pictures = []
+    for name in sorted(found - _NOT_DRAWN, key=lambda one: (_FIRST.index(one) if one in _FIRST else len(_FIRST), one)):
+        pictures.append(_curve(findings, name, over="step"))
+        if name.startswith(_VALIDATION):
+            pictures.append(_curve(findings, name, over="seconds"))
+    return pictures
 
 
-def thin(values: Sequence[float]) -> list[float]:
-    """Means of neighbours where there are more values than a line can show."""
-    if len(values) <= _MAX_POINTS:
-        return list(values)
-    return [float(part.mean()) for part in np.array_split(np.array(values), _MAX_POINTS)]
+def _curve(findings: Findings, metric: str, *, over: str) -> Picture:
+    label = "optimizer step" if over == "step" else "time of the optimizer steps [s]"
 
-
-def _curves(findings: Findings, lines: Sequence[Line], *, metric: str, x_label: str) -> Callable[[Axes], None]:
     def paint(axes: Axes) -> None:
-        for line in lines:
-            look = findings.looks[line.name]
-            marker = look.marker if len(line.x) < _FEW_POINTS else None
-            axes.plot(
-                line.x, line.y, look.line, color=look.color, marker=marker, markersize=4, linewidth=1.6,
-                label=label(line.name),
-            )  # fmt: skip
-        ends = [max(line.x) for line in lines]
-        if max(ends) > _LOG_RATIO * min(ends) and min(min(line.x) for line in lines) > 0:
-            _make_logarithmic(axes)
-        axes.set_xlabel(x_label)
+        for run in (run for run in findings.outputs.trainings if metric in run.metrics):
+            line = run.metrics[[over, metric]].dropna()
+            if len(line) > _MAX_POINTS:
+                line = line.groupby(np.arange(len(line)) * _MAX_POINTS // len(line)).mean()
+            marker = "o" if len(line) < _FEW_POINTS else None
+            # matplotlib hides labels that begin with an underscore.
+            axes.plot(line[over], line[metric], **findings.looks[run.name], marker=marker, label=f" {run.name}")
+        axes.set_xlabel(label)
         axes.set_ylabel(metric)
-        axes.grid(visible=True)
 
-    return paint
-
-
-def _make_logarithmic(axes: Axes) -> None:
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < _MANY_DECADES * low else (1,)))
-    # Its own labels are formulas.
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    key = f"curve-{re.sub(r'[^A-Za-z0-9]+', '-', metric)}{'' if over == 'step' else '-over-time'}"
+    return draw(key, paint, description=f"{metric} by {label}.")

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from evaluation.bench.__main__ import main
+from evaluation.report.analyses import costs_section
+from evaluation.report.findings import read_findings
 from tests.integration.tiny_run import ROOT, launch
 
 pytest.importorskip("matplotlib")
@@ -40,6 +42,8 @@ def test_a_step_is_measured_by_phases_on_two_ranks(tmp_path: Path) -> None:
     assert "length: 5" in (out / "runs" / "promptkd-ZeRO-3" / "config.yaml").read_text()
     found = results(out)
     assert found["machine"]["num_ranks"] == 2
+    [table] = costs_section(read_findings([out], metric="rougeL", base=None, num_samples=0)).tables
+    assert table.frame["method"][0] == "promptkd" and table.frame["s per step"][0] == found["costs"][0]["step_seconds"]
     [cost] = found["costs"]
     assert cost["case"] == {"method": "promptkd", "zero_stage": 3, "gather": "auto"}
     assert len(cost["all_step_seconds"]) == 2

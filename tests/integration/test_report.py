@@ -4,13 +4,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 pytest.importorskip("matplotlib")
 
 from evaluation.exposure_bias import __main__ as exposure_bias
+from evaluation.paper.__main__ import main as reproduce
 from evaluation.report.__main__ import main as report
-from evaluation.report.outputs import find_outputs
 from evaluation.scoring import main as evaluate
 from evaluation.student_friendliness import __main__ as student_friendliness
 from tests.distributed import run_jobs
@@ -52,33 +53,29 @@ def measured(tmp_path_factory: pytest.TempPathFactory, ranks: Callable[[int], Ra
 def test_the_page_of_a_run_shows_everything_that_was_measured(
     measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    page = tmp_path / "report.html"
-    assert report(["--runs", str(measured), "--out", str(page)]) == 0
-    said = capsys.readouterr().out
-    assert "Scores, Training, Exposure bias, What the prompt does to the teacher, Costs, Responses;" in said
-    assert [line.split(": ")[1].split(",")[0] for line in said.splitlines()[1:]] == [
-        "Table 6", "Figure 4", "Table 9", "Table 11", "Table 12"
-    ]  # fmt: skip
-    text = page.read_text()
-    for name in ("teacher", "teacher with the prompt of run", "run"):
-        assert f"<th scope=row>{name}</th>" in text
-    table = (tmp_path / "report_files" / "table1.csv").read_text().splitlines()
-    score = json.loads((measured / "scores" / "student" / "results.json").read_text())["benchmarks"]["mine"]["rougeL"]
-    assert table[-1].split(",")[1:6] == [
-        "run", table[-1].split(",")[2], "PromptKD", f"{score['mean']:.6g}", f"{score['standard_error']:.6g}"
-    ]  # fmt: skip
+    assert report(["--runs", str(measured), "--out", str(tmp_path / "report.html")]) == 0
+    titles = "Scores, Training, Exposure bias, Effect of the prompt on the teacher, Responses;"
+    assert titles in capsys.readouterr().out
+    files = tmp_path / "report_files"
+    scores = pd.read_csv(files / "scores.csv").set_index("model")
+    assert list(scores.index) == ["teacher", "teacher with the prompt of run", "run"]
+    written = json.loads((measured / "scores" / "student" / "results.json").read_text())["benchmarks"]["mine"]["rougeL"]
+    assert list(scores.loc["run"][["mine", "mine ±"]]) == pytest.approx(
+        [written["mean"], written["standard_error"]], rel=1e-5
+    )
+    training = pd.read_csv(files / "trainings.csv").iloc[0]
+    records = [json.loads(line) for line in (measured / "metrics.jsonl").read_text().splitlines()]
+    assert (training["method"], training["steps"]) == ("promptkd", 2)
+    assert training["minutes"] * 60 == pytest.approx(sum(record["step_seconds"] for record in records), rel=1e-4)
+    friendliness = json.loads((measured / "friendliness" / "student_friendliness.json").read_text())
+    expected = friendliness["sets"]["unseen"]["difference"]["final"]["forward_kl"]["value"]
+    assert pd.read_csv(files / "student-friendliness.csv")["KL(p‖q), final student"].iloc[-1] == pytest.approx(
+        expected, rel=1e-5
+    )
+    assert ">kd</text>" in (files / "exposure-bias-1.svg").read_text()
 
 
-def test_numbers_are_read_as_they_were_written(measured: Path) -> None:
-    found = find_outputs([measured])
-    (run,) = found.trainings
-    assert run.num_steps == 2 and run.best is not None
-    assert run.peak_bytes == max(record["peak_memory_bytes"] for record in run.records)
-    (bias,) = found.exposure_biases
-    assert bias.results.num_requests == NUM_ROWS
-    written = json.loads((measured / "exposure_bias" / "exposure_bias.json").read_text())
-    values = bias.results.students["kd"].curve.ExAccErr.value
-    assert list(values) == written["students"]["kd"]["curve"]["ExAccErr"]["value"] and values[0] is not None
-    assert [point.training_step for point in bias.results.progress["kd"].points] == [0, 2]
-    (friendliness,) = found.friendliness
-    assert friendliness.results.sets["unseen"].num_rows == NUM_ROWS
+def test_the_papers_page_has_the_run_in_its_tables(measured: Path, tmp_path: Path) -> None:
+    assert reproduce(["--runs", str(measured), "--out", str(tmp_path / "paper.html")]) == 0
+    sources = {path.name: pd.read_csv(path).iloc[0, 0] for path in (tmp_path / "paper_files").glob("*.csv")}
+    assert sources == {"table1.csv": "these runs", "table3.csv": "run", "table4.csv": "friendliness, KL(p‖q)"}

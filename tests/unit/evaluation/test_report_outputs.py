@@ -1,19 +1,14 @@
-"""The report finds the toolkit's outputs by their files, and says what is wrong with them in one line."""
+"""The report finds outputs by their files, matches evaluations to trainings, and names a broken file in one line."""
 
 import json
-from dataclasses import fields
+import os
 from pathlib import Path
 
 import pytest
 
-from evaluation.bench.machine import describe_machine
-from evaluation.bench.memory import PeakMemory
-from evaluation.bench.report import CostReport
-from evaluation.bench.summary import Case, StepCost
-from evaluation.judge.session import Judge
-from evaluation.report import formats
+from evaluation.report.models import Model, match_models
 from evaluation.report.outputs import find_outputs
-from evaluation.report.training import SCORE, read_training
+from evaluation.report.training import read_training
 from kd.errors import UserError
 from tests.unit.evaluation.report_inputs import (
     write_cost,
@@ -24,37 +19,40 @@ from tests.unit.evaluation.report_inputs import (
     write_training,
 )
 
-CONFIG = "model: {student: s}\ndata: {train: t}\nrun: {dir: d}\n"
+SCORES = {"mine": [[1.0, 2.0], [3.0, 4.0]]}
+
+
+def models_in(directory: Path) -> list[Model]:
+    outputs = find_outputs([directory])
+    return match_models(outputs.results["evaluation"], outputs.trainings)
+
+
+def names(directory: Path) -> list[tuple[str, str]]:
+    return [(model.name, model.role) for model in models_in(directory)]
 
 
 def test_every_kind_is_found_below_a_directory(tmp_path: Path) -> None:
-    write_training(tmp_path / "runs" / "a")
-    write_evaluation(tmp_path / "runs" / "a" / "evaluation", model="m", scores={"x": [[1.0, 2.0]]})
+    write_evaluation(write_training(tmp_path / "runs" / "a") / "evaluation", model="m", scores=SCORES)
     write_exposure_bias(tmp_path / "runs" / "a" / "exposure_bias", names=["a"])
     write_friendliness(tmp_path / "more" / "friendliness")
     write_judgement(tmp_path / "more" / "judge", a=7)
     write_cost(tmp_path / "cost")
     found = find_outputs([tmp_path])
-    kinds = (found.exposure_biases, found.friendliness, found.judgements, found.costs, found.evaluations)
     assert [run.name for run in found.trainings] == ["a"]
-    assert [[output.directory.name for output in kind] for kind in kinds] == [
-        ["exposure_bias"], ["friendliness"], ["judge"], ["cost"], ["evaluation"]
-    ]  # fmt: skip
+    assert {kind: [output.name for output in outputs] for kind, outputs in found.results.items()} == {
+        "evaluation": ["evaluation"],
+        "exposure_bias": ["exposure_bias"],
+        "student_friendliness": ["friendliness"],
+        "judge": ["judge"],
+        "bench": ["cost"],
+    }
 
 
 def test_nothing_is_looked_for_below_a_measurement_or_among_weights(tmp_path: Path) -> None:
-    # A measurement of costs leaves runs behind that nobody wants to see.
+    # evaluation.bench leaves runs behind.
     write_training(write_cost(tmp_path / "cost") / "runs" / "promptkd-zero3")
     write_training(write_training(tmp_path / "a") / "checkpoints" / "step-1")
-    assert [run.directory.name for run in find_outputs([tmp_path]).trainings] == ["a"]
-
-
-def test_below_a_training_that_is_also_a_measurement_its_evaluations_are_found(tmp_path: Path) -> None:
-    run = write_training(tmp_path / "a")
-    write_evaluation(run / "evaluation", model="m", scores={"x": [[1.0, 2.0]]})
-    (write_cost(tmp_path / "cost") / "cost.json").rename(run / "cost.json")
-    found = find_outputs([run])
-    assert [len(kind) for kind in (found.trainings, found.costs, found.evaluations)] == [1, 1, 1]
+    assert [run.name for run in find_outputs([tmp_path]).trainings] == ["a"]
 
 
 def test_a_directory_named_twice_counts_once_and_the_order_is_the_callers(tmp_path: Path) -> None:
@@ -64,63 +62,43 @@ def test_a_directory_named_twice_counts_once_and_the_order_is_the_callers(tmp_pa
     assert [run.name for run in found.trainings] == ["c", "a", "b"]
 
 
-@pytest.mark.parametrize("kind", ["nothing", "weights", "file"])
-def test_a_directory_without_outputs_is_refused_with_what_was_looked_for(tmp_path: Path, kind: str) -> None:
-    place = tmp_path / kind
-    if kind == "file":
-        place.write_text("")
-        expected = "is no directory"
-    else:
-        place.mkdir()
-        expected = r"looked for config.yaml and metrics.jsonl \(training\); results.json and generations \(evaluation\)"
-        expected += r"; exposure_bias.json .*; judge.json \(judge\); cost.json \(cost\)"
-    if kind == "weights":
-        (place / "config.json").write_text("{}")
-    write_training(tmp_path / "good")
-    with pytest.raises(UserError, match=f"--runs {place}: .*{expected}"):
-        find_outputs([tmp_path / "good", place])
-
-
-def test_a_run_that_is_still_written_can_be_read(tmp_path: Path) -> None:
+def test_an_unfinished_run_can_be_read(tmp_path: Path) -> None:
     run = write_training(tmp_path / "a")
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "step_sec')
     assert read_training(run, name="a").num_steps == 4
     (run / "metrics.jsonl").write_text("")
-    fresh = read_training(run, name="a")
-    assert (fresh.num_steps, fresh.seconds, fresh.peak_bytes, fresh.best) == (0, None, None, None)
+    assert (read_training(run, name="a").num_steps, read_training(run, name="a").seconds) == (0, None)
 
 
-def test_time_and_best_step_of_a_run(tmp_path: Path) -> None:
+def test_a_record_counts_for_all_steps_since_the_record_before_it(tmp_path: Path) -> None:
     run = write_training(tmp_path / "a")
-    records = [
-        {"step": step, "step_seconds": 2.0, "peak_memory_bytes": 1, SCORE: score}
-        for step, score in ((5, 1.0), (10, 3.0), (15, 3.0))
-    ]
+    records = [{"step": step, "step_seconds": 2.0, "peak_memory_bytes": 1} for step in (5, 10, 20)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    training = read_training(run, name="a")
-    # A line speaks for all steps since the one before.
-    assert training.seconds_at == {5: 10.0, 10: 20.0, 15: 30.0}
-    assert training.best is not None and training.best["step"] == 10
+    assert list(read_training(run, name="a").metrics["seconds"]) == [10.0, 20.0, 40.0]
+
+
+@pytest.mark.parametrize(("method", "label"), [("gkd", "gkd"), ("new", "new"), ("my_package.methods:Skewed", "Skewed")])
+def test_the_label_of_a_method_comes_from_the_configuration(tmp_path: Path, method: str, label: str) -> None:
+    assert read_training(write_training(tmp_path / "a", method=method), name="a").method == label
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a/metrics.jsonl", "loss 3\n", "'loss 3' is not what a training writes (step, step_seconds"),
-        ("a/metrics.jsonl", '{"step": 1}\n', "is not what a training writes"),
-        ("a/config.yaml", CONFIG, "a/config.yaml: method promptkd needs model.teacher"),
-        ("a/config.yaml", f"{CONFIG}modle: 3\n", "unknown key modle"),
+        ("a/config.yaml", "model: [", "a/config.yaml: is not YAML"),
+        ("a/config.yaml", "3", "a/config.yaml: expected the sections of a training's configuration"),
         ("a/environment.json", "no", "a/environment.json: 'no' is not what a training writes (a JSON object)"),
-        ("e/results.json", "{}", "e/results.json: model: field required; make it again"),
-        ("e/results.json", "[", "e/results.json: the whole file: invalid json"),
-        ("x/exposure_bias.json", '{"version": 2}', "x/exposure_bias.json: version: input should be 1"),
-        ("c/cost.json", b"\xff\xfe", "c/cost.json: is no UTF-8 text"),
+        ("e/results.json", "{}", "e/results.json: has no model; write it again"),
+        ("e/results.json", "[]", "e/results.json: has no model; write it again"),
+        ("x/exposure_bias.json", "[", "x/exposure_bias.json: is not JSON"),
+        ("c/cost.json", b"\xff\xfe", "c/cost.json: is not UTF-8 text"),
     ],
 )
 def test_a_broken_file_is_named_in_one_line(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     write_training(tmp_path / "a")
-    write_evaluation(tmp_path / "e", model="m", scores={"x": [[1.0, 2.0]]})
+    write_evaluation(tmp_path / "e", model="m", scores=SCORES)
     write_exposure_bias(tmp_path / "x", names=["a"])
     write_cost(tmp_path / "c")
     (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
@@ -129,13 +107,69 @@ def test_a_broken_file_is_named_in_one_line(tmp_path: Path, name: str, content: 
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_what_is_read_of_costs_and_judgements_is_written() -> None:
-    for read, written in (
-        (formats.CostResults, CostReport),
-        (formats.CostEntry, StepCost),
-        (formats.CostCase, Case),
-        (formats.PeakBytes, PeakMemory),
-        (formats.JudgeModel, Judge),
-    ):
-        assert {entry.name for entry in fields(read)} <= {entry.name for entry in fields(written)}
-    assert {entry.name for entry in fields(formats.CostMachine)} <= set(describe_machine(num_ranks=1))
+def test_a_student_belongs_to_the_innermost_run_that_holds_it(tmp_path: Path) -> None:
+    write_training(tmp_path / "a")
+    write_training(tmp_path / "a" / "b", weights=11)
+    write_evaluation(tmp_path / "scores", model=tmp_path / "a" / "b" / "final", scores=SCORES)
+    (model,) = models_in(tmp_path)
+    assert (model.name, model.role, model.method, model.part) == ("b", "student", "promptkd", "final")
+    # Those of the prompt beside it do not count.
+    assert model.num_parameters == 11
+
+
+def test_links_and_paths_relative_to_the_working_directory_are_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_training(tmp_path / "runs" / "a")
+    os.symlink(tmp_path / "runs", tmp_path / "link")
+    write_evaluation(tmp_path / "scores", model="link/a/final", scores=SCORES)
+    monkeypatch.chdir(tmp_path)
+    assert names(tmp_path) == [("a", "student")]
+
+
+def test_a_run_that_was_moved_is_known_by_its_run_dir(tmp_path: Path) -> None:
+    write_training(tmp_path / "copied", run={"dir": "/cluster/runs/a"})
+    write_evaluation(tmp_path / "scores", model="/cluster/runs/a/best", scores=SCORES)
+    assert names(tmp_path) == [("copied", "student")]
+    # Two copies of one run: it could be either.
+    write_training(tmp_path / "again", run={"dir": "/cluster/runs/a"})
+    assert names(tmp_path) == [("scores", "other")]
+
+
+def test_roles_of_models(tmp_path: Path) -> None:
+    run = write_training(tmp_path / "a", model={"teacher": "hub/teacher", "student": "hub/start"})
+    for place, model in (("z", "hub/teacher"), ("y", "hub/start"), ("x", "hub/other"), ("w", str(run / "final"))):
+        write_evaluation(tmp_path / place, model=model, scores=SCORES)
+    prompt = run / "final" / "soft_prompt.safetensors"
+    write_evaluation(tmp_path / "v", model="hub/teacher", soft_prompt=prompt, scores=SCORES)
+    assert names(tmp_path) == [
+        ("teacher", "teacher"),
+        ("teacher with the prompt of a", "teacher with prompt"),
+        ("student before training", "start"),
+        ("a", "student"),
+        ("x", "other"),
+    ]
+
+
+def test_a_teacher_that_was_trained_here_is_the_teacher(tmp_path: Path) -> None:
+    teacher = write_training(tmp_path / "big", method="sft", model={"teacher": None, "student": "hub/big"})
+    write_training(tmp_path / "small", model={"teacher": str(teacher / "final")})
+    write_evaluation(tmp_path / "scores", model=teacher / "final", scores=SCORES)
+    assert names(tmp_path) == [("big", "teacher")]
+
+
+def test_several_models_of_a_run_have_unique_names(tmp_path: Path) -> None:
+    run = write_training(tmp_path / "a")
+    write_evaluation(tmp_path / "sampled", model=run / "final", scores=SCORES)
+    write_evaluation(tmp_path / "best", model=run / "best", scores=SCORES)
+    assert [name for name, _ in names(tmp_path)] == ["a, best", "a, final"]
+    write_evaluation(tmp_path / "greedy", model=run / "final", scores=SCORES, greedy=True)
+    assert [name for name, _ in names(tmp_path)] == ["a, best", "a (greedy)", "a (sampled)"]
+
+
+def test_evaluations_of_one_model_on_different_benchmarks_are_merged(tmp_path: Path) -> None:
+    run = write_training(tmp_path / "a")
+    write_evaluation(tmp_path / "one", model=run / "final", scores={"vicuna": [[1.0, 2.0]]})
+    write_evaluation(tmp_path / "two", model=run / "final", scores={"mine": [[3.0, 4.0]]})
+    (model,) = models_in(tmp_path)
+    assert {name: model.directory(name).name for name in model.benchmarks} == {"vicuna": "one", "mine": "two"}
