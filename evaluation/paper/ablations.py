@@ -12,8 +12,7 @@ from evaluation.report.page import ERROR, Axes, Picture, Section, Table, draw
 from evaluation.report.training import Flat, TrainingRun
 from evaluation.report.trainings import shown
 from kd.models.soft_prompt import FILE_NAME
-from kd.train.run_directory import _FREE_FIELDS as RESUMABLE_FIELDS
-from kd.train.run_directory import _FREE_SECTIONS as RESUMABLE_SECTIONS
+from kd.train.run_directory import RESUMABLE_FIELDS, RESUMABLE_SECTIONS
 
 _PROMPT, _LORA = "prompt.", "teacher_lora."
 # A teacher with adapters has neither these tokens nor L_reg.
