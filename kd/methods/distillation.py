@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from kd.config.fields import MixtureShare, PositiveFloat, Section, Share, option
 from kd.losses.divergences import DivergenceName, make_divergence
 from kd.losses.outputs import Outputs
-from kd.losses.terms import DivergenceTerm, Trained
+from kd.losses.terms import DivergenceTerm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class DistillationSettings(Section):
         1.0, help="T: the logits of both models are divided by it in D, and D is scaled by T²"
     )
 
-    def term(self, trained: Trained, target: Outputs) -> DivergenceTerm:
+    def term(self, target: Outputs) -> DivergenceTerm:
         """T²·D between the trained model and `target`; T² keeps the gradient's scale (arXiv 1503.02531, §2.1)."""
         divergence = make_divergence(self.divergence, beta=self.beta, alpha=self.alpha, temperature=self.temperature)
         return DivergenceTerm(divergence=divergence, target=target, weight=self.temperature**2)

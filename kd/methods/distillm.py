@@ -15,7 +15,6 @@ from kd.data.global_batch import GlobalBatch
 from kd.data.loader import ExampleBatch
 from kd.errors import UserError
 from kd.losses.divergences import DivergenceName
-from kd.losses.terms import TRAINED
 from kd.methods.base import MethodContext, Needs, uniform
 from kd.methods.distillation import DistillationSettings
 from kd.methods.plain_teacher import PlainTeacherMethod
@@ -131,7 +130,7 @@ class DistiLLM(PlainTeacherMethod):
         responses = self.responses(batch)
         teacher = self.teacher.outputs(responses)
         for micro in responses.micro_batches:
-            self.student.backward(micro, student_kd=self.settings.term(TRAINED, teacher[micro]))
+            self.student.backward(micro, student_kd=self.settings.term(teacher[micro]))
         self.student.step()
         self.recorder.record("replay_threshold", self.threshold)
 

@@ -7,7 +7,7 @@ from kd.config.schema import Config
 from kd.data.loader import ExampleBatch
 from kd.errors import UserError
 from kd.losses.divergences import DivergenceName
-from kd.losses.terms import TRAINED, cross_entropy
+from kd.losses.terms import cross_entropy
 from kd.methods.base import Needs, refuse_mixture_with_fixed_responses
 from kd.methods.distillation import DistillationSettings
 from kd.methods.plain_teacher import PlainTeacherMethod
@@ -51,7 +51,7 @@ class GKD(PlainTeacherMethod):
         references = self.references(batch) if settings.sft_weight else None
         teacher = self.teacher.outputs(rollouts)
         for micro in rollouts.micro_batches:
-            self.student.backward(micro, student_kd=settings.term(TRAINED, teacher[micro]))
+            self.student.backward(micro, student_kd=settings.term(teacher[micro]))
         for micro in () if references is None else references.micro_batches:
             self.student.backward(micro, cross_entropy=settings.sft_weight * cross_entropy(micro.labels))
         self.student.step()

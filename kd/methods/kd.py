@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from kd.config.fields import Probability, option
 from kd.config.schema import Config
 from kd.data.loader import ExampleBatch
-from kd.losses.terms import TRAINED, cross_entropy
+from kd.losses.terms import cross_entropy
 from kd.methods.base import Needs
 from kd.methods.distillation import DistillationSettings
 from kd.methods.plain_teacher import PlainTeacherMethod
@@ -34,7 +34,7 @@ class KD(PlainTeacherMethod):
         for micro in references.micro_batches:
             self.student.backward(
                 micro,
-                student_kd=settings.ratio * settings.term(TRAINED, teacher[micro]),
+                student_kd=settings.ratio * settings.term(teacher[micro]),
                 cross_entropy=(1 - settings.ratio) * cross_entropy(micro.labels),
             )
         self.student.step()

@@ -10,7 +10,7 @@ from kd.data.loader import ExampleBatch
 from kd.errors import UserError
 from kd.losses.divergences import DivergenceName, make_divergence
 from kd.losses.outputs import Outputs
-from kd.losses.terms import TRAINED, DivergenceTerm, Trained
+from kd.losses.terms import DivergenceTerm
 from kd.methods.base import Method, MethodContext, Needs, refuse_mixture_with_fixed_responses
 
 if TYPE_CHECKING:
@@ -99,8 +99,8 @@ class PromptKD(Method):
         for micro in rollouts.micro_batches:
             self.teacher.backward(
                 micro,
-                prompt_kd=self.kd(TRAINED, student[micro]),
-                prompt_regularization=None if plain is None else weight * self.regularization(TRAINED, plain[micro]),
+                prompt_kd=self.kd(student[micro]),
+                prompt_regularization=None if plain is None else weight * self.regularization(plain[micro]),
             )
         self.teacher.step()
 
@@ -108,7 +108,7 @@ class PromptKD(Method):
         """Eq. 4: L_student, against the updated prompt; only θ has a gradient."""
         prompted = self.teacher.outputs(rollouts)
         for micro in rollouts.micro_batches:
-            self.student.backward(micro, student_kd=self.student_kd(TRAINED, prompted[micro]))
+            self.student.backward(micro, student_kd=self.student_kd(prompted[micro]))
         self.student.step()
 
     def regularization_weight(self, step: int) -> float:
@@ -122,15 +122,15 @@ class PromptKD(Method):
     def regularizes(self) -> bool:
         return self.settings.regularization != "none"
 
-    def kd(self, trained: Trained, student: Outputs) -> DivergenceTerm:
+    def kd(self, student: Outputs) -> DivergenceTerm:
         """L_kd, KL(p(·|P, x) ‖ q) unless configured otherwise (Eq. 1)."""
         return self._term(self.settings.kd_divergence, student)
 
-    def regularization(self, trained: Trained, plain: Outputs) -> DivergenceTerm:
+    def regularization(self, plain: Outputs) -> DivergenceTerm:
         """L_reg, KL(p(·|P, x) ‖ p(·|x)) unless configured otherwise (Eq. 2)."""
         return self._term(self.settings.regularization_divergence, plain)
 
-    def student_kd(self, trained: Trained, prompted: Outputs) -> DivergenceTerm:
+    def student_kd(self, prompted: Outputs) -> DivergenceTerm:
         """L_student, KL(q ‖ p(·|P, x)) unless configured otherwise (Eq. 4)."""
         return self._term(self.settings.student_divergence, prompted)
 

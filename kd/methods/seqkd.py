@@ -6,7 +6,7 @@ from kd.config.fields import Count, Share, option
 from kd.config.schema import Config
 from kd.data.loader import ExampleBatch
 from kd.errors import UserError
-from kd.losses.terms import TRAINED, cross_entropy
+from kd.losses.terms import cross_entropy
 from kd.methods.base import Method, MethodContext, Needs
 from kd.methods.distillation import DistillationSettings
 
@@ -53,7 +53,7 @@ class SeqKD(Method):
         for micro in responses.micro_batches:
             self.student.backward(
                 micro,
-                student_kd=None if teacher is None else settings.ratio * settings.term(TRAINED, teacher[micro]),
+                student_kd=None if teacher is None else settings.ratio * settings.term(teacher[micro]),
                 cross_entropy=(1 - settings.ratio) * cross_entropy(micro.labels),
             )
         self.student.step()
