@@ -1,4 +1,4 @@
-"""Models go straight into shards: no rank ever holds a whole one."""
+"""Models are partitioned while they are loaded: no rank ever holds a full one."""
 
 import json
 from pathlib import Path

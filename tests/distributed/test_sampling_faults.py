@@ -90,7 +90,7 @@ def test_the_budget_is_halved_once_where_memory_runs_out(student: Path, ranks: A
         assert result["error"] is None
         assert result["said"] == [
             [
-                "out of memory while decoding: where that happened, 40 tokens are decoded together from now on,"
+                "out of memory while decoding: ranks with this error decode 40 tokens together from now on,"
                 " half of generation.max_batch_tokens=80"
             ],
             [],

@@ -1,4 +1,4 @@
-"""Groups of ranks that share a decoding copy say what one rank with the whole copy says."""
+"""Groups of ranks that share an inference copy sample what one rank with a full copy samples."""
 
 from pathlib import Path
 from typing import Any
@@ -46,13 +46,13 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("choosing", [GREEDY, []], ids=["greedy", "sampled"])
-def test_a_shared_copy_says_what_a_whole_one_says(family: Path, ranks: Any, choosing: list[str]) -> None:
+def test_a_shared_copy_samples_what_a_full_one_samples(family: Path, ranks: Any, choosing: list[str]) -> None:
     whole, shared = (
         ranks(2).run(jobs.describe, config_file=family, overrides=layout + choosing, prompts=PROMPTS)
         for layout in (GATHERED, TWO)
     )
     assert merged(shared, "responses") == merged(whole, "responses")
-    assert all("copies of the student that 2 ranks share" in result["sentence"] for result in shared)
+    assert all("a copy of the student on each group of 2 ranks" in result["sentence"] for result in shared)
     for result, other in zip(shared, whole, strict=True):
         assert result["group"] == (0, 1)
         assert result["held"] < 0.85 * other["held"] == 0.85 * result["whole"]
@@ -85,7 +85,7 @@ def test_a_family_without_a_plan_is_gathered(tmp_path: Path, ranks: Any) -> None
     for result in ranks(2).run(jobs.describe, config_file=config, overrides=TWO, prompts=PROMPTS[:2]):
         assert result["group"] is None and result["held"] == result["whole"]
         assert result["sentence"] == (
-            "sampling from a whole copy of the student on each rank"
+            "rollouts: a copy of the student on each rank"
             " (the model cannot be divided over 2 ranks: there is no plan for the family gpt2)"
         )
 
@@ -121,7 +121,7 @@ def test_refreshing_takes_twice_the_largest_parameter_and_64_megabytes(
     for result in results:
         limit = 2 * result["largest"] + 64e6
         assert result["peak"] <= limit
-        # Otherwise a whole copy, or three times the largest parameter, could pass.
+        # Otherwise a full copy, or three times the largest parameter, could pass.
         assert max(result["whole"], 3 * result["largest"]) > limit
 
 
