@@ -1,19 +1,43 @@
-"""The teacher's responses to all training rows, from a configuration to the file from which method=seqkd learns."""
+"""The teacher's responses to all training rows, for SeqKD: distributed over the ranks, resumable at the row."""
 
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import transformers
 
 from kd.config.schema import Config
-from kd.data.encoding import Encoded, encode
+from kd.data.batch import TokenIds, split_prompts
+from kd.data.encoding import Example, encode
 from kd.data.instructions import read_instructions
 from kd.data.templates import load_template
-from kd.distributed import World
+from kd.distributed import ProcessGroup, World
 from kd.errors import UserError
+from kd.files import read_log, write_atomically
+from kd.methods.seqkd import SeqKDSettings
+from kd.models.causal_lm import CausalLM
+from kd.models.handle import ModelContext
+from kd.models.teacher import Teacher
 from kd.models.vocabulary import SharedVocabulary, share_vocabulary
-from kd.train.response_file import ResponseFile, write_responses
+from kd.rollout.placement import choose_placement
+from kd.rollout.sampler import Sampler
 from kd.zero.config import teacher_deepspeed_config
 from kd.zero.engine import start_deepspeed
+from kd.zero.recorder import Recorder
+
+Responses = dict[tuple[int, int], dict[str, Any]]
+"""Lines of the file by (row id, number of the sample)."""
+# Fields of the configuration that the responses depend on.
+_SETTINGS = {
+    "model": ("teacher", "dtype"),
+    "data": ("train", "template", "max_prompt_tokens", "overlong"),
+    "generation": ("max_new_tokens", "temperature", "top_p", "top_k"),
+    "seqkd": ("samples",),
+    "run": ("seed",),
+}
 
 
 def check_responses(config: Config) -> Path:
@@ -36,16 +60,23 @@ def check_responses(config: Config) -> Path:
 def run_on(world: World, config: Config) -> None:
     """Write the responses on all ranks of `world` together, or complete an interrupted file.
 
+    A response depends on the seed, the number of the sample, the row and the teacher, up to rounding in its batch:
+    not on the number of ranks or on an interruption.
+
     Raises:
         UserError: on every rank alike, before the teacher is loaded, wherever that is possible.
     """
     # Bars for loading would interrupt the lines of progress.
     transformers.utils.logging.disable_progress_bar()
+    assert config.data.train is not None
     file = ResponseFile(config, rank=world.rank)
     with world.agreed():
         teacher_deepspeed_config(config)
         vocabulary = share_vocabulary(config)
-        encoded = _read_rows(config, vocabulary=vocabulary)
+        tokenizer = vocabulary.tokenizer
+        template = load_template(config.data.template, tokenizer=tokenizer)
+        rows = read_instructions(config.data.train)
+        encoded = encode(rows, tokenizer=tokenizer, template=template, data=config.data, responses="optional")
         if world.is_main:
             file.begin()
 
@@ -58,18 +89,147 @@ def run_on(world: World, config: Config) -> None:
         return
     for line in encoded.report.lines():
         say(line)
-    start_deepspeed()
-    write_responses(config, encoded.examples, file=file, vocabulary=vocabulary, world=world, say=say)
+    responses = _write_parts(config, encoded.examples, file=file, vocabulary=vocabulary, world=world, say=say)
+    if world.is_main and (num_empty := file.finish(responses)):
+        say(f"dropped {num_empty} empty responses")
+    world.barrier()
     say(f"{config.data.responses}: the teacher's responses; train with method=seqkd and this configuration")
 
 
-def _read_rows(config: Config, *, vocabulary: SharedVocabulary) -> Encoded:
-    assert config.data.train is not None
-    template = load_template(config.data.template, tokenizer=vocabulary.tokenizer)
-    return encode(
-        read_instructions(config.data.train),
-        tokenizer=vocabulary.tokenizer,
-        template=template,
-        data=config.data,
-        responses="optional",
-    )
+class ResponseFile:
+    """data.responses while it is being written: the settings it depends on, and what each rank has finished."""
+
+    def __init__(self, config: Config, *, rank: int) -> None:
+        self._path = Path(str(config.data.responses))
+        self._settings = {
+            f"{section}.{name}": getattr(getattr(config, section), name)
+            for section, names in _SETTINGS.items()
+            for name in names
+        }
+        self._settings_path = self._path.with_name(f"{self._path.name}.settings.json")
+        self._own_path = self._path.with_name(f"{self._path.name}.rank-{rank}.partial")
+
+    @property
+    def is_complete(self) -> bool:
+        return self._path.exists()
+
+    def begin(self) -> None:
+        """Write the settings that the responses depend on, or check that they are unchanged; main rank only.
+
+        Raises:
+            UserError: other settings, a file of unknown origin, or a directory that cannot be written.
+        """
+        if self._settings_path.exists():
+            started = json.loads(self._settings_path.read_text(encoding="utf-8"))
+            for name, value in self._settings.items():
+                if started[name] != value:
+                    raise UserError(
+                        f"data.responses {self._path}: was started with {name}={started[name]}, now it is {value};"
+                        f" restore it, or delete {self._path.name}* to write other responses"
+                    )
+        elif self.is_complete:
+            raise UserError(
+                f"data.responses {self._path}: exists already and was not written by this script; choose another name"
+            )
+        else:
+            write_atomically(self._settings_path, json.dumps(self._settings, indent=2) + "\n")
+
+    def append(self, responses: Responses) -> None:
+        """Add finished responses to this rank's part."""
+        lines = [json.dumps({"row": row, **response}, ensure_ascii=False) for (row, _), response in responses.items()]
+        with self._own_path.open("a", encoding="utf-8") as file:
+            file.write("".join(f"{line}\n" for line in lines))
+
+    def read_parts(self) -> Responses:
+        """The finished responses that this rank can read; a partial line of a killed run is removed."""
+        responses: Responses = {}
+        for path in self._parts():
+            records = read_log(path)
+            if path == self._own_path:
+                write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+            responses |= {(record.pop("row"), record["sample"]): record for record in records}
+        return responses
+
+    def finish(self, responses: Responses) -> int:
+        """Write the file in the order of the rows and remove all parts; returns how many responses were empty."""
+        filled = [response for _, response in sorted(responses.items()) if response["response"].strip()]
+        write_atomically(self._path, "".join(json.dumps(response, ensure_ascii=False) + "\n" for response in filled))
+        for path in self._parts():
+            path.unlink(missing_ok=True)
+        return len(responses) - len(filled)
+
+    def _parts(self) -> list[Path]:
+        return sorted(self._path.parent.glob(f"{self._path.name}.rank-*.partial"))
+
+
+def _write_parts(
+    config: Config,
+    examples: Sequence[Example],
+    *,
+    file: ResponseFile,
+    vocabulary: SharedVocabulary,
+    world: World,
+    say: Callable[[str], None],
+) -> Responses:
+    """Sample the responses that are missing; all responses, on all ranks."""
+    responses = _merge(world.gather_objects(file.read_parts()))
+    num_samples = config.section(SeqKDSettings).samples
+    total, num_done = len(examples) * num_samples, len(responses)
+    if responses:
+        say(f"resuming after {num_done} of {total} responses")
+    if num_done == total:
+        return responses
+    start_deepspeed()
+    with _teacher_sampler(config, vocabulary=vocabulary, world=world, say=say) as sampler:
+        for number in range(num_samples):
+            missing = [row for row in examples if (row.row_id, number) not in responses]
+            budget = config.generation.max_batch_tokens * world.size
+            new_tokens = config.generation.max_new_tokens
+            for block in split_prompts(missing, slots_per_row=new_tokens, max_batch_tokens=budget):
+                own = block[world.rank :: world.size]
+                # All ranks sample together: a rank without a row discards the response to the first one.
+                sampled = sampler.sample(own or block[:1], seed=config.run.seed, step=number).sequences
+                finished = {
+                    (row.row_id, number): _format(row, sequence.response_ids, number=number, vocabulary=vocabulary)
+                    for row, sequence in zip(own, sampled, strict=False)
+                }
+                file.append(finished)
+                responses |= finished
+                num_done += len(block)
+                say(f"{num_done} of {total} responses")
+    return _merge(world.gather_objects(responses))
+
+
+def _merge(shares: Sequence[Responses]) -> Responses:
+    return {key: response for share in shares for key, response in share.items()}
+
+
+def _format(row: Example, ids: TokenIds, *, number: int, vocabulary: SharedVocabulary) -> dict[str, Any]:
+    # Unchanged: a clean-up of spaces would alter the response.
+    text = vocabulary.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    ended = bool(ids[-1] == vocabulary.eos_id)
+    return {"prompt": row.prompt, "response": str(text), "ended": ended, "sample": number, "source": row.source}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FixedWeights:
+    """A placement of weights that never change, prepared once for all responses."""
+
+    view: CausalLM
+    is_collective: bool
+    group: ProcessGroup | None
+
+    def ready(self) -> AbstractContextManager[CausalLM]:
+        return nullcontext(self.view)
+
+
+@contextmanager
+def _teacher_sampler(
+    config: Config, *, vocabulary: SharedVocabulary, world: World, say: Callable[[str], None]
+) -> Iterator[Sampler]:
+    teacher = Teacher(ModelContext(config=config, vocabulary=vocabulary, recorder=Recorder(world.device)))
+    weights, sentence = choose_placement(teacher, settings=config.generation, world=world, role="teacher")
+    say(sentence)
+    with weights.ready() as view:
+        fixed = _FixedWeights(view=view, is_collective=weights.is_collective, group=weights.group)
+        yield Sampler(fixed, settings=config.generation, vocabulary=vocabulary, world=world, say=say)

@@ -1,4 +1,4 @@
-"""What the ranks do in the tests of the teacher's written responses."""
+"""Jobs of the tests of the teacher's responses."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from kd.train.response_file import ResponseFile
 
 
 def write(world: World, *, config_file: Path, overrides: list[str]) -> str | None:
-    """Write or go on; the message of a user error, if there was one."""
+    """Write or resume; the message of a user error, if there was one."""
     try:
         run_on(world, load_config(config_file, overrides=overrides))
     except UserError as error:
@@ -23,21 +23,21 @@ class Killed(Exception):
 
 
 def write_until_killed(world: World, *, config_file: Path, overrides: list[str], num_blocks: int) -> int:
-    """The same, but all ranks end after some blocks; the number of this rank's finished answers."""
-    num_answers: list[int] = []
+    """The same, but all ranks end after some blocks; the number of this rank's finished responses."""
+    num_responses: list[int] = []
     append = ResponseFile.append
 
-    def append_or_die(file: ResponseFile, answers: dict[tuple[int, int], dict[str, object]]) -> None:
-        if len(num_answers) == num_blocks:
+    def append_or_die(file: ResponseFile, responses: dict[tuple[int, int], dict[str, object]]) -> None:
+        if len(num_responses) == num_blocks:
             raise Killed
-        num_answers.append(len(answers))
-        append(file, answers)
+        num_responses.append(len(responses))
+        append(file, responses)
 
     ResponseFile.append = append_or_die  # type: ignore[method-assign]
     try:
         run_on(world, load_config(config_file, overrides=overrides))
     except Killed:
-        return sum(num_answers)
+        return sum(num_responses)
     finally:
         ResponseFile.append = append  # type: ignore[method-assign]
     raise AssertionError("there were fewer blocks")

@@ -128,9 +128,9 @@ def test_finished_responses_are_left_alone(straight: Path, setting: Path, ranks:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("generation.temperature=0.5", "was begun with generation.temperature=1.0, now it is 0.5; restore it"),
-        ("run.seed=1", "was begun with run.seed=42, now it is 1"),
-        ("seqkd.samples=1", "was begun with seqkd.samples=2, now it is 1"),
+        ("generation.temperature=0.5", "was started with generation.temperature=1.0, now it is 0.5; restore it"),
+        ("run.seed=1", "was started with run.seed=42, now it is 1"),
+        ("seqkd.samples=1", "was started with seqkd.samples=2, now it is 1"),
     ],
 )
 def test_responses_of_other_settings_are_refused(
