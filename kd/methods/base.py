@@ -82,7 +82,10 @@ class Method(ABC):
         self.batcher = context.batcher
         self.recorder = context.recorder
         self._sampler = context.sampler
-        self._models = [model for model in (context.student, context.teacher) if model is not None]
+        from kd.models.teacher import AdaptedTeacher
+
+        self.trained_teacher = context.teacher if isinstance(context.teacher, AdaptedTeacher) else None
+        """The teacher, if a part of it is trained: checkpoints keep it and exports contain it."""
 
     @classmethod
     def create(cls, context: MethodContext) -> "Method":
@@ -111,8 +114,9 @@ class Method(ABC):
             return self.recorder.skip()
         finally:
             if not is_complete:
-                for model in self._models:
-                    model.discard()
+                self.student.discard()
+                if self.trained_teacher is not None:
+                    self.trained_teacher.discard()
         return self.recorder.finish()
 
     @classmethod

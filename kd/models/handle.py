@@ -89,9 +89,6 @@ class ModelHandle:
         self._head = None
         self.engine.release()
 
-    def discard(self) -> None:
-        """Forget the gradient of a global batch that failed; a frozen model has none."""
-
     def _infer(self, batch: GlobalBatch, *inputs: object, phase: Phase) -> Outputs:
         """Outputs at the response positions of this rank's share of a global batch, without gradient."""
         with self._recorder.time(phase):

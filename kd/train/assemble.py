@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,11 +19,11 @@ from kd.methods import find_method
 from kd.methods.base import Method, MethodContext
 from kd.models.handle import ModelContext, ModelHandle
 from kd.models.student import Student
-from kd.models.teacher import AdaptedTeacher, Teacher
+from kd.models.teacher import AdaptedTeacher
 from kd.models.vocabulary import SharedVocabulary, share_vocabulary
 from kd.rollout.placement import choose_placement
 from kd.rollout.sampler import Sampler
-from kd.train.checkpoint import Checkpoints, StateLayout, TrainerState, export_student
+from kd.train.checkpoint import Checkpoints, StateLayout, TrainerState
 from kd.train.console import RunConsole
 from kd.train.metric_log import MetricLog, check_trackers
 from kd.train.run_directory import LOG_FILE, prepare_run_directory
@@ -74,9 +73,7 @@ def run_on(world: World, config: Config, *, command: Sequence[str]) -> None:
             inputs, run_dir=run_dir, checkpoints=checkpoints, world=world, console=console, last_step=state.step
         )
         if state.step:
-            checkpoints.restore(
-                state, student=trainer.student, adapted_teacher=trainer.adapted_teacher, method=trainer.method
-            )
+            checkpoints.restore(state, trainer.method)
             console.say(f"resuming after step {state.step} of {num_steps}")
         else:
             # For dropout; after loading, which draws differently in different layouts.
@@ -125,18 +122,6 @@ def read_inputs(config: Config, *, world: World) -> Inputs:
     return Inputs(config=config, vocabulary=vocabulary, train=train, validation=validation, loader=loader, notes=notes)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Parts:
-    """A method with its models, ready to train."""
-
-    method: Method
-    student: Student
-    teacher: Teacher | AdaptedTeacher | None
-    batcher: GlobalBatcher
-    sampler: Sampler | None
-    """Rolls out the student: for the method or for validation."""
-
-
 def build_method(
     config: Config,
     *,
@@ -146,8 +131,11 @@ def build_method(
     world: World,
     say: Callable[[str], None],
     samples_validation: bool = False,
-) -> Parts:
+) -> tuple[Method, Sampler | None]:
     """Load the models and create the method; all ranks call it together.
+
+    Returns:
+        The method, and what rolls out its student, for the method or for validation.
 
     Raises:
         UserError: a checkpoint, a DeepSpeed JSON or a rollout layout cannot be used.
@@ -187,7 +175,7 @@ def build_method(
         run_dir=run_dir,
         say=say,
     )
-    return Parts(method=method.create(context), student=student, teacher=teacher, batcher=batcher, sampler=sampler)
+    return method.create(context), sampler
 
 
 def assemble(
@@ -196,7 +184,7 @@ def assemble(
     """Connect the method with the data and the run directory."""
     config, vocabulary = inputs.config, inputs.vocabulary
     samples_validation = inputs.validation is not None and config.validation.generate
-    parts = build_method(
+    method, sampler = build_method(
         config,
         vocabulary=vocabulary,
         loader=inputs.loader,
@@ -210,28 +198,21 @@ def assemble(
         validator = Validator(
             config,
             examples=inputs.validation.examples,
-            student=parts.student,
-            sampler=parts.sampler if samples_validation else None,
+            method=method,
+            sampler=sampler if samples_validation else None,
             vocabulary=vocabulary,
-            batcher=parts.batcher,
-            world=world,
         )
-    adapted_teacher = parts.teacher if isinstance(parts.teacher, AdaptedTeacher) else None
     return Trainer(
         config=config,
         world=world,
         run_dir=run_dir,
-        student=parts.student,
-        adapted_teacher=adapted_teacher,
-        method=parts.method,
+        method=method,
         loader=inputs.loader,
         validator=validator,
         checkpoints=checkpoints,
         console=console,
         log=MetricLog(run_dir, config=config, world=world, last_step=last_step),
-        export=partial(
-            export_student, student=parts.student, adapted_teacher=adapted_teacher, vocabulary=vocabulary, world=world
-        ),
+        vocabulary=vocabulary,
     )
 
 

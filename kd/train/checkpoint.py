@@ -14,8 +14,6 @@ from kd.distributed import World
 from kd.errors import UserError
 from kd.methods.base import Method
 from kd.models.lora import plain_parameters
-from kd.models.student import Student
-from kd.models.teacher import AdaptedTeacher
 from kd.models.vocabulary import SharedVocabulary, save_tokenizer
 from kd.zero.residency import gathered
 
@@ -69,18 +67,16 @@ class Checkpoints:
             )
         return TrainerState(**values["state"])
 
-    def save(
-        self, state: TrainerState, *, student: Student, adapted_teacher: AdaptedTeacher | None, method: Method
-    ) -> None:
+    def save(self, state: TrainerState, method: Method) -> None:
         """Write all state of a run; an interrupted write leaves the older checkpoints intact."""
         final, partial = self._path(state.step), self._directory / f"step-{state.step}.partial"
         if self._world.is_main:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         self._world.barrier()
-        student.engine.save(partial / "student", with_frozen=not student.is_adapted)
-        if adapted_teacher is not None:
-            adapted_teacher.engine.save(partial / "teacher", with_frozen=False)
+        method.student.engine.save(partial / "student", with_frozen=not method.student.is_adapted)
+        if method.trained_teacher is not None:
+            method.trained_teacher.engine.save(partial / "teacher", with_frozen=False)
         torch.save(_random_states(self._world), partial / f"random-{self._world.rank}.pt")
         torch.save(method.state_dict(), partial / f"method-{self._world.rank}.pt")
         self._world.barrier()
@@ -93,14 +89,12 @@ class Checkpoints:
                 shutil.rmtree(self._path(step))
         self._world.barrier()
 
-    def restore(
-        self, state: TrainerState, *, student: Student, adapted_teacher: AdaptedTeacher | None, method: Method
-    ) -> None:
-        """Load the state of engines and method that was saved with `state`."""
+    def restore(self, state: TrainerState, method: Method) -> None:
+        """Load the state of the method and its models that was saved with `state`."""
         path = self._path(state.step)
-        student.engine.load(path / "student", with_frozen=not student.is_adapted)
-        if adapted_teacher is not None:
-            adapted_teacher.engine.load(path / "teacher", with_frozen=False)
+        method.student.engine.load(path / "student", with_frozen=not method.student.is_adapted)
+        if method.trained_teacher is not None:
+            method.trained_teacher.engine.load(path / "teacher", with_frozen=False)
         state_dict = torch.load(path / f"method-{self._world.rank}.pt", weights_only=True, map_location="cpu")
         method.load_state_dict(state_dict)
         states = torch.load(path / f"random-{self._world.rank}.pt", weights_only=True)
@@ -125,26 +119,20 @@ def _random_states(world: World) -> dict[str, torch.Tensor]:
     return states
 
 
-def export_student(
-    directory: Path,
-    *,
-    student: Student,
-    adapted_teacher: AdaptedTeacher | None,
-    vocabulary: SharedVocabulary,
-    world: World,
-) -> None:
+def export_student(directory: Path, method: Method, *, vocabulary: SharedVocabulary) -> None:
     """Write the student (and its teacher's prompt or adapters) as a Hugging Face directory; all ranks call it together.
 
     A student with adapters is written merged, with the adapters beside it. Weights are gathered one by one; only
     the main rank holds all of them, in host memory.
     """
+    student, world = method.student, method.world
     weights: dict[str, torch.Tensor] = {}
     for parameter in plain_parameters(student.model):
         with gathered(parameter.sources):
             if world.is_main:
                 # A copy on a CPU too, where the gathered parameter is about to be partitioned.
                 weights[parameter.name] = parameter.value().to("cpu", copy=True)
-    writers = [] if adapted_teacher is None else [adapted_teacher.writer()]
+    writers = [] if method.trained_teacher is None else [method.trained_teacher.writer()]
     if student.is_adapted:
         writers.append(student.adapter_writer())
     if world.is_main:

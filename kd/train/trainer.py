@@ -1,7 +1,6 @@
 """The training loop around a method: global batches, logs, validation, checkpoints."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,16 +10,12 @@ from kd.config.schema import Config
 from kd.data.loader import BatchLoader
 from kd.distributed import World
 from kd.methods.base import Method
-from kd.models.student import Student
-from kd.models.teacher import AdaptedTeacher
-from kd.train.checkpoint import Checkpoints, TrainerState
+from kd.models.vocabulary import SharedVocabulary
+from kd.train.checkpoint import Checkpoints, TrainerState, export_student
 from kd.train.console import RunConsole
 from kd.train.metric_log import MetricLog
 from kd.train.validation import Validator
 from kd.zero.recorder import StepMetrics
-
-Export = Callable[[Path], None]
-"""Writes the current student as a Hugging Face directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +25,13 @@ class Trainer:
     config: Config
     world: World
     run_dir: Path
-    student: Student
-    adapted_teacher: AdaptedTeacher | None
     method: Method
     loader: BatchLoader
     validator: Validator | None
     checkpoints: Checkpoints
     console: RunConsole
     log: MetricLog
-    export: Export
+    vocabulary: SharedVocabulary
 
     def train(self, state: TrainerState) -> TrainerState:
         """Train from `state` to the last step, or until run.max_hours have passed; returns the state reached."""
@@ -59,9 +52,7 @@ class Trainer:
             # Before the checkpoint: a run that is killed in between repeats this step.
             self._export_if_due(state.step)
             if saves:
-                self.checkpoints.save(
-                    state, student=self.student, adapted_teacher=self.adapted_teacher, method=self.method
-                )
+                self.checkpoints.save(state, self.method)
                 self.log.restart_clock()
             if out_of_time and step < num_steps:
                 self.console.say(
@@ -69,18 +60,21 @@ class Trainer:
                     " the same command resumes from here"
                 )
                 return state
-        self.export(self.run_dir / "final")
+        self._export(self.run_dir / "final")
         return state
 
     def step(self, step: int) -> StepMetrics:
         """Run optimizer step `step`, which counts from 1; all ranks call it together."""
         return self.method.run(self.loader.batch(step))
 
+    def _export(self, directory: Path) -> None:
+        export_student(directory, self.method, vocabulary=self.vocabulary)
+
     def _export_if_due(self, step: int) -> None:
         """Export the student of this step if `checkpoints.export_every` says so."""
         every = self.config.checkpoints.export_every
         if every is not None and step % every == 0:
-            self.export(self.run_dir / "exports" / f"step-{step}")
+            self._export(self.run_dir / "exports" / f"step-{step}")
             self.log.restart_clock()
 
     def _finish_step(self, state: TrainerState, *, saves: bool) -> TrainerState:
@@ -109,7 +103,7 @@ class Trainer:
         score = self.validator.score(results)
         if state.best is not None and not score > state.best:
             return state
-        self.export(self.run_dir / "best")
+        self._export(self.run_dir / "best")
         return replace(state, best=score, best_step=state.step)
 
     def _out_of_time(self, started: float) -> bool:

@@ -8,10 +8,10 @@ import torch
 from kd.config.schema import Config
 from kd.data.batch import TokenSequence
 from kd.data.encoding import Example
-from kd.data.global_batch import EmptyBatchError, GlobalBatcher
+from kd.data.global_batch import EmptyBatchError
 from kd.distributed import World
 from kd.errors import UserError
-from kd.models.student import Student
+from kd.methods.base import Method
 from kd.models.vocabulary import SharedVocabulary
 from kd.rollout.sampler import Sampler
 from kd.text_metrics import METRICS, Metric, find_metric
@@ -39,19 +39,17 @@ class Validator:
         config: Config,
         *,
         examples: Sequence[Example],
-        student: Student,
+        method: Method,
         sampler: Sampler | None,
         vocabulary: SharedVocabulary,
-        batcher: GlobalBatcher,
-        world: World,
     ) -> None:
         """Without a `sampler`, only the loss is measured."""
         self._rows = examples[: config.validation.rows]
-        self._student = student
+        self._student = method.student
         self._sampler = sampler
         self._vocabulary = vocabulary
-        self._batcher = batcher
-        self._world = world
+        self._batcher = method.batcher
+        self._world = method.world
         self._seed = config.validation.seed
         self._rows_per_batch = config.schedule.global_batch
         self._metrics = _metrics(config) if sampler is not None else {}

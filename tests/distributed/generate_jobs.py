@@ -5,8 +5,7 @@ from pathlib import Path
 from kd.distributed import World
 from kd.errors import UserError
 from kd.methods import load_config
-from kd.train.generate import run_on
-from kd.train.response_file import ResponseFile
+from kd.train.generate import ResponseFile, run_on
 
 
 def write(world: World, *, config_file: Path, overrides: list[str]) -> str | None:

@@ -21,7 +21,7 @@ from kd.distributed import World
 from kd.methods import load_config
 from kd.models.vocabulary import share_vocabulary
 from kd.rollout.sampler import SampledResponses
-from kd.train.assemble import Parts, build_method
+from kd.train.assemble import build_method
 from kd.zero.recorder import StepMetrics
 from kd.zero.residency import gathered
 
@@ -159,7 +159,7 @@ class Harness:
         self.config: Config = load_config(config_file, overrides=list(overrides))
         self.loader: Any = FixedLoader(batches, world)
         self.said: list[str] = []
-        self.parts: Parts = build_method(
+        method, _ = build_method(
             self.config,
             vocabulary=share_vocabulary(self.config),
             loader=self.loader,
@@ -167,8 +167,8 @@ class Harness:
             world=world,
             say=self.said.append,
         )
-        self.method: Any = self.parts.method
-        self.student, self.teacher = self.parts.student, self.parts.teacher
+        self.method: Any = method
+        self.student, self.teacher = method.student, getattr(method, "teacher", None)
         if responses is not None:
             self.method._sampler = FixedSampler(responses)
         self.means: dict[str, list[float]] = {}
