@@ -1,4 +1,4 @@
-"""Draws the facts that fill the phrasings of each task family."""
+"""Random facts that fill in the phrasings of each task family."""
 
 from collections.abc import Callable, Mapping
 from random import Random

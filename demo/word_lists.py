@@ -1,4 +1,4 @@
-"""The closed vocabulary that the demo's instruction set is made of."""
+"""The closed vocabulary of the demo's data."""
 
 CATEGORIES: dict[str, tuple[str, ...]] = {
     "animal": ("dog", "cat", "horse", "cow", "sheep", "goat", "lion", "wolf"),
