@@ -48,7 +48,7 @@ CONTROLS = {
 
 
 def clocked_metrics(run_dir: Path) -> list[tuple[float, dict[str, Any]]]:
-    """A run's records, each after the seconds of all optimizer steps so far; start-up, validation and checkpoints excluded."""
+    """A run's records, each after the seconds of all optimizer steps so far (no start-up, validation or checkpoint)."""
     previous, passed, records = 0, 0.0, []
     for record in read_metrics(run_dir):
         passed += (record["step"] - previous) * record["step_seconds"]
