@@ -1,1 +1,1 @@
-"""A distillation that fits into a few minutes on two cores: see demo/run.py."""
+"""A distillation that takes a few minutes on two CPU cores; demo/run.py runs it."""

@@ -1,4 +1,4 @@
-"""Writes the demo's instruction set: few labelled rows, many prompts, and the teacher's own rows."""
+"""Write the demo's data: few labelled rows, many prompts without a response, and the teacher's training rows."""
 
 import argparse
 import json
@@ -12,12 +12,12 @@ from demo.phrasings import PHRASINGS
 from demo.task_facts import DRAWS
 
 MAX_MISSES = 200
-"""Repeated draws in a row after which a family counts as used up."""
+"""Number of consecutive repeated draws after which a family counts as exhausted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One instruction with its input (empty when there is none) and its answer."""
+    """One instruction with its input (empty if there is none) and its response."""
 
     instruction: str
     input: str
@@ -25,7 +25,7 @@ class Row:
 
 
 def draw_row(family: str, rng: Random) -> Row:
-    """Return one row of a task family."""
+    """One random row of a task family."""
     facts = DRAWS[family](rng)
     ways = PHRASINGS[family]
     phrasing = rng.choice(ways.self_contained + ways.about_input)
@@ -37,7 +37,7 @@ def draw_row(family: str, rng: Random) -> Row:
 
 
 def distinct_rows(family: str, rng: Random) -> Iterator[Row]:
-    """Yield rows that differ in instruction or input until the family is used up."""
+    """Yield rows that differ in instruction or input, until the family is exhausted."""
     seen: set[tuple[str, str]] = set()
     misses = 0
     while misses < MAX_MISSES:
@@ -51,13 +51,13 @@ def distinct_rows(family: str, rng: Random) -> Iterator[Row]:
 
 
 def split_sizes(total: int) -> list[int]:
-    """Return how many rows each family gives to a split of `total` rows."""
+    """Number of rows from each family in a split of `total` rows."""
     share, rest = divmod(total, len(DRAWS))
     return [share + (index < rest) for index in range(len(DRAWS))]
 
 
 def make_splits(sizes: dict[str, int], rng: Random) -> dict[str, list[Row]]:
-    """Return disjoint, shuffled splits with equal shares of all families, filled in the order of `sizes`."""
+    """Disjoint, shuffled splits with equal shares of all families, filled in the order of `sizes`."""
     splits: dict[str, list[Row]] = {name: [] for name in sizes}
     for index, family in enumerate(DRAWS):
         rows = distinct_rows(family, rng)
@@ -70,7 +70,7 @@ def make_splits(sizes: dict[str, int], rng: Random) -> dict[str, list[Row]]:
 
 
 def write_rows(path: Path, rows: Iterable[Row], *, labels: bool = True) -> None:
-    """Write rows as JSON lines, without the `output` key where labels are not wanted."""
+    """Write rows as JSON lines, without `output` if `labels` is false."""
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
             record = {"instruction": row.instruction, "input": row.input}
@@ -80,15 +80,15 @@ def write_rows(path: Path, rows: Iterable[Row], *, labels: bool = True) -> None:
 
 
 def main() -> None:
-    """Write labelled, prompts, teacher, validation and test rows."""
+    """Write the labelled, prompts, teacher, validation and test rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the five .jsonl files")
     parser.add_argument("--seed", type=int, default=1, help="the same seed writes the same files")
     parser.add_argument("--test", type=int, default=360)
     parser.add_argument("--validation", type=int, default=200)
     parser.add_argument("--labelled", type=int, default=150)
-    parser.add_argument("--prompts", type=int, default=4000, help="rows without an answer, asked of the teacher")
-    parser.add_argument("--teacher", type=int, default=10000, help="rows to train the teacher on, at most")
+    parser.add_argument("--prompts", type=int, default=4000, help="number of rows without a response")
+    parser.add_argument("--teacher", type=int, default=10000, help="largest number of rows to train the teacher on")
     args = parser.parse_args()
 
     rng = Random(args.seed)
@@ -99,7 +99,7 @@ def main() -> None:
         "rest": args.teacher,
     }
     splits = make_splits(sizes, rng)
-    # The teacher knows the labelled rows and the answers to the prompts; the student sees only the former.
+    # The teacher is trained on the labelled rows and on the responses to the prompts, the student on the former only.
     teacher = [*splits["labelled"], *splits["rest"]][: args.teacher]
     prompts = splits["rest"][: args.prompts]
     rng.shuffle(teacher)

@@ -1,4 +1,4 @@
-"""Writes a randomly initialised Llama with the demo's tokenizer: the point from which fine-tuning starts."""
+"""Write a randomly initialised Llama with the demo's tokenizer, from which fine-tuning starts."""
 
 import argparse
 import shutil
@@ -9,13 +9,13 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 
 def make_model(tokenizer_dir: Path, *, layers: int, hidden: int, heads: int, seed: int, out: Path) -> int:
-    """Save a seeded model with tied embeddings and its tokenizer to `out` and return its parameter count."""
+    """Save a seeded model with tied embeddings and its tokenizer to `out`, and return its number of parameters."""
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
-        # The gated block has three matrices, so 8/3 of the width costs as much as the usual fourfold pair.
+        # The gated block has three matrices: 8/3 of the width is as large as the usual pair of four times the width.
         intermediate_size=hidden * 8 // 3 // 8 * 8,
         num_hidden_layers=layers,
         num_attention_heads=heads,
@@ -28,18 +28,18 @@ def make_model(tokenizer_dir: Path, *, layers: int, hidden: int, heads: int, see
     )
     model = LlamaForCausalLM(config)
     model.save_pretrained(out)
-    # Copied, not saved again: transformers 5 would write a class name that transformers 4 does not know.
+    # Copied, not saved: transformers 5 would write a class name that transformers 4 does not know.
     for path in tokenizer_dir.glob("tokenizer*.json"):
         shutil.copy(path, out)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def main() -> None:
-    """Write one model folder."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokenizer", type=Path, required=True, help="folder of make_tokenizer.py")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder that make_tokenizer.py wrote")
     parser.add_argument("--layers", type=int, required=True)
-    parser.add_argument("--hidden", type=int, required=True, help="width of the hidden states")
+    parser.add_argument("--hidden", type=int, required=True, help="size of the hidden states")
     parser.add_argument("--heads", type=int, required=True)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)

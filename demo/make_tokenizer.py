@@ -1,4 +1,4 @@
-"""Trains the demo's byte-level BPE tokenizer, in which each fixed piece of the template is one token."""
+"""Train the demo's byte-level BPE tokenizer, in which each fixed segment of the template is one token."""
 
 import argparse
 import json
@@ -19,14 +19,14 @@ TEMPLATE_SEGMENTS: tuple[str, ...] = (
 
 
 def read_texts(folder: Path) -> list[str]:
-    """Return every instruction, input and output of the folder's teacher rows."""
+    """Every instruction, input and output of the teacher's rows in `folder`."""
     with (folder / "teacher.jsonl").open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     return [row[key] for row in rows for key in ("instruction", "input", "output") if row[key]]
 
 
 def train_tokenizer(texts: list[str], vocabulary_size: int) -> Tokenizer:
-    """Return a byte-level BPE tokenizer of at most `vocabulary_size` entries, added tokens included."""
+    """A byte-level BPE tokenizer of at most `vocabulary_size` entries, added tokens included."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -37,17 +37,17 @@ def train_tokenizer(texts: list[str], vocabulary_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer=trainer)
-    # Regular tokens, not special ones: decoding a prompt must give its text back.
+    # Regular tokens, not special ones, so that decoding a prompt restores its text.
     segments = [AddedToken(segment, special=False, normalized=False) for segment in TEMPLATE_SEGMENTS]
     tokenizer.add_tokens(segments)
     return tokenizer
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write the two files from which `AutoTokenizer` loads."""
+    """Write the two files that `AutoTokenizer` loads."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    # Written by hand: the class name that transformers 5 would save is unknown to transformers 4.
+    # Not saved by transformers: version 5 would write a class name that version 4 does not know.
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": END_OF_TEXT,
@@ -63,7 +63,7 @@ def main() -> None:
     """Train the tokenizer on the teacher's rows and save it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder that make_data.py wrote")
-    parser.add_argument("--out", type=Path, required=True, help="model folder for the tokenizer's files")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the tokenizer's files")
     parser.add_argument("--vocabulary-size", type=int, default=1200)
     args = parser.parse_args()
 

@@ -1,16 +1,16 @@
-"""How each task family of the demo is asked and answered."""
+"""Wordings of the instructions and responses of each task family of the demo."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phrasings:
-    """The ways to ask for one task and the one way to answer it."""
+    """Instructions for one task, and the form of its response."""
 
     self_contained: tuple[str, ...]
-    """Instructions that hold the facts themselves and need no input."""
+    """Instructions that contain the facts and need no input."""
     about_input: tuple[str, ...]
-    """Instructions whose facts stand in the input."""
+    """Instructions whose facts are in the input."""
     input_form: str
     answer_form: str
 

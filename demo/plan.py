@@ -1,4 +1,4 @@
-"""What the demo compares, and how long each control goes on."""
+"""Models of the demo's comparison, and the length of each control."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ MODELS = {
     "more-seconds": f"{RUNS}/more-seconds/final",
     "promptkd": f"{RUNS}/promptkd/final",
 }
-"""What is scored: name and directory."""
+"""Directories of the models to score, by name."""
 
 LABELS = {
     "teacher": "teacher",
@@ -29,7 +29,7 @@ LABELS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """A way to go on without a teacher."""
+    """A way to continue training without a teacher."""
 
     meaning: str
     overrides: tuple[str, ...]
@@ -48,7 +48,7 @@ CONTROLS = {
 
 
 def clocked_metrics(run_dir: Path) -> list[tuple[float, dict[str, Any]]]:
-    """A run's records, each with the seconds of all optimizer steps until then: no start, validation or checkpoint."""
+    """A run's records, each after the seconds of all optimizer steps so far (no start-up, validation or checkpoint)."""
     previous, passed, records = 0, 0.0, []
     for record in read_metrics(run_dir):
         passed += (record["step"] - previous) * record["step_seconds"]
@@ -58,14 +58,14 @@ def clocked_metrics(run_dir: Path) -> list[tuple[float, dict[str, Any]]]:
 
 
 def training_seconds(name: str) -> float:
-    """Seconds of all optimizer steps of one of the demo's runs."""
+    """Seconds of all optimizer steps of a run of the demo."""
     return clocked_metrics(Path(RUNS) / name)[-1][0]
 
 
 def control_steps(name: str) -> int:
-    """Steps of a control: PromptKD's, or as many as fit into PromptKD's seconds."""
+    """Number of steps of a control: that of PromptKD, or as many as fit into PromptKD's seconds."""
     if name == "more-steps":
         return int(read_metrics(Path(RUNS) / "promptkd")[-1]["step"])
-    # What a step of the first fine-tuning, of the same size, usually took on this machine.
+    # The median step of the first fine-tuning, which has the same size.
     costs = sorted(float(record["step_seconds"]) for record in read_metrics(Path(RUNS) / "student"))
     return round(training_seconds("promptkd") / costs[len(costs) // 2])

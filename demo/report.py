@@ -1,4 +1,4 @@
-"""The demo's result: a table with standard errors, and demo/report.png."""
+"""The demo's results: a table with standard errors, and demo/report.png."""
 
 import json
 import sys
@@ -25,18 +25,18 @@ COLORS = {
 }
 PICTURE = Path("demo/report.png")
 REQUIRED = 2.0
-"""Standard errors by which the distilled student must lead."""
+"""Lead of the distilled student [standard errors] that counts as clear."""
 
 
 def scores_of(name: str) -> tuple[float, float]:
-    """Mean test ROUGE-L of a model and its standard error over the seeds."""
+    """Mean test ROUGE-L of a model, and its standard error over the seeds."""
     results = json.loads((Path(RUNS) / "evaluation" / name / "results.json").read_text())
     rouge = results["benchmarks"]["test"]["rougeL"]
     return rouge["mean"], rouge["standard_error"]
 
 
 def leads() -> dict[str, PairedDifference]:
-    """PromptKD's lead over the start and the controls, paired over test rows."""
+    """PromptKD's lead over its start and over each control, paired over test rows."""
     directory = Path(RUNS) / "evaluation"
     return {
         name: compare_directories(directory / "promptkd", directory / name, benchmark="test")
@@ -45,7 +45,7 @@ def leads() -> dict[str, PairedDifference]:
 
 
 def print_table(differences: dict[str, PairedDifference]) -> None:
-    """All models with their scores, and PromptKD's lead over each."""
+    """Print all models with their scores, and PromptKD's lead over each."""
     table = Table(title="Test ROUGE-L, 360 rows, five sampling seeds")
     for heading in ("model", "trained for", "ROUGE-L ± s.e.", "PromptKD leads by"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
@@ -64,7 +64,7 @@ def print_table(differences: dict[str, PairedDifference]) -> None:
 
 
 def draw_curves(axes: Axes) -> None:
-    """Validation ROUGE-L over seconds of training, all from the same start."""
+    """Draw validation ROUGE-L over seconds of training, from the common start."""
     start = [record for record in read_metrics(Path(RUNS) / "student") if "validation/rougeL" in record][-1]
     for name in ("more-steps", "more-seconds", "promptkd"):
         seconds, scores = [0.0], [start["validation/rougeL"]]
@@ -75,17 +75,17 @@ def draw_curves(axes: Axes) -> None:
         axes.plot(seconds, scores, marker="o", color=COLORS[name], label=LABELS[name])
     axes.set_xlabel("seconds of training after the first fine-tuning")
     axes.set_ylabel("validation ROUGE-L")
-    axes.set_title("The same start, three ways to go on")
+    axes.set_title("Three ways to continue from the same start")
     axes.legend(frameon=False, loc="lower right")
 
 
 def draw_bars(axes: Axes) -> None:
-    """Test ROUGE-L of all models with standard errors over seeds."""
+    """Draw the test ROUGE-L of all models, with standard errors over seeds."""
     names = list(MODELS)
-    for place, name in enumerate(names):
+    for position, name in enumerate(names):
         mean, error = scores_of(name)
-        axes.barh(place, mean, xerr=error, color=COLORS[name], capsize=3)
-        axes.text(mean + error + 1, place, f"{mean:.1f}", va="center")
+        axes.barh(position, mean, xerr=error, color=COLORS[name], capsize=3)
+        axes.text(mean + error + 1, position, f"{mean:.1f}", va="center")
     axes.set_yticks(range(len(names)), [LABELS[name] for name in names])
     axes.invert_yaxis()
     axes.set_xlim(0, 105)
@@ -94,7 +94,7 @@ def draw_bars(axes: Axes) -> None:
 
 
 def main() -> int:
-    """Print the table, draw the picture, and say whether the lead is clear."""
+    """Print the table, draw the picture, and return 0 if the lead is clear, else 1."""
     differences = leads()
     print_table(differences)
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), constrained_layout=True)

@@ -1,6 +1,6 @@
-"""The demo: a good teacher, few labelled rows, many prompts without an answer. Run it with `make demo`.
+"""Run the demo (`make demo`): a good teacher, few labelled rows, many prompts without a response.
 
-Every step is a command of the toolkit, printed before it runs. Finished steps are not repeated.
+Every step is a command of the toolkit, printed before it runs. A second run does not repeat finished steps.
 """
 
 import os
@@ -12,18 +12,18 @@ from demo.steps import ROOT, evaluate_all, make_student, run, train
 
 
 def main() -> int:
-    """Run all steps; the exit code says whether the distilled student is clearly ahead."""
+    """Run all steps, and return 0 if the distilled student is clearly ahead, else 1."""
     os.chdir(ROOT)
     make_student(f"{RUNS}/student-start")
     run("Fine-tune the student on the 150 labelled rows", train("student_sft"))
     run(
-        "Distil the teacher into it with PromptKD: two ranks, ZeRO-3, 4,000 prompts without an answer",
+        "Distil the teacher into it with PromptKD: two ranks, ZeRO-3, 4,000 prompts without a response",
         train("promptkd"),
     )
     for name, control in CONTROLS.items():
         steps = control_steps(name)
         run(
-            f"Control: go on fine-tuning {control.meaning}",
+            f"Control: continue fine-tuning {control.meaning}",
             train(
                 "student_sft",
                 f"model.student={RUNS}/student/final",

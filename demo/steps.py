@@ -1,4 +1,4 @@
-"""Steps of the demo and its studies: commands of the toolkit, printed before they run."""
+"""Steps of the demo: commands of the toolkit, printed before they run."""
 
 import os
 import shlex
@@ -17,29 +17,29 @@ DEEPSPEED = str(Path(PYTHON).with_name("deepspeed"))
 
 
 def show(command: list[str]) -> str:
-    """A command as a person would type it in the project's folder."""
+    """A command as it is typed in the project's folder."""
     names = {PYTHON: "python", DEEPSPEED: "deepspeed"}
     return shlex.join(names.get(word, word) for word in command)
 
 
 def run(title: str, *commands: list[str]) -> None:
-    """Print and run commands, side by side if there are several; end the program if one fails."""
+    """Print and run commands, several of them in parallel; exit if one fails."""
     print(f"\n== {title}", flush=True)
     for command in commands:
         print(f"$ {show(command)}", flush=True)
     started = time.monotonic()
-    # One thread each: two processes share two cores, as ranks or as neighbours.
+    # One thread per process: two processes share two cores.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     processes = [subprocess.Popen(command, cwd=ROOT, env=environment) for command in commands]
     codes = [process.wait() for process in processes]
     if any(codes):
-        sys.exit(f"this step failed (exit codes {codes}); run its command again to see more")
+        sys.exit(f"this step failed (exit codes {codes}); run its command again for details")
     print(f"   {time.monotonic() - started:.0f} s", flush=True)
 
 
 def on_two_ranks(script: str, *arguments: str) -> list[str]:
     """Command that runs a script of the toolkit on two ranks."""
-    # A port of its own: another run on this machine may have the default one.
+    # A free port: another run on this machine may use the default one.
     return [DEEPSPEED, "--num_gpus", "2", "--master_port", str(free_port()), script, *arguments]
 
 
@@ -68,14 +68,14 @@ def evaluate(model: str, *, out: str) -> list[str]:
 
 
 def evaluate_all(models: Mapping[str, str]) -> None:
-    """Score models, two at a time; `models` has each one's directory by the directory for its scores."""
+    """Score models, two at a time; `models` maps the directory for the scores to the model's directory."""
     commands = [evaluate(model, out=out) for out, model in models.items()]
     for first in range(0, len(commands), 2):
         run("Score on the 360 test rows, five seeds", *commands[first : first + 2])
 
 
 def make_student(out: str, *, seed: int = 1) -> None:
-    """Make the demo's student with random weights where it is missing."""
+    """Make the demo's student with random weights, unless `out` exists."""
     if Path(out).exists():
         return
     shape = ["--layers", "2", "--hidden", "128", "--heads", "4"]

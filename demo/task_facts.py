@@ -1,4 +1,4 @@
-"""Draws the facts that fill the phrasings of each task family."""
+"""Random facts that fill in the phrasings of each task family."""
 
 from collections.abc import Callable, Mapping
 from random import Random
@@ -71,7 +71,7 @@ def _nth_item(rng: Random) -> Facts:
 
 
 def _sort_words(rng: Random) -> Facts:
-    # One kind of thing per list: eight words to rank are learnt from far fewer rows than all 64.
+    # One category per list: the order of eight words is learnt from far fewer rows than the order of all 64.
     words = rng.sample(CATEGORIES[rng.choice(("animal", "fruit", "vehicle"))], 3)
     return {"words": _listed(words), "answer": _listed(sorted(words))}
 

@@ -1,4 +1,4 @@
-"""The closed vocabulary that the demo's instruction set is made of."""
+"""The closed vocabulary of the demo's data."""
 
 CATEGORIES: dict[str, tuple[str, ...]] = {
     "animal": ("dog", "cat", "horse", "cow", "sheep", "goat", "lion", "wolf"),
@@ -42,7 +42,7 @@ _OPPOSITE_PAIRS: tuple[tuple[str, str], ...] = (
 
 OPPOSITES: dict[str, str] = dict(_OPPOSITE_PAIRS) | {right: left for left, right in _OPPOSITE_PAIRS}
 
-# Larger unit, smaller unit, how many of the smaller one make the larger one.
+# Larger unit, smaller unit, number of smaller units in a larger one.
 UNITS: tuple[tuple[str, str, int], ...] = (
     ("weeks", "days", 7), ("feet", "inches", 12), ("hours", "minutes", 60), ("pounds", "ounces", 16),
     ("yards", "feet", 3), ("metres", "centimetres", 100),

