@@ -83,7 +83,7 @@ def test_runs_that_stop_between_samplings_go_on_bit_by_bit(straight: Path, setti
     [
         ("minillm.corpus=null", "needs minillm.corpus, plain text such as the student was pre-trained on"),
         ("minillm.corpus=nowhere", "minillm.corpus nowhere: found nothing there"),
-        ("minillm.rollouts=6", "minillm.rollouts=6 is no multiple of schedule.global_batch=4"),
+        ("minillm.rollouts=6", "minillm.rollouts=6 is not a multiple of schedule.global_batch=4"),
         ("generation.top_p=0.9", "set generation.temperature=1, generation.top_p=1 and generation.top_k=0"),
     ],
 )
