@@ -11,7 +11,7 @@ from kd.rollout.decode import decode, row_streams
 from kd.rollout.sampling import DecodingSettings, choose_tokens
 from kd.rollout.teacher_mixed import decode_mixed, mixture_log_probs
 from tests.tiny_models import FAMILIES, save_tiny_model
-from tests.unit.generation.test_decoding import PROMPTS, VOCABULARY, collate
+from tests.unit.rollout.test_decode import PROMPTS, VOCABULARY, collate
 
 MAX_TOKENS = 12
 STREAMS = row_streams(seed=1, step=2)
