@@ -1,10 +1,11 @@
 """The sequences of a global batch: which rows get a sampled response, and where the others come from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from kd.data.encoding import Example
@@ -39,34 +40,38 @@ def gkd(directory: Path, *, seed: int = 1, sampler: Any = None) -> GKD:
     return GKD(make_context(config, world=ALONE, sampler=sampler))
 
 
-def batch(*, step: int = 1, rows: int = 4) -> ExampleBatch:
-    response = np.array([OWN, 0], dtype=np.int32)
+def batch(*, step: int = 1, rows: int = 64) -> ExampleBatch:
+    prompt, response = np.array([1], dtype=np.int32), np.array([OWN, 0], dtype=np.int32)
     examples = [
-        Example(
-            row_id=row, prompt="", prompt_ids=np.array([1]), response_ids=response, references=(), source=f"x:{row}"
-        )
+        Example(row_id=row, prompt="", prompt_ids=prompt, response_ids=response, references=(), source=f"x:{row}")
         for row in range(rows)
     ]
     return ExampleBatch(step=step, examples=tuple(examples))
 
 
-def chosen(method: GKD, *, step: int = 1, fraction: float, rows: int = 64) -> list[bool]:
-    return [method.is_student_row(row, batch(step=step), fraction) for row in range(rows)]
+@pytest.fixture
+def sampled_rows(tmp_path: Path) -> Callable[..., list[int]]:
+    """sampled_rows(fraction): the rows of a global batch that get sampled responses."""
+
+    def sample(fraction: float, *, seed: int = 1, step: int = 1, rows: int = 64) -> list[int]:
+        sampler = FakeSampler()
+        gkd(tmp_path, seed=seed, sampler=sampler).rollout(batch(step=step, rows=rows), student_fraction=fraction)
+        return sampler.row_ids
+
+    return sample
 
 
-def test_a_fraction_of_the_rows_gets_sampled_responses(tmp_path: Path) -> None:
-    method = gkd(tmp_path)
-    count = sum(sum(chosen(method, step=step, fraction=0.3, rows=100)) for step in range(40))
+def test_a_fraction_of_the_rows_gets_sampled_responses(sampled_rows: Callable[..., list[int]]) -> None:
     # 1200 expected; the standard deviation is 29.
-    assert abs(count - 1200) < 5 * 29
-    assert all(chosen(method, fraction=1.0)) and not any(chosen(method, fraction=0.0))
+    assert abs(len(sampled_rows(0.3, rows=4000)) - 1200) < 5 * 29
+    assert sampled_rows(1.0) == list(range(64))
 
 
-def test_the_choice_depends_on_seed_and_step(tmp_path: Path) -> None:
-    first = chosen(gkd(tmp_path), fraction=0.5)
-    assert first == chosen(gkd(tmp_path), fraction=0.5)
-    assert first != chosen(gkd(tmp_path), step=2, fraction=0.5)
-    assert first != chosen(gkd(tmp_path, seed=2), fraction=0.5)
+def test_the_choice_depends_on_seed_and_step(sampled_rows: Callable[..., list[int]]) -> None:
+    first = sampled_rows(0.5)
+    assert first == sampled_rows(0.5)
+    assert first != sampled_rows(0.5, step=2)
+    assert first != sampled_rows(0.5, seed=2)
 
 
 def test_the_choice_is_independent_of_the_response() -> None:
@@ -78,13 +83,11 @@ def test_the_choice_is_independent_of_the_response() -> None:
 
 def test_other_rows_keep_their_own_responses(tmp_path: Path) -> None:
     sampler = FakeSampler()
-    method = gkd(tmp_path, sampler=sampler)
-    students = [row for row, is_students in enumerate(chosen(method, fraction=0.5, rows=8)) if is_students]
-    assert 0 < len(students) < 8
-    rollouts = method.rollout(batch(rows=8), student_fraction=0.5, keep_hidden=True)
-    assert sampler.row_ids == students
-    assert [int(row.response_ids[0]) == SAMPLED for row in rollouts.sequences] == [row in students for row in range(8)]
-    assert rollouts.student_hidden is not None and list(rollouts.student_hidden) == students
+    rollouts = gkd(tmp_path, sampler=sampler).rollout(batch(), student_fraction=0.5, keep_hidden=True)
+    assert 0 < len(sampler.row_ids) < 64
+    is_sampled = [row.response_ids.tolist() == [SAMPLED] for row in rollouts.sequences]
+    assert is_sampled == [row in sampler.row_ids for row in range(64)]
+    assert rollouts.student_hidden is not None and list(rollouts.student_hidden) == sampler.row_ids
 
 
 def test_a_rank_without_such_rows_samples_along(tmp_path: Path) -> None:
@@ -96,5 +99,5 @@ def test_a_rank_without_such_rows_samples_along(tmp_path: Path) -> None:
 
 
 def test_without_a_sampler_rollouts_are_the_rows_own_responses(tmp_path: Path) -> None:
-    rollouts = gkd(tmp_path).rollout(batch())
+    rollouts = gkd(tmp_path).rollout(batch(rows=4))
     assert rollouts.labels.tolist() == [OWN, 0] * 4

@@ -42,7 +42,8 @@ def test_text_is_repeated_or_truncated_and_has_no_special_token(tokenizer: PreTr
 
 def test_padding_repeats_the_padding_token(tokenizer: PreTrainedTokenizerBase) -> None:
     assert (
-        initial_token_ids(SoftPromptConfig(init="padding", length=3), tokenizer=tokenizer) == [tokenizer.pad_token_id] * 3
+        initial_token_ids(SoftPromptConfig(init="padding", length=3), tokenizer=tokenizer)
+        == [tokenizer.pad_token_id] * 3
     )
 
 

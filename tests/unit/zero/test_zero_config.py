@@ -10,7 +10,6 @@ from kd.config.schema import Config, DataConfig, EngineConfig, ModelConfig, Opti
 from kd.errors import UserError
 from kd.zero.config import (
     OWNED_BY,
-    PROJECT_ROOT,
     loading_config,
     read_deepspeed_json,
     student_deepspeed_config,
@@ -18,7 +17,7 @@ from kd.zero.config import (
     zero_stage,
 )
 
-SHIPPED = sorted((PROJECT_ROOT / "ds_configs").glob("*.json"))
+SHIPPED = sorted((Path(__file__).parents[3] / "ds_configs").glob("*.json"))
 
 
 def make_config(*, dtype: Any = "bf16", student: str = "ds_configs/zero3.json", teacher: str | None = None) -> Config:
