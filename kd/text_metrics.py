@@ -91,7 +91,7 @@ def answer_accuracy(pattern: str) -> Metric:
     def answer(text: str) -> str | None:
         found = list(compiled.finditer(text))
         matched: str | None = found[-1][1 if compiled.groups else 0] if found else None
-        return None if matched is None else " ".join(matched.lower().split()).rstrip(".,;:!?")
+        return None if matched is None else " ".join(matched.lower().split()).rstrip(".,;:!? ")
 
     def accuracy(response: str, references: Sequence[str]) -> float:
         given = answer(response)
