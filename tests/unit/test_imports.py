@@ -118,15 +118,13 @@ import datasets, deepspeed, peft, torch, transformers, pyarrow.parquet
 
 def state():
     backends = torch.backends
-    return {
-        "environment": dict(os.environ),
+    return os.environ | {
         "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
-        "dtype": torch.get_default_dtype(),
-        "grad": torch.is_grad_enabled(),
-        "random": torch.initial_seed(),
+        "default dtype": torch.get_default_dtype(),
+        "grad mode": torch.is_grad_enabled(),
+        "seed": torch.initial_seed(),
         "precision": (torch.get_float32_matmul_precision(), backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32),
-        "deterministic": (torch.are_deterministic_algorithms_enabled(), backends.cudnn.benchmark),
-        "mkldnn": backends.mkldnn.enabled,
+        "algorithms": (torch.are_deterministic_algorithms_enabled(), backends.cudnn.benchmark, backends.mkldnn.enabled),
         "linear": torch.nn.functional.linear,
     }
 
@@ -134,7 +132,8 @@ before = state()
 for name in sys.argv[1:]:
     importlib.import_module(name)
 after = state()
-assert after == before, {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+changed = [name for name in before | after if before.get(name) != after.get(name)]
+assert not changed, changed
 """
 
 
