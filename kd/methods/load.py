@@ -5,6 +5,7 @@ import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import field, make_dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ def method_name(name: str) -> str:
     return METHODS[name].label if name in METHODS else name.rpartition(":")[2]
 
 
+@cache
 def config_type(method: type[Method]) -> type[Config]:
     """The configuration with the sections of all built-in methods, and of `method`.
 

@@ -93,10 +93,10 @@ class MetricLog:
         self._started = time.perf_counter()
 
     def _token_means(self, trained: list[StepMetrics]) -> Record:
-        if not trained:
-            return {}
         # The terms of a step may differ from those of the next one: each mean is over the steps that have it.
         names = list(dict.fromkeys(name for metrics in trained for name in metrics.token_means))
+        if not names:
+            return {}
         steps_of = {name: [metrics for metrics in trained if name in metrics.token_means] for name in names}
         parts = [torch.stack([m.token_means[name].double() * m.num_tokens for m in steps_of[name]]) for name in names]
         sums = torch.stack([part.sum() for part in parts])

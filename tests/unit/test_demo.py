@@ -7,7 +7,7 @@ import pytest
 
 from demo.make_data import DRAWS
 from demo.plan import CONTROLS, LABELS, MODELS
-from kd.config.load import read_config
+from kd.methods import load_config
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 
@@ -20,7 +20,7 @@ def keys(name: str) -> set[tuple[str, str]]:
     return {(row["instruction"], row["input"]) for row in rows(name)}
 
 
-def test_few_rows_have_an_answer_and_many_have_none() -> None:
+def test_few_rows_have_a_response_and_many_have_none() -> None:
     assert len(DRAWS) >= 12
     assert len(rows("labelled")) == 150 and all(row["output"] for row in rows("labelled"))
     assert len(rows("prompts")) == 4000 and not any("output" in row for row in rows("prompts"))
@@ -40,15 +40,11 @@ def test_the_shipped_teacher_is_small() -> None:
     assert sum(path.stat().st_size for path in (DEMO / "teacher").iterdir()) <= 8e6
 
 
-@pytest.mark.parametrize("name", ["teacher", "student_sft", "promptkd"])
-def test_configurations_load(name: str) -> None:
-    assert read_config(DEMO / f"{name}.yaml").model.dtype == "fp32"
-
-
-def test_the_student_is_distilled_from_what_the_controls_start_from() -> None:
-    config = read_config(DEMO / "promptkd.yaml")
-    assert config.model.student == MODELS["start"]
-    assert config.data.train == "demo/data/prompts.jsonl"
+def test_configurations_load_and_distil_from_where_the_controls_start() -> None:
+    configs = {name: load_config(DEMO / f"{name}.yaml") for name in ("teacher", "student_sft", "promptkd")}
+    assert {config.model.dtype for config in configs.values()} == {"fp32"}
+    assert configs["promptkd"].model.student == MODELS["start"] == f"{configs['student_sft'].run.dir}/final"
+    assert configs["promptkd"].data.train == "demo/data/prompts.jsonl"
     assert set(CONTROLS) < set(LABELS) == set(MODELS)
     for control in CONTROLS.values():
-        read_config(DEMO / "student_sft.yaml", overrides=control.overrides)
+        load_config(DEMO / "student_sft.yaml", overrides=control.overrides)

@@ -1,8 +1,20 @@
+"""Padded batches from rows of tokens, and how rows are split into batches."""
+
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 
-from kd.data.batch import PromptBatch, SequenceBatch, TokenIds, TokenSequence, cut_micro_batches
+from kd.data.batch import (
+    PromptBatch,
+    SequenceBatch,
+    TokenIds,
+    TokenSequence,
+    split_by_rows,
+    split_by_slots,
+    split_prompts,
+)
 
 PAD = EOS = 0
 CPU = torch.device("cpu")
@@ -46,6 +58,7 @@ def test_sequences_by_hand() -> None:
     # Slot 2 (7, the last of the prompt) predicts 8, slot 3 (8) predicts EOS; row 2 begins at 2 * 5.
     assert batch.response_positions.tolist() == [2, 3, 11]
     assert batch.labels.tolist() == [8, EOS, EOS]
+    assert batch.token_indices.tolist() == [0, 1, 0]
     assert batch.num_response_tokens == 3
     assert batch.prompt_lengths == (3, 1, 2)
     assert batch.response_lengths == (2, 0, 1)
@@ -74,16 +87,6 @@ def test_every_position_is_followed_by_its_label() -> None:
     assert batch.labels.tolist() == np.concatenate([row.response_ids for row in rows]).tolist()
 
 
-def test_padding_to_a_multiple_changes_nothing_else() -> None:
-    batch = SequenceBatch.collate(ROWS, pad_id=PAD, device=CPU, pad_to_multiple=4)
-
-    assert batch.input_ids.tolist()[0] == [5, 0, 7, 8, 0, 0, 0, 0]
-    assert batch.attention_mask.sum(dim=1).tolist() == [5, 1, 3]
-    assert batch.response_positions.tolist() == [2, 3, 17]
-    full = SequenceBatch.collate(ROWS, pad_id=PAD, device=CPU, pad_to_multiple=5)
-    assert full.input_ids.shape == (3, 5)
-
-
 def test_a_batch_without_a_response_token() -> None:
     batch = SequenceBatch.collate([row(ids(1, 2), ids()), row(ids(3), ids())], pad_id=PAD, device=CPU)
 
@@ -107,18 +110,29 @@ def test_an_empty_prompt_is_refused() -> None:
         row(ids(), ids(1), row_id=3)
 
 
-def test_micro_batches_hold_rows_of_similar_length_longest_first() -> None:
-    lengths = [3, 9, 4, 8, 1]
-    rows = [row(ids(*range(length)), ids(1), row_id=length) for length in lengths]
-
-    cut = cut_micro_batches(rows, micro_batch=2)
-
-    assert [[each.row_id for each in part] for part in cut] == [[9, 8], [4, 3], [1]]
-    assert cut_micro_batches([], micro_batch=2) == []
+def rows_of(batches: Sequence[Sequence[TokenSequence]]) -> list[list[int]]:
+    return [[each.row_id for each in batch] for batch in batches]
 
 
-def test_the_length_that_sorts_counts_the_response() -> None:
-    short_prompt = row(ids(1), ids(1, 2, 3, 4), row_id=1)
-    long_prompt = row(ids(1, 2, 3), ids(1), row_id=2)
+def test_rows_are_split_longest_first_and_their_length_counts_the_response() -> None:
+    rows = [row(ids(*range(1, 1 + prompt)), ids(*range(5 - prompt)), row_id=prompt) for prompt in (1, 3)]
+    rows += [row(ids(*range(length)), ids(1), row_id=length) for length in (9, 6, 2)]
 
-    assert cut_micro_batches([long_prompt, short_prompt], micro_batch=1) == [[short_prompt], [long_prompt]]
+    assert rows_of(split_by_rows(rows, num_rows=2)) == [[9, 6], [1, 3], [2]]
+    assert split_by_rows([], num_rows=2) == []
+
+
+def test_slots_count_padding_and_keep_the_order_of_the_rows() -> None:
+    rows = [row(ids(*range(1, length)), ids(1), row_id=length) for length in (3, 9, 4, 8, 2)]
+
+    # Two rows of up to 9 slots take 18, three of up to 4 take 12; a longer row is a batch of its own.
+    assert rows_of(split_by_slots(rows, max_slots=18)) == [[9, 8], [4, 3, 2]]
+    assert rows_of(split_by_slots(rows, max_slots=17)) == [[9], [8, 4], [3, 2]]
+    assert rows_of(split_by_slots(rows, max_slots=1)) == [[9], [8], [4], [3], [2]]
+
+
+def test_prompts_are_split_by_the_slots_of_prompt_and_response_to_come() -> None:
+    rows = [row(ids(*range(length)), ids(), row_id=length) for length in (2, 6, 5)]
+
+    assert rows_of(split_prompts(rows, slots_per_row=4, max_batch_tokens=20)) == [[6, 5], [2]]
+    assert rows_of(split_prompts(rows, slots_per_row=4, max_batch_tokens=30)) == [[6, 5, 2]]

@@ -1,4 +1,4 @@
-"""A plain-text corpus becomes blocks that hold every token once, in an order that depends on the step alone."""
+"""A plain-text corpus becomes blocks that hold every token once."""
 
 from pathlib import Path
 
@@ -8,7 +8,6 @@ from transformers import PreTrainedTokenizerBase
 
 from kd.data import corpus
 from kd.data.corpus import CorpusBlocks, find_corpus, open_corpus, pack_corpus
-from kd.data.loader import BatchLoader
 from kd.errors import UserError
 
 BLOCK = 16
@@ -81,19 +80,6 @@ def test_packed_tokens_are_used_again_until_the_text_changes(
     assert pack(files, tokenizer, tmp_path) == packed and packed.stat().st_mtime_ns == written
     write(tmp_path / "corpus", a="The quick fox runs away.")
     assert pack(files, tokenizer, tmp_path) != packed
-
-
-def test_windows_follow_from_the_step_and_are_shared_out_to_ranks() -> None:
-    blocks = CorpusBlocks(np.arange(10 * BLOCK, dtype=np.int32), block_tokens=BLOCK, source="x")
-
-    def window(step: int, *, rank: int, num_ranks: int) -> list[int]:
-        loader = BatchLoader(blocks, global_batch=4, rank=rank, num_ranks=num_ranks, seed=1)
-        return [block.row_id for block in loader.window(step).examples]
-
-    alone = window(3, rank=0, num_ranks=1)
-    assert sorted(window(3, rank=0, num_ranks=2) + window(3, rank=1, num_ranks=2)) == sorted(alone)
-    seen = [row for step in range(1, 6) for row in window(step, rank=0, num_ranks=1)]
-    assert sorted(seen) == sorted(2 * list(range(10)))
 
 
 def test_what_is_no_plain_text_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,3 +1,5 @@
+"""Instructions become token ids, and every row that loses something is reported."""
+
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kd.config.schema import DataConfig
 from kd.data.batch import SequenceBatch, TokenIds
-from kd.data.encoding import encode
+from kd.data.encoding import describe_duplicates, encode, find_duplicates
 from kd.data.instructions import Instruction
 from kd.errors import UserError
 from tests.tiny_tokenizers import END_OF_TEXT
@@ -227,6 +229,22 @@ def test_a_prompt_without_tokens_is_refused(tokenizer: PreTrainedTokenizerBase) 
             data=limits(),
             responses="optional",
         )
+
+
+def test_validation_rows_that_repeat_a_training_row_are_found() -> None:
+    train = [instruction("a", line=1), instruction("a", "x", input="b", line=2), instruction("a", line=3)]
+    validation = [
+        instruction("a", "other response", line=11),
+        instruction("a", input="c", line=12),
+        instruction("a", input="b", line=13),
+    ]
+
+    duplicates = find_duplicates(train, validation=validation)
+
+    assert duplicates == [("rows.jsonl:1", "rows.jsonl:11"), ("rows.jsonl:2", "rows.jsonl:13")]
+    assert describe_duplicates(duplicates, shown=1) == (
+        "2 validation rows repeat a training row: rows.jsonl:11 repeats rows.jsonl:1, … (1 shown)"
+    )
 
 
 def ids_of(response: TokenIds | None) -> list[int]:

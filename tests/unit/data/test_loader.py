@@ -1,3 +1,5 @@
+"""The order of the training rows: seeded, the same on any number of ranks, resumable at any step."""
+
 from collections import Counter
 from itertools import pairwise
 
@@ -29,11 +31,11 @@ def loader(num: int, *, global_batch: int = 8, rank: int = 0, num_ranks: int = 1
 
 
 def row_ids(source: BatchLoader, step: int) -> list[int]:
-    return [row.row_id for row in source.window(step).examples]
+    return [row.row_id for row in source.batch(step).examples]
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
-def test_a_window_holds_the_same_rows_on_any_number_of_ranks(num_ranks: int) -> None:
+def test_a_global_batch_has_the_same_rows_on_any_number_of_ranks(num_ranks: int) -> None:
     alone = loader(30)
     ranks = [loader(30, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
 
@@ -44,15 +46,15 @@ def test_a_window_holds_the_same_rows_on_any_number_of_ranks(num_ranks: int) -> 
 
 
 @pytest.mark.parametrize(("num", "global_batch"), [(24, 8), (30, 8), (7, 8), (3, 8), (1, 2)])
-def test_every_row_comes_once_in_each_epoch(num: int, global_batch: int) -> None:
+def test_every_row_occurs_once_in_each_epoch(num: int, global_batch: int) -> None:
     source = loader(num, global_batch=global_batch)
-    # As many steps as rows: exactly `global_batch` epochs, so that partial windows even out.
+    # As many steps as rows: exactly `global_batch` epochs, so that partial batches even out.
     counts = Counter(row for step in range(1, num + 1) for row in row_ids(source, step))
 
     assert counts == dict.fromkeys(range(num), global_batch)
 
 
-def test_no_row_comes_twice_before_all_have_come() -> None:
+def test_no_row_repeats_before_the_epoch_ends() -> None:
     source = loader(30, global_batch=6)
 
     for epoch in range(3):
@@ -62,14 +64,14 @@ def test_no_row_comes_twice_before_all_have_come() -> None:
 
 def test_any_step_can_be_the_first() -> None:
     straight = loader(11, rank=1, num_ranks=2)
-    windows = {step: row_ids(straight, step) for step in range(1, 20)}
+    batches = {step: row_ids(straight, step) for step in range(1, 20)}
     jumping = loader(11, rank=1, num_ranks=2)
 
-    assert {step: row_ids(loader(11, rank=1, num_ranks=2), step) for step in windows} == windows
+    assert {step: row_ids(loader(11, rank=1, num_ranks=2), step) for step in batches} == batches
     assert {step: row_ids(jumping, step) for step in (19, 1, 7, 18, 2)} == {
-        step: windows[step] for step in (19, 1, 7, 18, 2)
+        step: batches[step] for step in (19, 1, 7, 18, 2)
     }
-    assert straight.window(5).step == 5
+    assert straight.batch(5).step == 5
 
 
 def test_order_depends_on_seed_and_epoch() -> None:
@@ -86,11 +88,10 @@ def test_ranks_get_similar_numbers_of_tokens() -> None:
     ranks = [loader(200, global_batch=40, rank=rank, num_ranks=4) for rank in range(4)]
 
     for step in range(1, 6):
-        windows = [rank.window(step).examples for rank in ranks]
-        lengths = [[row.num_tokens for row in window] for window in windows]
+        lengths = [[row.num_tokens for row in rank.batch(step).examples] for rank in ranks]
         assert all(own == sorted(own) for own in lengths)
         totals = [sum(own) for own in lengths]
-        # Of sorted rows dealt in turn, any two ranks differ by at most the range of the lengths.
+        # Of sorted rows distributed in turn, any two ranks differ by at most the range of the lengths.
         everything = sum(lengths, [])
         assert max(totals) - min(totals) <= max(everything) - min(everything)
 
@@ -117,5 +118,5 @@ def test_no_rows_are_refused() -> None:
 
 
 def test_a_batch_that_ranks_cannot_share_evenly_is_refused() -> None:
-    with pytest.raises(UserError, match=r"schedule.global_batch=8 cannot be dealt out to 3 ranks evenly"):
+    with pytest.raises(UserError, match=r"schedule.global_batch=8 is not divisible by the 3 ranks"):
         loader(30, num_ranks=3)

@@ -1,4 +1,4 @@
-"""The chunked loss: values and gradients against the oracle, vocabularies, heads, several terms, edges."""
+"""The fused loss: values and gradients against the oracle, vocabularies, heads, several terms, edges."""
 
 import math
 from dataclasses import replace
@@ -6,40 +6,41 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kd.losses.divergences import reverse_kl
-from kd.losses.fused import chunk_rows, fused_loss
-from kd.losses.likelihood import LikelihoodTerm
-from kd.losses.terms import DivergenceTerm, Projection
+from kd.losses.divergences import DIVERGENCES, reverse_kl
+from kd.losses.fused import fused_loss
+from kd.losses.outputs import Head, Outputs
+from kd.losses.terms import CrossEntropyTerm, DivergenceTerm, cross_entropy
 from tests.unit.losses.problems import (
-    DIRECTIONS,
+    LABELS,
     NUM_ROWS,
+    SCALE,
     VOCABULARY,
-    answer,
     assert_same,
+    differentiate,
     divergence_term,
+    make_outputs,
     oracle,
-    projection,
+    oracle_log_probs,
+    solve,
     tensors,
 )
 
-SETTINGS = {"vocabulary_size": VOCABULARY, "scale": 0.3, "chunk_size": 4}
-LABELS = torch.tensor([0, 3, 12, 5, 5, 1, 7, 2, 9, 11])
+
+def with_head(outputs: Outputs, **changes) -> Outputs:
+    return replace(outputs, head=replace(outputs.head, **changes))
 
 
-def run(trained: Projection, *terms, **changes):
-    return answer(fused_loss(trained, terms, **(SETTINGS | changes)), tensors(trained))
-
-
-def expected(trained: Projection, *terms):
-    return oracle(trained, terms, vocabulary_size=VOCABULARY, scale=SETTINGS["scale"])
+def fused(trained: Outputs, *terms) -> torch.Tensor:
+    return fused_loss(trained, terms, scale=SCALE, chunk_size=4).loss
 
 
 def test_hand_numbers() -> None:
     """One position, two words: the trained model gives 3/4 and 1/4, the target one half each."""
-    head = torch.eye(2)
-    trained = Projection(hidden=torch.tensor([[math.log(3.0), 0.0]], requires_grad=True), weight=head)
-    target = Projection(hidden=torch.zeros(1, 2), weight=head)
-    result = fused_loss(trained, [divergence_term(target)], vocabulary_size=2, scale=2.0, chunk_size=1)
+    head = Head(weight=torch.eye(2), vocabulary_size=2)
+    trained = Outputs(hidden=torch.tensor([[math.log(3.0), 0.0]], requires_grad=True), head=head)
+    result = fused_loss(
+        trained, [divergence_term(Outputs(hidden=torch.zeros(1, 2), head=head))], scale=2.0, chunk_size=1
+    )
     kl = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     assert result.loss.item() == pytest.approx(2 * kl, rel=1e-6)
     assert result.term_sums.tolist() == pytest.approx([kl], rel=1e-6)
@@ -50,42 +51,38 @@ def test_hand_numbers() -> None:
 
 @pytest.mark.parametrize("chunk_size", [1, 7, NUM_ROWS, 1000])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("name", DIRECTIONS)
+@pytest.mark.parametrize("name", DIVERGENCES)
 def test_matches_the_oracle_for_every_chunk_size(name: str, bias: bool, chunk_size: int) -> None:
-    trained = projection(seed=0, bias=bias)
-    term = divergence_term(projection(seed=1, hidden_size=8, bias=bias), name=name)
-    assert_same(run(trained, term, chunk_size=chunk_size), expected(trained, term))
-
-
-def test_cross_entropy_matches_the_oracle() -> None:
-    trained = projection(seed=0)
-    term = LikelihoodTerm(labels=LABELS, weight=0.7)
-    assert_same(run(trained, term), expected(trained, term))
+    trained = make_outputs(seed=0, bias=bias)
+    term = divergence_term(make_outputs(seed=1, hidden_size=8, bias=bias), name=name)
+    assert_same(solve(trained, term, chunk_size=chunk_size), oracle(trained, term))
 
 
 def test_several_terms_are_the_weighted_sum_of_each() -> None:
-    trained = projection(seed=0)
+    trained = make_outputs(seed=0)
     terms = [
-        divergence_term(projection(seed=1, hidden_size=8), weight=1.0),
-        divergence_term(projection(seed=2), name="forward_kl", weight=0.25),
-        LikelihoodTerm(labels=LABELS, weight=0.5),
+        divergence_term(make_outputs(seed=1, hidden_size=8)),
+        0.25 * divergence_term(make_outputs(seed=2), name="forward_kl"),
+        0.5 * (1.4 * cross_entropy(LABELS)),
     ]
-    together = run(trained, *terms)
-    assert_same(together, expected(trained, *terms))
-    singles = [run(trained, term) for term in terms]
+    assert [term.weight for term in terms] == pytest.approx([1, 0.25, 0.7])
+    together = solve(trained, *terms)
+    assert_same(together, oracle(trained, *terms))
+    singles = [solve(trained, term) for term in terms]
     torch.testing.assert_close(together.loss, sum(single.loss for single in singles))
     torch.testing.assert_close(together.term_sums, torch.cat([single.term_sums for single in singles]))
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("name", DIRECTIONS)
+@pytest.mark.parametrize("name", DIVERGENCES)
 def test_gradients_equal_finite_differences(name: str, bias: bool) -> None:
-    trained = projection(seed=0, rows=3, vocabulary=7, hidden_size=4, bias=bias, dtype=torch.float64)
-    target = projection(seed=1, rows=3, vocabulary=6, hidden_size=2, trainable=False, dtype=torch.float64)
-    terms = [divergence_term(target, name=name), LikelihoodTerm(labels=torch.tensor([0, 4, 2]), weight=0.5)]
+    small = {"rows": 3, "vocabulary": 5, "dtype": torch.float64}
+    trained = make_outputs(seed=0, padding=2, hidden_size=4, bias=bias, **small)
+    target = make_outputs(seed=1, padding=1, hidden_size=2, trainable=False, **small)
+    terms = [divergence_term(target, name=name), 0.5 * cross_entropy(torch.tensor([0, 4, 2]))]
 
     def loss() -> torch.Tensor:
-        return fused_loss(trained, terms, vocabulary_size=5, scale=0.3, chunk_size=2).loss
+        return fused_loss(trained, terms, scale=SCALE, chunk_size=2).loss
 
     for tensor, gradient in zip(tensors(trained), torch.autograd.grad(loss(), tensors(trained)), strict=True):
         numeric = torch.empty_like(gradient)
@@ -101,25 +98,24 @@ def test_gradients_equal_finite_differences(name: str, bias: bool) -> None:
 
 def test_a_second_backward_is_refused() -> None:
     """The first one scales the gradients in place: a second one would scale them again."""
-    trained = projection(seed=0)
-    loss = fused_loss(trained, [divergence_term(projection(seed=1))], **SETTINGS).loss
+    loss = fused(make_outputs(seed=0), divergence_term(make_outputs(seed=1)))
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
 
-@pytest.mark.parametrize("name", DIRECTIONS)
+@pytest.mark.parametrize("name", DIVERGENCES)
 def test_padding_rows_of_both_heads_have_no_part(name: str) -> None:
     """151,936 against 152,064 rows in small: as if both heads ended with the shared vocabulary."""
-    trained = projection(seed=0, vocabulary=VOCABULARY + 3, bias=True)
-    target = projection(seed=1, vocabulary=VOCABULARY + 5)
-    cut = Projection(
-        hidden=trained.hidden,
-        weight=trained.weight[:VOCABULARY].detach().requires_grad_(),
-        bias=trained.bias[:VOCABULARY].detach().requires_grad_(),
+    trained, target = make_outputs(seed=0, padding=3, bias=True), make_outputs(seed=1, padding=5)
+    without = with_head(
+        trained,
+        weight=trained.head.weight[:VOCABULARY].detach().requires_grad_(),
+        bias=trained.head.bias[:VOCABULARY].detach().requires_grad_(),
     )
-    padded = run(trained, divergence_term(target, name=name))
-    plain = run(cut, divergence_term(replace(target, weight=target.weight[:VOCABULARY]), name=name))
+    padded = solve(trained, divergence_term(target, name=name))
+    shorter = with_head(target, weight=target.head.weight[:VOCABULARY])
+    plain = solve(without, divergence_term(shorter, name=name))
     for gradient in padded.gradients[1:]:
         assert torch.equal(gradient[VOCABULARY:], torch.zeros_like(gradient[VOCABULARY:]))
     padded.gradients[1:] = [gradient[:VOCABULARY] for gradient in padded.gradients[1:]]
@@ -127,46 +123,41 @@ def test_padding_rows_of_both_heads_have_no_part(name: str) -> None:
 
 
 def test_a_tied_head_collects_both_of_its_gradients() -> None:
-    ids = torch.arange(NUM_ROWS) % 4
-    target = projection(seed=1, trainable=False)
+    def oracle_loss(trained: Outputs, term: DivergenceTerm) -> torch.Tensor:
+        p, q = oracle_log_probs(trained), oracle_log_probs(term.target)
+        return SCALE * (p.exp() * (p - q)).sum()
+
     results = []
-    for loss_of in (run_loss, oracle_loss):
-        embedding = projection(seed=0).weight.detach().clone().requires_grad_()
-        trained = Projection(hidden=torch.tanh(embedding[ids]), weight=embedding)
-        loss_of(trained, divergence_term(target)).backward()
+    for loss_of in (fused, oracle_loss):
+        trained = make_outputs(seed=0)
+        embedding = trained.head.weight
+        trained = replace(trained, hidden=torch.tanh(embedding[torch.arange(NUM_ROWS) % 4]))
+        loss_of(trained, divergence_term(make_outputs(seed=1, trainable=False))).backward()
         results.append(embedding.grad)
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
 
 
-def run_loss(trained: Projection, term: DivergenceTerm):
-    return fused_loss(trained, [term], **SETTINGS).loss
-
-
-def oracle_loss(trained: Projection, term: DivergenceTerm):
-    p, q = ((part.hidden @ part.weight.T).log_softmax(-1) for part in (trained, term.target))
-    return SETTINGS["scale"] * (p.exp() * (p - q)).sum()
-
-
 def test_only_what_requires_a_gradient_gets_one() -> None:
-    frozen = replace(projection(seed=0), weight=projection(seed=0).weight.detach())
-    target = projection(seed=1)
-    fused_loss(frozen, [divergence_term(target)], **SETTINGS).loss.backward()
-    assert frozen.weight.grad is None
-    torch.testing.assert_close(frozen.hidden.grad, run(projection(seed=0), divergence_term(target)).gradients[0])
-    assert target.hidden.grad is None and target.weight.grad is None
+    target = make_outputs(seed=1)
+    both = solve(make_outputs(seed=0), divergence_term(target)).gradients
+    frozen_head = make_outputs(seed=0)
+    frozen_head.head.weight.requires_grad_(False)
+    fused(frozen_head, divergence_term(target)).backward()
+    torch.testing.assert_close(frozen_head.hidden.grad, both[0])
+    frozen_hidden = make_outputs(seed=0)
+    frozen_hidden.hidden.requires_grad_(False)
+    fused(frozen_hidden, divergence_term(target)).backward()
+    torch.testing.assert_close(frozen_hidden.head.weight.grad, both[1])
+    assert all(tensor.grad is None for tensor in (*tensors(target), frozen_head.head.weight, frozen_hidden.hidden))
 
-    head_only = replace(projection(seed=0), hidden=projection(seed=0).hidden.detach())
-    fused_loss(head_only, [divergence_term(target)], **SETTINGS).loss.backward()
-    torch.testing.assert_close(head_only.weight.grad, run(projection(seed=0), divergence_term(target)).gradients[1])
 
-
-def test_the_head_may_be_released_before_backward() -> None:
+def test_the_head_may_be_partitioned_before_backward() -> None:
     """Under ZeRO-3 a gathered head is emptied again after the forward pass."""
-    trained, target = projection(seed=0), projection(seed=1, trainable=False)
-    gradients = run(trained, divergence_term(target)).gradients
-    trained = replace(trained, weight=trained.weight.detach().clone())
-    loss = fused_loss(trained, [divergence_term(target)], **SETTINGS).loss
-    trained.weight.data, target.weight.data = torch.empty(0), torch.empty(0)
+    gradients = solve(make_outputs(seed=0), divergence_term(make_outputs(seed=1))).gradients
+    trained, target = make_outputs(seed=0), make_outputs(seed=1, trainable=False)
+    trained.head.weight.requires_grad_(False)
+    loss = fused(trained, divergence_term(target))
+    trained.head.weight.data, target.head.weight.data = torch.empty(0), torch.empty(0)
     assert torch.equal(torch.autograd.grad(loss, trained.hidden)[0], gradients[0])
 
 
@@ -176,79 +167,70 @@ def test_without_gradients_only_values_are_computed(how: str) -> None:
         assert not torch.is_grad_enabled() and not trained.requires_grad
         return reverse_kl(trained, target)
 
-    target = projection(seed=1)
+    target = make_outputs(seed=1)
     term = DivergenceTerm(divergence=fail_if_differentiated, target=target)
     with torch.set_grad_enabled(how != "no_grad"):
-        result = fused_loss(projection(seed=0, trainable=how != "frozen"), [term], **SETTINGS)
-    reference = run(projection(seed=0), divergence_term(target))
+        result = fused_loss(make_outputs(seed=0, trainable=how != "frozen"), [term], scale=SCALE, chunk_size=4)
+    reference = solve(make_outputs(seed=0), divergence_term(target))
     assert not result.loss.requires_grad
     assert torch.equal(result.loss, reference.loss) and torch.equal(result.term_sums, reference.term_sums)
 
 
 def test_no_position_gives_a_zero_loss_with_zero_gradients() -> None:
-    trained = projection(seed=0, rows=0, bias=True)
-    terms = [
-        divergence_term(projection(seed=1, rows=0)),
-        LikelihoodTerm(labels=torch.empty(0, dtype=torch.int64)),
-    ]
-    result = fused_loss(trained, terms, **SETTINGS)
+    trained = make_outputs(seed=0, rows=0, bias=True)
+    terms = [divergence_term(make_outputs(seed=1, rows=0)), cross_entropy(LABELS[:0])]
+    result = fused_loss(trained, terms, scale=SCALE, chunk_size=4)
     assert result.loss.grad_fn is not None and result.loss.item() == 0 and result.term_sums.tolist() == [0, 0]
-    result.loss.backward()
-    for tensor in tensors(trained):
-        assert torch.equal(tensor.grad, torch.zeros_like(tensor))
+    for gradient in differentiate(result, tensors(trained)).gradients:
+        assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
-def test_a_term_of_weight_zero_is_measured_and_nothing_else() -> None:
+def test_a_term_of_weight_zero_is_only_measured() -> None:
     """The last step of a linear schedule: even an infinite term then leaves loss and gradients finite."""
-    trained, target = projection(seed=0), projection(seed=1)
-    infinite = replace(target, bias=torch.cat([torch.zeros(VOCABULARY - 1), torch.tensor([-math.inf])]))
-    alone = run(trained, divergence_term(target))
-    both = run(trained, divergence_term(target), divergence_term(infinite, weight=0.0))
+    trained, target = make_outputs(seed=0), make_outputs(seed=1)
+    infinite = with_head(target, bias=torch.cat([torch.zeros(VOCABULARY - 1), torch.tensor([-math.inf])]))
+    alone = solve(trained, divergence_term(target))
+    both = solve(trained, divergence_term(target), 0.0 * divergence_term(infinite))
     assert torch.equal(both.loss, alone.loss) and both.term_sums[1].item() == math.inf
     for one, other in zip(both.gradients, alone.gradients, strict=True):
         assert torch.equal(one, other)
-    nothing = run(trained, divergence_term(target, weight=0.0))
+    nothing = solve(trained, 0.0 * divergence_term(target))
     assert nothing.loss.item() == 0 and not any(gradient.any() for gradient in nothing.gradients)
 
 
-def test_chunk_rows_fill_the_budget() -> None:
-    assert chunk_rows(50_000, byte_budget=4 * 50_000 * 10) == 10
-    assert chunk_rows(50_000, byte_budget=4 * 50_000 * 10 - 1) == 9
-    assert chunk_rows(50_000, byte_budget=1) == 1
-    assert chunk_rows(2**18) == 128
-
-
-class Averaged(LikelihoodTerm):
-    """A term that reduces on its own, as a loss from elsewhere might."""
+class Averaged(CrossEntropyTerm):
+    """A term that reduces by itself, as a loss from elsewhere might."""
 
     def per_token(self, log_probs: torch.Tensor, target: None, rows: slice) -> torch.Tensor:
         return super().per_token(log_probs, target, rows).mean()
 
 
 def mismatches():
-    trained, target = projection(seed=0), projection(seed=1)
+    trained, target = make_outputs(seed=0), make_outputs(seed=1)
     fits = divergence_term(target)
-    yield "head", replace(trained, weight=torch.zeros(VOCABULARY, 5)), fits, {}
-    yield "gathered", replace(trained, weight=torch.empty(0)), fits, {}
-    yield "bias", replace(trained, bias=torch.zeros(VOCABULARY + 1)), fits, {}
-    yield "trained: a shared vocabulary of 14", trained, fits, {"vocabulary_size": 14}
-    padded = projection(seed=0, vocabulary=14)
-    yield "target: a shared vocabulary of 14", padded, fits, {"vocabulary_size": 14}
-    yield "vocabulary of 0", trained, fits, {"vocabulary_size": 0}
-    yield "target has 11 positions", trained, divergence_term(projection(seed=1, rows=11)), {}
-    yield "target has 1 positions", trained, divergence_term(projection(seed=1, rows=1)), {}
-    yield "labels", trained, LikelihoodTerm(labels=LABELS[:9]), {}
-    yield "labels", trained, LikelihoodTerm(labels=LABELS.int()), {}
-    yield "chunk_size is 0", trained, fits, {"chunk_size": 0}
-    yield r"gave \[\] for 4 positions", trained, Averaged(labels=LABELS), {}
+    yield "hidden states .* and head", with_head(trained, weight=torch.zeros(VOCABULARY, 5)), fits
+    yield "not gathered", with_head(trained, weight=torch.empty(0)), fits
+    yield "bias", with_head(trained, bias=torch.zeros(VOCABULARY + 1)), fits
+    yield "trained: a shared vocabulary of 14", with_head(trained, vocabulary_size=14), fits
+    yield "vocabulary of 0", with_head(trained, vocabulary_size=0), fits
+    yield "target has a vocabulary of 13, the trained model 12", with_head(trained, vocabulary_size=12), fits
+    wide = make_outputs(seed=0, vocabulary=14)
+    yield "target: a shared vocabulary of 14", wide, divergence_term(with_head(target, vocabulary_size=14))
+    yield "target has 11 positions", trained, divergence_term(make_outputs(seed=1, rows=11))
+    yield "target has 1 positions", trained, divergence_term(make_outputs(seed=1, rows=1))
+    yield "labels", trained, cross_entropy(LABELS[:9])
+    yield "labels", trained, CrossEntropyTerm(labels=LABELS.int())
+    yield r"gave \[\] for 4 positions", trained, Averaged(labels=LABELS)
 
 
-@pytest.mark.parametrize(("message", "trained", "term", "changes"), list(mismatches()))
-def test_what_does_not_fit_is_refused(message: str, trained: Projection, term, changes: dict[str, int]) -> None:
+@pytest.mark.parametrize(("message", "trained", "term"), list(mismatches()))
+def test_what_does_not_fit_is_refused(message: str, trained: Outputs, term) -> None:
     with pytest.raises(ValueError, match=message):
-        fused_loss(trained, [term], **(SETTINGS | changes))
+        fused(trained, term)
 
 
-def test_a_loss_needs_a_term() -> None:
+def test_a_loss_needs_a_term_and_a_chunk() -> None:
     with pytest.raises(ValueError, match="without a term"):
-        fused_loss(projection(seed=0), [], **SETTINGS)
+        fused(make_outputs(seed=0))
+    with pytest.raises(ValueError, match="chunk_size is 0"):
+        fused_loss(make_outputs(seed=0), [cross_entropy(LABELS)], scale=SCALE, chunk_size=0)

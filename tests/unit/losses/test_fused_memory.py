@@ -1,4 +1,4 @@
-"""What the chunked loss keeps alive: a few [chunk, V] tensors at work, nothing of that size afterwards."""
+"""What the fused loss keeps alive: a few [chunk, V] tensors at work, nothing of that size afterwards."""
 
 import pytest
 import torch
@@ -6,10 +6,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from kd.losses.divergences import DIVERGENCES
 from kd.losses.fused import BLOCK_BYTES, fused_loss
-from kd.losses.likelihood import LikelihoodTerm
-from kd.losses.terms import Projection
-from tests.unit.losses.problems import DIRECTIONS, divergence_term, projection
+from kd.losses.outputs import Outputs
+from kd.losses.terms import Term, cross_entropy
+from tests.unit.losses.problems import divergence_term, make_outputs
 
 CHUNK, VOCABULARY, HIDDEN = 8, 4000, 2
 CHUNK_TENSOR_BYTES = CHUNK * VOCABULARY * 4
@@ -41,30 +42,30 @@ class LiveBytes(TorchDispatchMode):
         return result
 
 
-def wide(*, seed: int, rows: int, trainable_head: bool = False) -> Projection:
-    part = projection(seed=seed, rows=rows, vocabulary=VOCABULARY, hidden_size=HIDDEN)
-    part.weight.requires_grad_(trainable_head)
-    return part
+def wide(*, seed: int, rows: int, trainable_head: bool = False) -> Outputs:
+    outputs = make_outputs(seed=seed, rows=rows, vocabulary=VOCABULARY, hidden_size=HIDDEN)
+    outputs.head.weight.requires_grad_(trainable_head)
+    return outputs
 
 
-def measure(trained: Projection, *terms) -> tuple[int, int]:
+def measure(trained: Outputs, *terms: Term) -> tuple[int, int]:
     """Peak of the bytes alive, and the bytes alive while backward is awaited."""
     with LiveBytes() as live:
-        result = fused_loss(trained, terms, vocabulary_size=VOCABULARY, scale=1.0, chunk_size=CHUNK)
+        result = fused_loss(trained, terms, scale=1.0, chunk_size=CHUNK)
         assert result.loss.requires_grad
         return live.peak_bytes, live.alive_bytes
 
 
-def test_the_measurement_sees_whole_logits() -> None:
+def test_the_measurement_sees_full_logits() -> None:
     """The plain loss must show up, or the bounds below would prove nothing."""
     trained = wide(seed=0, rows=10 * CHUNK)
     with LiveBytes() as live:
-        loss = (trained.hidden @ trained.weight.T).log_softmax(-1).exp().sum()
+        loss = (trained.hidden @ trained.head.weight.T).log_softmax(-1).exp().sum()
         assert live.alive_bytes >= 10 * CHUNK_TENSOR_BYTES
     assert loss.requires_grad
 
 
-@pytest.mark.parametrize("name", DIRECTIONS)
+@pytest.mark.parametrize("name", DIVERGENCES)
 @pytest.mark.parametrize("num_targets", [1, 3])
 def test_a_chunk_is_held_once_for_each_model_and_worked_on_in_blocks(
     name: str, num_targets: int, monkeypatch: pytest.MonkeyPatch
@@ -74,8 +75,8 @@ def test_a_chunk_is_held_once_for_each_model_and_worked_on_in_blocks(
     peaks = []
     for rows in (CHUNK, 20 * CHUNK):
         terms = [divergence_term(wide(seed=seed + 1, rows=rows), name=name) for seed in range(num_targets)]
-        terms_and_labels = [*terms, LikelihoodTerm(labels=torch.zeros(rows, dtype=torch.int64))]
-        peaks.append(measure(wide(seed=0, rows=rows), *terms_and_labels)[0])
+        labels = cross_entropy(torch.zeros(rows, dtype=torch.int64))
+        peaks.append(measure(wide(seed=0, rows=rows), *terms, labels)[0])
     assert peaks[1] - peaks[0] <= 20 * CHUNK * HIDDEN * 4
     assert peaks[1] <= (1 + num_targets) * CHUNK_TENSOR_BYTES + NUM_BLOCKS.get(name, 7) * block_bytes
 

@@ -1,4 +1,4 @@
-"""MiniLLM's rewards, returns, weights and clipped ratio against numbers worked out by hand, and in the chunked loss."""
+"""MiniLLM's rewards, returns, weights and clipped ratio against numbers worked out by hand, and in the fused loss."""
 
 import math
 from dataclasses import replace
@@ -7,19 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd.losses.fused import fused_loss
-from kd.losses.policy_gradient import (
-    LogProbRecorder,
-    PolicyGradientTerm,
-    future_returns,
-    importance_weights,
-    token_rewards,
-    whiten,
+from kd.losses.policy_gradient import PolicyGradientTerm, future_returns, importance_weights, token_rewards, whiten
+from tests.unit.losses.problems import (
+    NUM_ROWS,
+    VOCABULARY,
+    assert_same,
+    make_outputs,
+    oracle_log_probs,
+    oracle_solution,
+    solve,
 )
-from tests.reference.plain_losses import plain_log_probs
-from tests.unit.losses.problems import NUM_ROWS, VOCABULARY, answer, assert_same, projection, tensors
 
-# A response of three tokens of a vocabulary of three, and what both models gave them.
+# A response of three tokens of a vocabulary of three, with the probabilities of both models.
 STUDENT = torch.tensor([0.5, 0.25, 0.2], dtype=torch.float64).log()
 TEACHER = torch.tensor([0.25, 0.5, 0.8], dtype=torch.float64).log()
 LN2 = math.log(2)
@@ -31,7 +30,7 @@ def test_rewards_are_scaled_log_ratios_within_a_limit() -> None:
     assert token_rewards(STUDENT, TEACHER, scale=0.5, limit=1.0).tolist() == pytest.approx([-1, 1, 1])
 
 
-def test_returns_are_what_later_tokens_earn() -> None:
+def test_returns_sum_the_rewards_of_later_tokens() -> None:
     rewards = token_rewards(STUDENT, TEACHER, scale=1.0, limit=100.0)
     plain = future_returns(rewards, discount=1.0, length_normalized=False)
     assert plain.tolist() == pytest.approx([3 * LN2, 2 * LN2, 0])
@@ -49,7 +48,7 @@ def test_importance_weights_are_the_students_part_of_the_mixture() -> None:
     weights = importance_weights(STUDENT, TEACHER, teacher_share=0.2)
     assert weights.tolist() == pytest.approx([10 / 9, 5 / 6, 5 / 8])
     assert importance_weights(STUDENT, TEACHER, teacher_share=0.0).tolist() == [1, 1, 1]
-    # Never above 1 / (1 - α), and 0 where the student would never have said it.
+    # Never above 1 / (1 - α), and 0 where the student gives the token no probability.
     extreme = importance_weights(torch.tensor([0.0, -900.0]), torch.tensor([-900.0, 0.0]), teacher_share=0.2)
     assert extreme.tolist() == pytest.approx([1.25, 0])
 
@@ -94,8 +93,8 @@ def test_the_ratio_is_clipped(
     assert gradient.tolist() == [pytest.approx([0, slope, 0])]
 
 
-def random_term(seed: int = 0) -> PolicyGradientTerm:
-    generator = torch.Generator().manual_seed(seed)
+def random_term() -> PolicyGradientTerm:
+    generator = torch.Generator().manual_seed(0)
     return PolicyGradientTerm(
         labels=torch.randint(VOCABULARY, (NUM_ROWS,), generator=generator),
         sampled_log_probs=-3 * torch.rand(NUM_ROWS, generator=generator),
@@ -107,36 +106,17 @@ def random_term(seed: int = 0) -> PolicyGradientTerm:
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, NUM_ROWS])
-def test_the_chunked_loss_equals_the_plain_formula(chunk_size: int) -> None:
-    part, term = projection(seed=1, vocabulary=VOCABULARY + 2), random_term()
-    result = fused_loss(part, [term], vocabulary_size=VOCABULARY, scale=0.3, chunk_size=chunk_size)
-    log_probs = plain_log_probs(part.hidden, part.weight, part.bias, vocabulary_size=VOCABULARY)
+def test_the_fused_loss_equals_the_plain_formula(chunk_size: int) -> None:
+    trained, term = make_outputs(seed=1, padding=2), random_term()
     total: Tensor = torch.zeros((), dtype=torch.float64)
-    for row, log_prob in enumerate(log_probs):
+    for row, log_prob in enumerate(oracle_log_probs(trained)):
         ratio = term.importance_weights[row] * (log_prob[term.labels[row]] - term.sampled_log_probs[row]).exp()
         advantage = term.advantages[row]
         total = total - torch.minimum(advantage * ratio, advantage * ratio.clip(0.8, 1.2))
-    gradients = list(torch.autograd.grad(0.3 * 1.5 * total, tensors(part)))
-    ours = answer(result, tensors(part))
-    expected = replace(ours, loss=0.45 * total.detach(), term_sums=total.detach()[None], gradients=gradients)
-    assert_same(ours, expected)
-
-
-def test_a_recorder_writes_down_every_label_of_every_chunk() -> None:
-    part = projection(seed=2, trainable=False)
-    labels = torch.randint(VOCABULARY, (NUM_ROWS,), generator=torch.Generator().manual_seed(3))
-    recorder = LogProbRecorder.of(labels)
-    fused_loss(part, [recorder], vocabulary_size=VOCABULARY, scale=1.0, chunk_size=4)
-    log_probs = plain_log_probs(part.hidden, part.weight, part.bias, vocabulary_size=VOCABULARY)
-    wanted = log_probs[torch.arange(NUM_ROWS), labels]
-    torch.testing.assert_close(recorder.values.double(), wanted, rtol=1e-5, atol=1e-6)
+    assert_same(solve(trained, term, chunk_size=chunk_size), oracle_solution(trained, term, sums=[total]))
 
 
 def test_terms_of_another_length_are_refused() -> None:
-    part = projection(seed=1, rows=NUM_ROWS)
     short = replace(random_term(), advantages=torch.zeros(NUM_ROWS - 1))
     with pytest.raises(ValueError, match=r"advantages are \[9\], expected \[10\]"):
-        fused_loss(part, [short], vocabulary_size=VOCABULARY, scale=1.0, chunk_size=4)
-    recorder = LogProbRecorder.of(torch.zeros(3, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"labels are \[3\], expected \[10\]"):
-        fused_loss(part, [recorder], vocabulary_size=VOCABULARY, scale=1.0, chunk_size=4)
+        solve(make_outputs(seed=1), short)

@@ -1,7 +1,8 @@
-"""Where DistiLLM's responses come from: chances, buffer, threshold, and all of it through a checkpoint."""
+"""Where DistiLLM's responses come from: probabilities, buffer, threshold, and all of it through a checkpoint."""
 
 import io
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from kd.config.load import read_config
-from kd.config.schema import Config
 from kd.data.batch import TokenSequence
 from kd.data.encoding import Example
 from kd.data.loader import ExampleBatch
 from kd.distributed import World
-from kd.methods.distillm import AdaptiveTargets, ReplayBuffer, choose_source
-from kd.rollout.sampler import PseudoTargets
+from kd.methods.distillm import DistiLLM, ReplayBuffer, choose_source
+from kd.rollout.sampler import SampledResponses
+from tests.minimal_config import load_minimal
+from tests.unit.methods.contexts import make_context
 
 NUM_STEPS = 10
-ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 
 
 def sequence(row_id: int, *, response: int = 7, length: int = 2) -> TokenSequence:
@@ -30,20 +30,22 @@ def sequence(row_id: int, *, response: int = 7, length: int = 2) -> TokenSequenc
     )
 
 
-def config(tmp_path: Path, **distillm: Any) -> Config:
-    path = tmp_path / "run.yaml"
-    path.write_text("{model: {student: s, teacher: t}, data: {train: x, validation: x}, run: {dir: r, seed: 3}}")
-    settings = ["method=distillm", f"schedule.steps={NUM_STEPS}", "schedule.warmup_steps=0", "schedule.global_batch=3"]
-    settings += [f"distillm.{name}={value}" for name, value in {"buffer_rows": 6, **distillm}.items()]
-    return read_config(path, overrides=settings)
+class StepSampler:
+    """Samples responses that tell their step."""
+
+    def sample(self, examples: Sequence[Example], *, seed: int, step: int, keep_hidden: bool) -> SampledResponses:
+        return SampledResponses(sequences=[sequence(row.row_id, response=step) for row in examples])
 
 
-def sampled(window: ExampleBatch) -> PseudoTargets:
-    """Responses that tell their step."""
-    return PseudoTargets(sequences=[sequence(row.row_id, response=window.step) for row in window.examples])
+def distillm(directory: Path, *, rank: int = 0, num_ranks: int = 1, **settings: Any) -> DistiLLM:
+    overrides = [f"schedule.steps={NUM_STEPS}", "schedule.warmup_steps=0", "schedule.global_batch=3", "run.seed=3"]
+    overrides += [f"distillm.{name}={value}" for name, value in {"buffer_rows": 6, **settings}.items()]
+    config = load_minimal(directory, *overrides, method="distillm")
+    world = World(rank=rank, size=num_ranks, local_rank=0, device=torch.device("cpu"))
+    return DistiLLM(make_context(config, world=world, sampler=StepSampler()))
 
 
-def window(step: int) -> ExampleBatch:
+def batch(step: int) -> ExampleBatch:
     rows = [
         Example(
             row_id=index,
@@ -58,8 +60,12 @@ def window(step: int) -> ExampleBatch:
     return ExampleBatch(step=step, examples=tuple(rows))
 
 
-def first_tokens(targets: PseudoTargets) -> list[int]:
-    return [int(row.response_ids[0]) for row in targets.sequences]
+def responses(method: DistiLLM, step: int) -> list[TokenSequence]:
+    return list(method.responses(batch(step)).sequences)
+
+
+def first_tokens(method: DistiLLM, step: int) -> list[int]:
+    return [int(row.response_ids[0]) for row in responses(method, step)]
 
 
 @pytest.mark.parametrize("step", [1, 4, 10])
@@ -101,60 +107,52 @@ def test_every_stored_row_is_drawn_as_often_and_none_twice() -> None:
     assert all(abs(counts[row_id] - 1500) < 5 * 31 for row_id in range(8))
 
 
-def test_the_threshold_rises_with_the_loss_and_compares_with_where_it_rose_last(tmp_path: Path) -> None:
-    targets = AdaptiveTargets(
-        config(tmp_path, initial_threshold=0.85, loss_tolerance=0.5), sampled=sampled, world=ALONE
-    )
+def test_the_threshold_rises_with_the_loss_since_its_last_rise(tmp_path: Path) -> None:
+    method = distillm(tmp_path, initial_threshold=0.85, loss_tolerance=0.5)
     thresholds = []
     for loss in (2.0, 1.0, 2.4, 2.5, 2.9, 3.0, 3.5):
-        targets.follow(loss)
-        thresholds.append(targets.threshold)
+        method.follow_validation(loss)
+        thresholds.append(method.threshold)
     # 2.0 is the reference, also after a better loss; 2.5 and 3.0 follow it.
     assert thresholds == pytest.approx([0.85, 0.85, 0.85, 0.95, 0.95, 1.0, 1.0])
 
 
-def test_windows_come_from_where_the_choice_says(tmp_path: Path) -> None:
-    """With φ = 1: two fresh windows fill the buffer, the last step can only draw from it."""
-    targets = AdaptiveTargets(config(tmp_path, initial_threshold=1.0), sampled=sampled, world=ALONE)
-    assert first_tokens(targets(window(1))) == [1, 1, 1]
-    assert first_tokens(targets(window(2))) == [2, 2, 2]
-    assert set(first_tokens(targets(window(NUM_STEPS)))) <= {1, 2}
-    unused = AdaptiveTargets(config(tmp_path, initial_threshold=0.0), sampled=sampled, world=ALONE)
-    assert first_tokens(unused(window(1))) == [9, 9, 9]
+def test_global_batches_come_from_the_chosen_source(tmp_path: Path) -> None:
+    """With φ = 1, two fresh global batches fill the buffer, and the last step can only draw from it."""
+    method = distillm(tmp_path, initial_threshold=1.0)
+    assert first_tokens(method, 1) == [1, 1, 1]
+    assert first_tokens(method, 2) == [2, 2, 2]
+    assert set(first_tokens(method, NUM_STEPS)) <= {1, 2}
+    assert first_tokens(distillm(tmp_path, initial_threshold=0.0), 1) == [9, 9, 9]
 
 
-def test_a_draw_depends_on_seed_and_step_and_is_dealt_out_to_the_ranks(tmp_path: Path) -> None:
-    def drawn(rank: int, size: int, step: int) -> list[int]:
-        world = World(rank=rank, size=size, local_rank=0, device=torch.device("cpu"))
-        settings = config(tmp_path, initial_threshold=1.0, buffer_rows=40)
-        targets = AdaptiveTargets(settings, sampled=sampled, world=world)
-        targets.buffer.add([sequence(row_id, length=1 + row_id % 5) for row_id in range(40)])
-        return [row.row_id for row in targets._draw(step)]
+def test_a_draw_depends_on_seed_and_step_and_is_distributed_over_the_ranks(tmp_path: Path) -> None:
+    def drawn(rank: int, num_ranks: int, step: int) -> list[int]:
+        method = distillm(tmp_path, rank=rank, num_ranks=num_ranks, buffer_rows=40)
+        method.buffer.add([sequence(row_id, length=1 + row_id % 5) for row_id in range(40)])
+        return [row.row_id for row in method._draw(step)]
 
-    whole = drawn(0, 1, 4)
-    assert len(whole) == 3
-    assert whole == drawn(0, 1, 4) != drawn(0, 1, 5)
-    assert [drawn(rank, 3, 4) for rank in range(3)] == [[row_id] for row_id in whole]
+    alone = drawn(0, 1, 4)
+    assert len(alone) == 3
+    assert alone == drawn(0, 1, 4) != drawn(0, 1, 5)
+    assert [drawn(rank, 3, 4) for rank in range(3)] == [[row_id] for row_id in alone]
 
 
-def test_everything_that_is_remembered_survives_a_checkpoint(tmp_path: Path) -> None:
-    settings = config(tmp_path, initial_threshold=0.5, loss_tolerance=0.1)
-    written = AdaptiveTargets(settings, sampled=sampled, world=ALONE)
+def test_threshold_reference_loss_and_buffer_survive_a_checkpoint(tmp_path: Path) -> None:
+    written, read = (distillm(tmp_path, initial_threshold=0.5, loss_tolerance=0.1) for _ in range(2))
     written.buffer.add([sequence(row_id, response=row_id + 1, length=1 + row_id) for row_id in range(7)])
-    written.follow(1.0)
-    written.follow(1.2)
+    for loss in (1.0, 1.2):
+        written.follow_validation(loss)
     file = io.BytesIO()
     torch.save(written.state_dict(), file)
     file.seek(0)
-    read = AdaptiveTargets(settings, sampled=sampled, world=ALONE)
     read.load_state_dict(torch.load(file, weights_only=True))
-    for targets in (written, read):
-        targets.follow(1.25)
+    for method in (written, read):
+        method.follow_validation(1.25)
     assert read.threshold == written.threshold == pytest.approx(0.6)
     for step in range(1, NUM_STEPS + 1):
-        ours, theirs = read(window(step)).sequences, written(window(step)).sequences
-        assert [row.row_id for row in ours] == [row.row_id for row in theirs]
-        for one, other in zip(ours, theirs, strict=True):
-            assert np.array_equal(one.prompt_ids, other.prompt_ids)
-            assert np.array_equal(one.response_ids, other.response_ids)
-            assert one.response_ids.dtype == np.int32
+        for ours, theirs in zip(responses(read, step), responses(written, step), strict=True):
+            assert ours.row_id == theirs.row_id
+            assert np.array_equal(ours.prompt_ids, theirs.prompt_ids)
+            assert np.array_equal(ours.response_ids, theirs.response_ids)
+            assert ours.response_ids.dtype == np.int32

@@ -1,4 +1,4 @@
-"""Adapters in a model: how many, what is left of the base, and what its plain weights are."""
+"""Adapters in a model: their number, the unchanged base, and the merged weights."""
 
 from pathlib import Path
 
@@ -6,22 +6,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
-from kd.config.methods import StudentLoraConfig, TeacherLoraConfig
+from kd.config.schema import LoraConfig
 from kd.models.lora import ADAPTER, adapter_parameters, adapters_off, add_adapters, plain_parameters
 from tests.tiny_models import FAMILIES, save_tiny_model
 
 
 def add(model: PreTrainedModel, *, targets: tuple[str, ...] | None = None, seed: int = 1) -> None:
-    settings = StudentLoraConfig(rank=4, alpha=8.0, targets=targets)
-    add_adapters(model, settings, section="student_lora", name="m", seed=seed)
+    add_adapters(model, LoraConfig(rank=4, alpha=8.0, targets=targets), section="student_lora", name="m", seed=seed)
 
 
 @pytest.mark.parametrize(("rank", "alpha", "millions"), [(4, 32, 1.229), (8, 16, 2.458)])
-def test_gpt2_xl_has_as_many_trainable_numbers_as_in_table_9(rank: int, alpha: float, millions: float) -> None:
+def test_gpt2_xl_has_as_many_trainable_parameters_as_in_table_9(rank: int, alpha: float, millions: float) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(GPT2Config(n_embd=1600, n_layer=48, n_head=25))
-    settings = TeacherLoraConfig(rank=rank, alpha=alpha)
-    add_adapters(model, settings, section="teacher_lora", name="gpt2-xl", seed=1)
+    add_adapters(model, LoraConfig(rank=rank, alpha=alpha), section="teacher_lora", name="gpt2-xl", seed=1)
     assert {name.split(".")[4] for name in adapter_parameters(model)} == {"c_attn"}
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert trainable == sum(parameter.numel() for parameter in adapter_parameters(model).values())

@@ -1,26 +1,22 @@
-"""What a soft prompt starts from, and how it is stored."""
+"""The soft prompt: initial values, place next to the text, and file."""
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from kd.config.methods import PromptConfig
+from kd.config.schema import SoftPromptConfig
 from kd.errors import UserError
 from kd.models.soft_prompt import (
     FILE_NAME,
-    FOLDER_NAME,
     SoftPrompt,
     SoftPromptOrigin,
-    SoftPrompts,
     initial_token_ids,
     initial_values,
     load_soft_prompt,
     save_soft_prompt,
-    save_soft_prompts,
 )
 from tests.tiny_tokenizers import save_tiny_tokenizer
 
@@ -35,18 +31,19 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBa
     return loaded
 
 
-def test_text_is_repeated_or_cut_and_has_no_special_token(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_text_is_repeated_or_truncated_and_has_no_special_token(tokenizer: PreTrainedTokenizerBase) -> None:
     text = list(tokenizer("Suppose you", add_special_tokens=False)["input_ids"])
     assert tokenizer.bos_token_id not in text
-    longer = initial_token_ids(PromptConfig(init_text="Suppose you", length=len(text) + 2), tokenizer=tokenizer)
+    longer = initial_token_ids(SoftPromptConfig(init_text="Suppose you", length=len(text) + 2), tokenizer=tokenizer)
     assert longer == [*text, *text[:2]]
-    shorter = initial_token_ids(PromptConfig(init_text="Suppose you", length=len(text) - 1), tokenizer=tokenizer)
+    shorter = initial_token_ids(SoftPromptConfig(init_text="Suppose you", length=len(text) - 1), tokenizer=tokenizer)
     assert shorter == text[:-1]
 
 
 def test_padding_repeats_the_padding_token(tokenizer: PreTrainedTokenizerBase) -> None:
     assert (
-        initial_token_ids(PromptConfig(init="padding", length=3), tokenizer=tokenizer) == [tokenizer.pad_token_id] * 3
+        initial_token_ids(SoftPromptConfig(init="padding", length=3), tokenizer=tokenizer)
+        == [tokenizer.pad_token_id] * 3
     )
 
 
@@ -54,13 +51,13 @@ def test_without_a_padding_token_padding_is_the_end_token(tokenizer: PreTrainedT
     """As in GPT-2."""
     without = copy.deepcopy(tokenizer)
     without.pad_token = None
-    ids = initial_token_ids(PromptConfig(init="padding", length=2), tokenizer=without)
+    ids = initial_token_ids(SoftPromptConfig(init="padding", length=2), tokenizer=without)
     assert ids == [without.eos_token_id] * 2
 
 
 def test_text_values_are_rows_of_the_embedding(tokenizer: PreTrainedTokenizerBase) -> None:
     weight = torch.randn(400, 8, dtype=torch.bfloat16)
-    settings = PromptConfig(length=4)
+    settings = SoftPromptConfig(length=4)
     values = initial_values(settings, embedding_weight=weight, tokenizer=tokenizer, seed=1)
     assert values.dtype == torch.float32
     assert torch.equal(values, weight[initial_token_ids(settings, tokenizer=tokenizer)].float())
@@ -68,7 +65,7 @@ def test_text_values_are_rows_of_the_embedding(tokenizer: PreTrainedTokenizerBas
 
 def test_random_values_are_as_large_as_embeddings_and_seeded(tokenizer: PreTrainedTokenizerBase) -> None:
     weight = 0.3 * torch.randn(400, 64)
-    settings = PromptConfig(init="random", length=50)
+    settings = SoftPromptConfig(init="random", length=50)
     first, again, other = (
         initial_values(settings, embedding_weight=weight, tokenizer=tokenizer, seed=seed) for seed in (1, 1, 2)
     )
@@ -76,29 +73,17 @@ def test_random_values_are_as_large_as_embeddings_and_seeded(tokenizer: PreTrain
     assert first.std().item() == pytest.approx(0.3, rel=0.05)
 
 
-def test_each_row_has_the_prompt_of_its_group() -> None:
-    generator = torch.Generator().manual_seed(1)
-    values, embeds = torch.randn(3, 4, 8, generator=generator), torch.randn(2, 5, 8, generator=generator)
-    mask = torch.tensor([[False, False, True, True, True], [True, True, True, True, False]])
-    prompts = SoftPrompts(values)
-    for groups in ([2, 0], None):
-        found, found_mask = prompts(embeds, mask, groups)
-        for row, group in enumerate(groups or [0, 0]):
-            alone, alone_mask = SoftPrompt(values[group])(embeds[row : row + 1], mask[row : row + 1])
-            assert torch.equal(found[row], alone[0]) and torch.equal(found_mask[row], alone_mask[0])
-
-
-def test_prompts_of_groups_are_files_of_their_own(tmp_path: Path) -> None:
-    values = torch.randn(2, 5, 8)
-    origin = SoftPromptOrigin(teacher="some/teacher", init="text", init_text="Hello")
-    save_soft_prompts(values, tmp_path, names=["sum of: a/b", "…"], origin=origin)
-    paths = sorted((tmp_path / FOLDER_NAME).iterdir())
-    assert [path.name for path in paths] == ["000-sum-of-a-b.safetensors", "001.safetensors"]
-    for value, name, path in zip(values, ["sum of: a/b", "…"], paths, strict=True):
-        prompt, loaded = load_soft_prompt(path)
-        assert torch.equal(prompt.values, value) and loaded == replace(origin, group=name)
-    save_soft_prompts(values[:1], tmp_path, names=None, origin=origin)
-    assert load_soft_prompt(tmp_path / FILE_NAME)[1] == origin
+def test_the_prompt_stands_next_to_the_text() -> None:
+    soft_prompt = SoftPrompt(torch.tensor([[10.0], [11.0]]))
+    embeds = torch.tensor([[[0.0], [0.0], [1.0]], [[1.0], [2.0], [3.0]]])
+    left = torch.tensor([[False, False, True], [True, True, True]])
+    out, mask = soft_prompt(embeds, left)
+    assert out[..., 0].tolist() == [[0, 0, 10, 11, 1], [10, 11, 1, 2, 3]]
+    assert mask.tolist() == [[False, False, True, True, True], [True] * 5]
+    right = torch.tensor([[True, False, False], [True, True, True]])
+    out, mask = soft_prompt(embeds, right)
+    assert out[..., 0].tolist() == [[10, 11, 0, 0, 1], [10, 11, 1, 2, 3]]
+    assert mask.tolist() == [[True, True, True, False, False], [True] * 5]
 
 
 def test_a_saved_prompt_comes_back_with_its_origin(tmp_path: Path) -> None:
@@ -119,4 +104,4 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_text_without_tokens_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(UserError, match="init_text has no tokens"):
-        initial_token_ids(PromptConfig(init_text=""), tokenizer=tokenizer)
+        initial_token_ids(SoftPromptConfig(init_text=""), tokenizer=tokenizer)

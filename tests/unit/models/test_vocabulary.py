@@ -8,7 +8,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kd.config.methods import PromptConfig
 from kd.config.schema import Config, DataConfig, GenerationConfig, ModelConfig, RunConfig
 from kd.errors import UserError
 from kd.models.causal_lm import dropout_settings, read_model_config
@@ -29,8 +28,7 @@ def pair(tmp_path: Path) -> Path:
 def config_of(directory: Path, *, dtype: Any = "fp32", max_sequence_tokens: int = 100) -> Config:
     return Config(
         model=ModelConfig(student=str(directory / "student"), teacher=str(directory / "teacher"), dtype=dtype),
-        data=DataConfig(train="unused", max_prompt_tokens=32, max_sequence_tokens=max_sequence_tokens, responses=None),
-        prompt=PromptConfig(length=7),
+        data=DataConfig(train="unused", max_prompt_tokens=32, max_sequence_tokens=max_sequence_tokens),
         run=RunConfig(dir=str(directory / "run")),
         generation=GenerationConfig(max_new_tokens=16),
     )
@@ -41,7 +39,7 @@ def edit(path: Path, **values: Any) -> None:
 
 
 def test_padding_columns_are_not_shared(pair: Path) -> None:
-    vocabulary = share_vocabulary(config_of(pair))
+    vocabulary = share_vocabulary(config_of(pair), teacher_slots=7)
     assert vocabulary.size == len(AutoTokenizer.from_pretrained(pair / "student")) == 400
     assert vocabulary.eos_id == vocabulary.tokenizer.eos_token_id
 
@@ -54,7 +52,7 @@ def test_the_first_differing_entry_is_named(pair: Path) -> None:
     vocabulary[by_id[300]], vocabulary[by_id[310]] = 310, 300
     path.write_text(json.dumps(values))
     with pytest.raises(UserError, match="entry 300 is") as error:
-        share_vocabulary(config_of(pair))
+        share_vocabulary(config_of(pair), teacher_slots=7)
     assert repr(by_id[310]) in str(error.value) and repr(by_id[300]) in str(error.value)
 
 
@@ -63,7 +61,7 @@ def test_another_end_of_sequence_is_refused(pair: Path) -> None:
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(5)
     tokenizer.save_pretrained(pair / "teacher")
     with pytest.raises(UserError, match="end of sequence is"):
-        share_vocabulary(config_of(pair))
+        share_vocabulary(config_of(pair), teacher_slots=7)
 
 
 @pytest.mark.parametrize(
@@ -80,13 +78,13 @@ def test_another_end_of_sequence_is_refused(pair: Path) -> None:
 def test_a_model_that_does_not_fit_is_refused(pair: Path, model: str, values: dict[str, Any], message: str) -> None:
     edit(pair / model / "config.json", **values)
     with pytest.raises(UserError, match=message):
-        share_vocabulary(config_of(pair))
+        share_vocabulary(config_of(pair), teacher_slots=7)
 
 
 def test_positions_that_are_just_enough_are_accepted(pair: Path) -> None:
     edit(pair / "teacher" / "config.json", max_position_embeddings=107)
     edit(pair / "student" / "config.json", max_position_embeddings=100)
-    assert share_vocabulary(config_of(pair)).size == 400
+    assert share_vocabulary(config_of(pair), teacher_slots=7).size == 400
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 is supported on this machine's GPU")

@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from kd.data.batch import PromptBatch, SequenceBatch, TokenSequence
-from kd.generation import decoding
 from kd.models.causal_lm import CausalLM
 from kd.models.soft_prompt import SoftPrompt
+from kd.rollout import decode as decode_module
 from kd.rollout.decode import decode, row_streams
 from kd.rollout.sampling import DecodingSettings, choose_tokens
 from tests.tiny_models import FAMILIES, save_tiny_model
@@ -123,10 +123,10 @@ def test_streams_belong_to_rows_steps_and_seeds() -> None:
 def test_samples_of_a_prompt_equal_calls_of_their_own(model: PreTrainedModel) -> None:
     settings = DecodingSettings(max_new_tokens=10, vocabulary_size=VOCABULARY, eos_id=EOS)
     streams = [row_streams(seed=seed, step=0) for seed in (1, 2, 3)]
-    together = decode(CausalLM.of(model), collate(PROMPTS), settings=settings, streams=streams, keeps_hidden=True)
+    together = decode(CausalLM.of(model), collate(PROMPTS), settings=settings, streams=streams, keep_hidden=True)
     assert len(together) == 3 * len(PROMPTS)
     for sample, stream in enumerate(streams):
-        alone = decode(CausalLM.of(model), collate(PROMPTS), settings=settings, streams=[stream], keeps_hidden=True)
+        alone = decode(CausalLM.of(model), collate(PROMPTS), settings=settings, streams=[stream], keep_hidden=True)
         for row, response in enumerate(alone):
             same = together[3 * row + sample]
             assert same.token_ids == response.token_ids
@@ -141,7 +141,7 @@ def test_kept_hidden_states_are_those_of_a_forward_pass(model: PreTrainedModel) 
     free = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=-1)
     eos = decode(view, prompts, settings=free, streams=streams)[2].token_ids[3]
     settings = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=eos)
-    responses = decode(view, prompts, settings=settings, streams=streams, keeps_hidden=True)
+    responses = decode(view, prompts, settings=settings, streams=streams, keep_hidden=True)
     assert len({len(response.token_ids) for response in responses}) > 1, "the rows must end at different places"
     sequences = [
         TokenSequence(row_id=row, prompt_ids=np.array(ids, dtype=np.int32), response_ids=np.array(said, dtype=np.int32))
@@ -163,21 +163,8 @@ def test_when_ended_rows_leave_does_not_matter(
     free = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=-1)
     unending = [row.token_ids for row in decode(view, collate(PROMPTS), settings=free, streams=streams)]
     eos = unending[2][3]
-    monkeypatch.setattr(decoding, "COMPACT_SHARE", share)
+    monkeypatch.setattr(decode_module, "COMPACT_SHARE", share)
     settings = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=eos)
     responses = decode(view, collate(PROMPTS), settings=settings, streams=streams)
     for response, whole in zip(responses, unending, strict=True):
         assert response.token_ids == whole[: whole.index(eos) + 1 if eos in whole else 12]
-
-
-def test_the_prompt_stands_next_to_the_text(tmp_path: Path) -> None:
-    soft_prompt = SoftPrompt(torch.tensor([[10.0], [11.0]]))
-    embeds = torch.tensor([[[0.0], [0.0], [1.0]], [[1.0], [2.0], [3.0]]])
-    left = torch.tensor([[False, False, True], [True, True, True]])
-    out, mask = soft_prompt(embeds, left)
-    assert out[..., 0].tolist() == [[0, 0, 10, 11, 1], [10, 11, 1, 2, 3]]
-    assert mask.tolist() == [[False, False, True, True, True], [True] * 5]
-    right = torch.tensor([[True, False, False], [True, True, True]])
-    out, mask = soft_prompt(embeds, right)
-    assert out[..., 0].tolist() == [[10, 11, 0, 0, 1], [10, 11, 1, 2, 3]]
-    assert mask.tolist() == [[True, True, True, False, False], [True] * 5]
