@@ -1,11 +1,11 @@
 """The list of methods, methods from elsewhere, and what each of them needs."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from kd.config.fields import Count, Section, help_text
+from kd.config.fields import Count, Section, option
 from kd.config.load import describe_fields
 from kd.config.schema import Config
 from kd.errors import UserError
@@ -18,7 +18,7 @@ HERE = __name__
 
 @dataclass(frozen=True, kw_only=True)
 class OwnSettings(Section):
-    window: Count = field(default=3, metadata=help_text("number of steps"))
+    window: Count = option(3, help="number of steps")
 
 
 class Own(Method):
