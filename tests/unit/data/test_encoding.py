@@ -146,7 +146,7 @@ def test_long_sequences_lose_the_end_of_the_response(tokenizer: PreTrainedTokeni
     assert responses == [f"345{eos}", "3456", "56"]
     assert [row.num_tokens for row in encoded.examples] == [6, 6, 6]
     assert encoded.report.lines() == [
-        "rows.jsonl: cut the response of 2 of 3 rows longer than 6 tokens: rows.jsonl:2, rows.jsonl:3"
+        "rows.jsonl: truncated the response of 2 of 3 rows longer than 6 tokens: rows.jsonl:2, rows.jsonl:3"
     ]
 
 

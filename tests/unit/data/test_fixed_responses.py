@@ -36,7 +36,7 @@ def test_fixed_responses(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> 
     ]
     assert encoded.examples[0].references == ("34",)
     assert encoded.report.dropped == (f"{path}:2",)
-    assert encoded.report.cut_responses == (f"{path}:3",)
+    assert encoded.report.truncated_responses == (f"{path}:3",)
 
 
 @pytest.mark.parametrize(

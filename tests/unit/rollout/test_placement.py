@@ -111,8 +111,8 @@ def test_auto_takes_the_fastest_layout_that_fits_half_the_free_memory(
 ) -> None:
     choice = choose(OPT_1_3B, free=free, size=size, hosts=hosts)
     assert (choice.layout, choice.num_ranks) == chosen
-    assert "a whole copy takes 2.45 GiB" in choice.reason
-    assert f"{free:.2f} GiB are free on each rank" in choice.reason
+    assert "a full copy takes 2.45 GiB" in choice.reason
+    assert f"{free:.2f} GiB free per rank" in choice.reason
 
 
 def test_auto_does_not_divide_a_family_without_a_plan() -> None:
@@ -125,7 +125,7 @@ def test_a_student_that_cannot_be_divided_is_gathered_or_refused() -> None:
     choice = choose(GPT2Config(), layout="tensor_parallel", size=2, free=1.0)
     assert choice.layout == "gathered"
     assert choice.reason == "the model cannot be divided over 2 ranks: there is no plan for the family gpt2"
-    with pytest.raises(UserError, match="no plan .*; and a whole copy does not fit: it takes 0.23 GiB.*layout=zero3"):
+    with pytest.raises(UserError, match="no plan .*; and a full copy of 0.23 GiB does not fit.*layout=zero3"):
         choose(GPT2Config(), layout="tensor_parallel", size=2, free=0.3)
 
 
