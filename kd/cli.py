@@ -1,6 +1,7 @@
 """The console script `promptkd`. Each command imports what it needs after its arguments are parsed."""
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -125,30 +126,27 @@ def make_student(argv: Sequence[str]) -> int:
     return _exit_code(work)
 
 
-def _evaluate(argv: Sequence[str]) -> int:
-    from evaluation.scoring import main
+def _delegate(module: str) -> Callable[[Sequence[str]], int]:
+    """The `main` function of a module, which is imported when it runs."""
 
-    return main(argv)
+    def run(argv: Sequence[str]) -> int:
+        code: int = importlib.import_module(module).main(argv)
+        return code
 
-
-def _compare(argv: Sequence[str]) -> int:
-    from evaluation.compare import main
-
-    return main(argv)
-
-
-def _report(argv: Sequence[str]) -> int:
-    from evaluation.report.__main__ import main
-
-    return main(argv)
+    return run
 
 
 COMMANDS = {
     "train": Command(run=train, help="train a student from a YAML file; --list-presets lists those that are included"),
     "generate": Command(run=generate, help="write the teacher's responses, from which method=seqkd learns"),
-    "evaluate": Command(run=_evaluate, help="sample a model's responses to benchmarks and score them"),
-    "compare": Command(run=_compare, help="paired differences between evaluated models"),
-    "report": Command(run=_report, help="one page of trainings and evaluations, with tables and figures"),
+    "evaluate": Command(
+        run=_delegate("evaluation.scoring"), help="sample a model's responses to benchmarks and score them"
+    ),
+    "compare": Command(run=_delegate("evaluation.compare"), help="paired differences between evaluated models"),
+    "report": Command(
+        run=_delegate("evaluation.report.__main__"),
+        help="one page of trainings and evaluations, with tables and figures",
+    ),
     "make-student": Command(run=make_student, help="make a student of some of a teacher's layers"),
 }
 _LAUNCH = "torchrun --nproc_per_node N -m kd train --config FILE"

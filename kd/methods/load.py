@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import field, make_dataclass
@@ -54,6 +55,9 @@ def find_method(name: str) -> type[Method]:
         nearest = difflib.get_close_matches(str(name), METHODS, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"expected one of {', '.join(METHODS)}"
         raise UserError(f"method is {name!r}; {hint} (or package.module:Class for your own)")
+    if os.getcwd() not in sys.path:
+        # A script's path is that of launch/, or of the console script: the user's modules are in the working directory.
+        sys.path.append(os.getcwd())
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
@@ -76,11 +80,6 @@ def requested_method(arguments: Sequence[str]) -> type[Method]:
         layers = read_layers(find_preset(files[-1]), names=_NAMES, notify=_notify)
         return find_method(merge_layers(layers).get("method", Config.method))
     return find_method(overrides[-1].removeprefix("method=") if overrides else Config.method)
-
-
-def method_name(name: str) -> str:
-    """How reports call the method of a configuration, also where its module is not at hand."""
-    return METHODS[name].label if name in METHODS else name.rpartition(":")[2]
 
 
 @cache
