@@ -15,11 +15,10 @@ from evaluation.bench.presets import Case
 from kd.config.schema import Config
 from kd.distributed import World, start_world
 from kd.train.assemble import assemble, read_inputs
-from kd.train.checkpoint import Checkpoints, StateLayout
+from kd.train.checkpoint import Checkpoints
 from kd.train.console import Record, RunConsole
 from kd.train.run_directory import LOG_FILE, prepare_run_directory
 from kd.train.trainer import Trainer
-from kd.zero.config import student_deepspeed_config, zero_stage
 from kd.zero.engine import start_deepspeed
 from kd.zero.recorder import PHASES
 
@@ -123,12 +122,11 @@ def _assembled(config: Config, *, world: World) -> Iterator[Trainer]:
         inputs = read_inputs(config, world=world)
         run_dir = prepare_run_directory(inputs.config, command=sys.argv, world=world)
     start_deepspeed()
-    layout = StateLayout(num_ranks=world.size, zero_stage=zero_stage(student_deepspeed_config(config)))
     with RunConsole(run_dir / LOG_FILE, is_main=world.is_main, num_steps=config.schedule.steps, done=0) as console:
         yield assemble(
             inputs,
             run_dir=run_dir,
-            checkpoints=Checkpoints(run_dir, keep=1, layout=layout, world=world),
+            checkpoints=Checkpoints(run_dir, config=config, world=world),
             world=world,
             console=console,
             last_step=0,

@@ -80,6 +80,7 @@ class Method(ABC):
         self.world = context.world
         self.student = context.student
         self.batcher = context.batcher
+        self.vocabulary = context.vocabulary
         self.recorder = context.recorder
         self._sampler = context.sampler
         from kd.models.teacher import AdaptedTeacher

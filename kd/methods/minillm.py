@@ -35,7 +35,7 @@ class MiniLLM(PlainTeacherMethod):
             self._corpus = load_corpus(
                 self.settings.corpus_source,
                 config=self.config,
-                tokenizer=context.vocabulary.tokenizer,
+                tokenizer=self.vocabulary.tokenizer,
                 directory=context.run_dir,
                 world=self.world,
                 say=context.say,

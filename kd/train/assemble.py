@@ -23,13 +23,13 @@ from kd.models.teacher import AdaptedTeacher
 from kd.models.vocabulary import SharedVocabulary, share_vocabulary
 from kd.rollout.placement import choose_placement
 from kd.rollout.sampler import Sampler
-from kd.train.checkpoint import Checkpoints, StateLayout, TrainerState
+from kd.train.checkpoint import Checkpoints, TrainerState
 from kd.train.console import RunConsole
 from kd.train.metric_log import MetricLog, check_trackers
 from kd.train.run_directory import LOG_FILE, prepare_run_directory
 from kd.train.trainer import Trainer
 from kd.train.validation import Validator, check_validation
-from kd.zero.config import student_deepspeed_config, teacher_deepspeed_config, zero_stage
+from kd.zero.config import student_deepspeed_config, teacher_deepspeed_config
 from kd.zero.engine import start_deepspeed
 from kd.zero.recorder import Recorder
 from kd.zero.residency import choose_gathering
@@ -55,8 +55,7 @@ def run_on(world: World, config: Config, *, command: Sequence[str]) -> None:
     with world.agreed():
         inputs = read_inputs(config, world=world)
         run_dir = prepare_run_directory(inputs.config, command=command, world=world)
-        layout = StateLayout(num_ranks=world.size, zero_stage=zero_stage(student_deepspeed_config(config)))
-        checkpoints = Checkpoints(run_dir, keep=config.checkpoints.keep, layout=layout, world=world)
+        checkpoints = Checkpoints(run_dir, config=config, world=world)
         state = checkpoints.latest() if world.is_main else TrainerState()
         num_steps = inputs.config.schedule.steps
         is_done = state.step == num_steps and (run_dir / "final").is_dir()
@@ -182,11 +181,11 @@ def assemble(
     inputs: Inputs, *, run_dir: Path, checkpoints: Checkpoints, world: World, console: RunConsole, last_step: int
 ) -> Trainer:
     """Connect the method with the data and the run directory."""
-    config, vocabulary = inputs.config, inputs.vocabulary
+    config = inputs.config
     samples_validation = inputs.validation is not None and config.validation.generate
     method, sampler = build_method(
         config,
-        vocabulary=vocabulary,
+        vocabulary=inputs.vocabulary,
         loader=inputs.loader,
         run_dir=run_dir,
         world=world,
@@ -195,16 +194,9 @@ def assemble(
     )
     validator = None
     if inputs.validation is not None:
-        validator = Validator(
-            config,
-            examples=inputs.validation.examples,
-            method=method,
-            sampler=sampler if samples_validation else None,
-            vocabulary=vocabulary,
-        )
+        sampler = sampler if samples_validation else None
+        validator = Validator(inputs.validation.examples, method=method, sampler=sampler)
     return Trainer(
-        config=config,
-        world=world,
         run_dir=run_dir,
         method=method,
         loader=inputs.loader,
@@ -212,7 +204,6 @@ def assemble(
         checkpoints=checkpoints,
         console=console,
         log=MetricLog(run_dir, config=config, world=world, last_step=last_step),
-        vocabulary=vocabulary,
     )
 
 

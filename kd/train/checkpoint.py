@@ -10,24 +10,17 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from kd.config.schema import Config
 from kd.distributed import World
 from kd.errors import UserError
 from kd.methods.base import Method
 from kd.models.lora import plain_parameters
-from kd.models.vocabulary import SharedVocabulary, save_tokenizer
+from kd.models.vocabulary import save_tokenizer
+from kd.zero.config import student_deepspeed_config, zero_stage
 from kd.zero.residency import gathered
 
 _STATE_FILE = "trainer.json"
 _STEP_NAME = re.compile(r"step-(\d+)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StateLayout:
-    """How the engines' state is divided into files, which only the same division can read."""
-
-    num_ranks: int
-    zero_stage: int
-    """The student's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +35,11 @@ class TrainerState:
 class Checkpoints:
     """The directory `checkpoints/` of a run: complete steps only, the latest few of them."""
 
-    def __init__(self, run_dir: Path, *, keep: int, layout: StateLayout, world: World) -> None:
-        self._layout = layout
+    def __init__(self, run_dir: Path, *, config: Config, world: World) -> None:
+        # The engines' state is divided into files, which only the same division can read.
+        self._layout = {"num_ranks": world.size, "zero_stage": zero_stage(student_deepspeed_config(config))}
         self._directory = run_dir / "checkpoints"
-        self._keep = keep
+        self._keep = config.checkpoints.keep
         self._world = world
 
     def latest(self) -> TrainerState:
@@ -59,11 +53,10 @@ class Checkpoints:
             return TrainerState()
         path = self._path(steps[-1]) / _STATE_FILE
         values = json.loads(path.read_text(encoding="utf-8"))
-        written = StateLayout(**values["layout"])
-        if written != self._layout:
+        if (written := values["layout"]) != self._layout:
+            then, now = (", ".join(f"{k}={v}" for k, v in layout.items()) for layout in (written, self._layout))
             raise UserError(
-                f"{path.parent}: was written by {written.num_ranks} ranks with ZeRO-{written.zero_stage}, this run has"
-                f" {self._layout.num_ranks} with ZeRO-{self._layout.zero_stage}; use the same, or a new run.dir"
+                f"{path.parent}: was written with {then}; now {now}: use the same, or choose another run.dir"
             )
         return TrainerState(**values["state"])
 
@@ -81,7 +74,7 @@ class Checkpoints:
         torch.save(method.state_dict(), partial / f"method-{self._world.rank}.pt")
         self._world.barrier()
         if self._world.is_main:
-            values = {"state": asdict(state), "layout": asdict(self._layout)}
+            values = {"state": asdict(state), "layout": self._layout}
             (partial / _STATE_FILE).write_text(json.dumps(values), encoding="utf-8")
             shutil.rmtree(final, ignore_errors=True)
             os.replace(partial, final)
@@ -119,7 +112,7 @@ def _random_states(world: World) -> dict[str, torch.Tensor]:
     return states
 
 
-def export_student(directory: Path, method: Method, *, vocabulary: SharedVocabulary) -> None:
+def export_student(directory: Path, method: Method) -> None:
     """Write the student (and its teacher's prompt or adapters) as a Hugging Face directory; all ranks call it together.
 
     A student with adapters is written merged, with the adapters beside it. Weights are gathered one by one; only
@@ -142,7 +135,7 @@ def export_student(directory: Path, method: Method, *, vocabulary: SharedVocabul
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         _save_as_published(student.model, partial, weights=weights, published=student.published_settings)
-        save_tokenizer(vocabulary.tokenizer, name=student.name, directory=partial)
+        save_tokenizer(method.vocabulary.tokenizer, name=student.name, directory=partial)
         for write in writers:
             write(partial)
         shutil.rmtree(directory, ignore_errors=True)

@@ -8,9 +8,7 @@ import torch
 
 from kd.config.schema import Config
 from kd.data.loader import BatchLoader
-from kd.distributed import World
 from kd.methods.base import Method
-from kd.models.vocabulary import SharedVocabulary
 from kd.train.checkpoint import Checkpoints, TrainerState, export_student
 from kd.train.console import RunConsole
 from kd.train.metric_log import MetricLog
@@ -22,8 +20,6 @@ from kd.zero.recorder import StepMetrics
 class Trainer:
     """Everything that a run needs, connected by `kd.train.assemble`."""
 
-    config: Config
-    world: World
     run_dir: Path
     method: Method
     loader: BatchLoader
@@ -31,7 +27,10 @@ class Trainer:
     checkpoints: Checkpoints
     console: RunConsole
     log: MetricLog
-    vocabulary: SharedVocabulary
+
+    @property
+    def config(self) -> Config:
+        return self.method.config
 
     def train(self, state: TrainerState) -> TrainerState:
         """Train from `state` to the last step, or until run.max_hours have passed; returns the state reached."""
@@ -68,7 +67,7 @@ class Trainer:
         return self.method.run(self.loader.batch(step))
 
     def _export(self, directory: Path) -> None:
-        export_student(directory, self.method, vocabulary=self.vocabulary)
+        export_student(directory, self.method)
 
     def _export_if_due(self, step: int) -> None:
         """Export the student of this step if `checkpoints.export_every` says so."""
@@ -109,6 +108,7 @@ class Trainer:
     def _out_of_time(self, started: float) -> bool:
         if self.config.run.max_hours is None:
             return False
-        passed = torch.tensor(time.monotonic() - started, dtype=torch.float64, device=self.world.device)
+        world = self.method.world
+        passed = torch.tensor(time.monotonic() - started, dtype=torch.float64, device=world.device)
         # One clock decides, or ranks would leave at different steps.
-        return bool(self.world.max_across_ranks(passed).item() >= self.config.run.max_hours * 3600)
+        return bool(world.max_across_ranks(passed).item() >= self.config.run.max_hours * 3600)

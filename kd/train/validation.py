@@ -12,7 +12,6 @@ from kd.data.global_batch import EmptyBatchError
 from kd.distributed import World
 from kd.errors import UserError
 from kd.methods.base import Method
-from kd.models.vocabulary import SharedVocabulary
 from kd.rollout.sampler import Sampler
 from kd.text_metrics import METRICS, Metric, find_metric
 
@@ -36,24 +35,23 @@ class Validator:
 
     def __init__(
         self,
-        config: Config,
-        *,
         examples: Sequence[Example],
+        *,
         method: Method,
         sampler: Sampler | None,
-        vocabulary: SharedVocabulary,
     ) -> None:
         """Without a `sampler`, only the loss is measured."""
-        self._rows = examples[: config.validation.rows]
+        config, settings = method.config, method.config.validation
+        self._rows = examples[: settings.rows]
         self._student = method.student
         self._sampler = sampler
-        self._vocabulary = vocabulary
+        self._vocabulary = method.vocabulary
         self._batcher = method.batcher
         self._world = method.world
-        self._seed = config.validation.seed
+        self._seed = settings.seed
         self._rows_per_batch = config.schedule.global_batch
         self._metrics = _metrics(config) if sampler is not None else {}
-        self._criterion = config.validation.metric if config.validation.metric in self._metrics else "loss"
+        self._criterion = settings.metric if settings.metric in self._metrics else "loss"
 
     def measure(self) -> dict[str, float]:
         """validation/loss [nats per response token] and, of generated responses, metrics such as validation/rougeL.

@@ -180,7 +180,7 @@ def test_another_run_is_refused_in_the_same_directory(
 
 def test_another_number_of_ranks_is_refused(straight: Path, setting: Path, ranks: Any) -> None:
     (answer,) = ranks(1).run(jobs.run, config_file=setting, overrides=[])
-    assert "was written by 2 ranks with ZeRO-3, this run has 1 with ZeRO-3" in answer
+    assert "was written with num_ranks=2, zero_stage=3; now num_ranks=1, zero_stage=3" in answer
 
 
 def test_a_run_without_generation_chooses_the_best_by_loss(setting: Path, ranks: Any) -> None:
