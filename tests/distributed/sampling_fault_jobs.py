@@ -27,7 +27,7 @@ NO_MEMORY = (
 
 @contextmanager
 def failing_where(fails: Callable[[list[int]], bool], *, error: BaseException) -> Iterator[list[int]]:
-    """Forward passes raise `error` where that is said of the numbers of rows of all passes so far; gives these."""
+    """Forward passes raise `error` where `error` is due by the numbers of rows of all passes so far; yields these."""
     num_rows: list[int] = []
     original = CausalLM.hidden_states
 
@@ -81,7 +81,7 @@ def sample_train_sample(
 def run_out_of_memory(
     world: World, *, config_file: Path, overrides: list[str], prompts: Prompts, most_rows: list[int]
 ) -> dict[str, Any]:
-    """Two windows on ranks whose memory is enough for `most_rows` rows each."""
+    """Two global batches on ranks whose memory is enough for `most_rows` rows each."""
     sampling = Sampling.prepare(world, config_file=config_file, overrides=overrides)
     results: dict[str, Any] = {"error": None, "said": []}
     with failing_above(most_rows[world.rank], error=RuntimeError(NO_MEMORY)) as num_rows:

@@ -204,7 +204,7 @@ def test_the_choice_of_responses_does_not_depend_on_the_split(method: list[str],
 
 
 @pytest.mark.parametrize("method", [["method=sft", "model.teacher=null"], ["method=kd"]], ids=lambda value: value[0])
-def test_a_window_without_response_tokens_leaves_the_student_as_it_is(
+def test_a_global_batch_without_response_tokens_leaves_the_student_unchanged(
     method: list[str], pairs: Pairs, ranks: Any
 ) -> None:
     empty = [(list(range(3, 7)), [])] * 4

@@ -100,7 +100,7 @@ def test_three_steps_with_an_adapted_teacher_equal_the_reference(pair: Path, ada
         assert torch.equal(value, results[1]["after"]["teacher"][name]), name
 
 
-def test_with_its_adapters_off_the_teacher_is_the_plain_one_bit_by_bit(adapted_teacher: Any) -> None:
+def test_with_its_adapters_off_the_teacher_equals_the_plain_one_bit_exactly(adapted_teacher: Any) -> None:
     _, trained, plain = adapted_teacher
     for rank, states in enumerate(plain):
         for moment in ("before", "after"):

@@ -68,7 +68,7 @@ def logits_of(model: torch.nn.Module) -> torch.Tensor:
     return logits
 
 
-def test_an_interrupted_run_goes_on_bit_by_bit(straight: Path, setting: Path, ranks: Any) -> None:
+def test_an_interrupted_run_resumes_bit_exactly(straight: Path, setting: Path, ranks: Any) -> None:
     directory = setting.parent / "stopped"
     for stop in ("1.0e-9", "null"):
         overrides = [*OVERRIDES, f"run.dir={directory}", f"run.max_hours={stop}"]

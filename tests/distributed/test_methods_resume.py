@@ -1,4 +1,4 @@
-"""Whole runs of the methods: what they log, and that they go on bit by bit."""
+"""Runs of the methods: what they log, and that they resume bit-exactly."""
 
 import json
 import shutil
@@ -64,7 +64,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_goes_on_bit_by_bit(method: str, setting: Path, ranks: Any) -> None:
+def test_a_run_resumes_bit_exactly(method: str, setting: Path, ranks: Any) -> None:
     """From the checkpoint after step 2 of 3, as if it had been killed after that."""
     straight, resumed = setting.parent / method, setting.parent / f"{method}-resumed"
     entries, losses = METHODS[method]

@@ -1,4 +1,4 @@
-"""Whole MiniLLM runs on two ranks: what they log, and that they go on bit by bit between two samplings."""
+"""MiniLLM runs on two ranks: what they log, and that they resume bit-exactly within a collection."""
 
 import json
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_every_step_logs_its_losses(straight: Path) -> None:
     assert f"{straight.parent / 'corpus'}: " in (straight / "log.txt").read_text()
 
 
-def test_runs_that_stop_between_samplings_go_on_bit_by_bit(straight: Path, setting: Path, ranks: Any) -> None:
+def test_runs_that_stop_within_a_collection_resume_bit_exactly(straight: Path, setting: Path, ranks: Any) -> None:
     """Stopped inside an inner epoch of a collection, and between two of them."""
     directory = setting.parent / "stopped"
     for stop, steps in (("1.0e-9", 1), ("1.0e-9", 2), ("null", NUM_STEPS)):

@@ -119,7 +119,7 @@ def gpt2_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_split_into_ranks_and_micro_batches_does_not_matter(
     gpt2_pair: Path, ranks: Any, num_ranks: int, micro_batch: int, stage: int
 ) -> None:
-    """Windows that mix the rows of a larger collection, each inner epoch in its own way; no corpus."""
+    """Global batches that mix the rows of a larger collection, each inner epoch in its own way; no corpus."""
     config_file = write_config(gpt2_pair, stage=stage, teacher_stage=0, micro_batch=micro_batch)
     (result, *_) = ranks(num_ranks).run(
         jobs.train,
@@ -138,7 +138,7 @@ def test_the_split_into_ranks_and_micro_batches_does_not_matter(
     assert_same_updates(result, updates)
 
 
-def test_a_window_without_a_response_is_skipped(gpt2_pair: Path, ranks: Any) -> None:
+def test_a_global_batch_without_a_response_is_skipped(gpt2_pair: Path, ranks: Any) -> None:
     silent = [[(prompt, []) for prompt, _ in rows] for rows in BATCHES]
     (result, _) = ranks(2).run(
         jobs.train,

@@ -138,7 +138,7 @@ def test_the_student_loads_without_this_project(straight: Path, setting: Path, t
         assert result.returncode == 0, result.stderr[-1500:]
 
 
-def test_interrupted_runs_go_on_bit_by_bit(straight: Path, setting: Path, ranks: Any) -> None:
+def test_interrupted_runs_resume_bit_exactly(straight: Path, setting: Path, ranks: Any) -> None:
     """Stopped after steps 1 and 2 by the clock, then run to the end."""
     directory = setting.parent / "stopped"
     for stop in ("1.0e-9", "1.0e-9", "null"):

@@ -118,7 +118,7 @@ def run_around_a_step(student: Path, copying: tuple[str, str], ranks: Any, **arg
     )
 
 
-def test_weights_are_refreshed_before_each_window(
+def test_weights_are_refreshed_before_each_global_batch(
     student: Path, whole: Any, undisturbed: list[Any], ranks: Any, tmp_path: Path
 ) -> None:
     """After an optimizer step, the same random numbers give what a new model of the new weights says."""

@@ -29,7 +29,7 @@ class Loss:
 def train(
     teacher: PreTrainedModel,
     student: PreTrainedModel,
-    windows: list[list[Row]],
+    batches: list[list[Row]],
     *,
     loss: Loss,
     data: list[list[Row]] | None = None,
@@ -38,7 +38,7 @@ def train(
 ) -> dict[str, list[float]]:
     """Run the steps in place on `student`; returns the mean divergence and cross entropy of each step."""
     means: dict[str, list[float]] = {"student_kd": [], "cross_entropy": []}
-    for number, rows in enumerate(windows):
+    for number, rows in enumerate(batches):
         divergence, likelihood, tokens = _sums(teacher, student, rows, loss=loss, vocabulary=vocabulary)
         total = (loss.divergence_weight * divergence + loss.likelihood_weight * likelihood) / tokens
         if data is not None:

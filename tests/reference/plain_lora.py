@@ -47,7 +47,7 @@ def log_probs_of(model: PreTrainedModel, row: Row, *, vocabulary: int, adapters:
 def train(
     teacher: PreTrainedModel,
     student: PreTrainedModel,
-    windows: list[list[Row]],
+    batches: list[list[Row]],
     *,
     vocabulary: int,
     rate: float,
@@ -61,7 +61,7 @@ def train(
     teacher.requires_grad_(False)
     trained = list(student.parameters()) if student_adapters is None else student_adapters.leaves
     losses: dict[str, list[float]] = {"student_kd": [], "prompt_kd": []}
-    for rows in windows:
+    for rows in batches:
         tokens = sum(len(row.response) for row in rows)
         if teacher_adapters is not None:
             loss = torch.zeros((), dtype=torch.float64)

@@ -52,7 +52,7 @@ def sample_of(
 
 
 def returns_of(samples: list[Sample], *, settings: Settings) -> list[list[float]]:
-    """R_{t+1} of every token of every sample of a window, whitened over all of them."""
+    """R_{t+1} of every token of every sample of a global batch, whitened over all of them."""
     returns = []
     for sample in samples:
         earned = [(p - q) / settings.reward_scale for p, q in zip(sample.teacher, sample.student, strict=True)]
@@ -70,7 +70,7 @@ def returns_of(samples: list[Sample], *, settings: Settings) -> list[list[float]
     return [[(value - mean) / math.sqrt(variance + 1e-8) for value in row] for row in returns]
 
 
-def window_losses(
+def global_batch_losses(
     teacher: PreTrainedModel, student: PreTrainedModel, samples: list[Sample], *, settings: Settings, vocabulary: int
 ) -> dict[str, Tensor]:
     """Token means of the clipped policy gradient and of the single step."""
@@ -93,7 +93,7 @@ def window_losses(
 def corpus_losses(
     teacher: PreTrainedModel, student: PreTrainedModel, blocks: list[list[int]], *, vocabulary: int
 ) -> dict[str, Tensor]:
-    """Token means of cross entropy and KL(p‖q) on a window of text; a block's first token is context alone."""
+    """Token means of cross entropy and KL(p‖q) on a global batch of text; a block's first token is context alone."""
     likelihood = divergence = torch.zeros((), dtype=torch.float64)
     for block in blocks:
         q = log_probs_of(student, block[:1], block[1:], vocabulary=vocabulary)
@@ -121,18 +121,18 @@ def train(
 
     Args:
         collections: prompts and responses that are sampled together.
-        steps: for each optimizer step the collection and the places in it that the step trains on.
+        steps: for each optimizer step the collection and the indices in it that the step trains on.
         corpus: blocks of text for each step, or nothing at all.
     """
     teacher.requires_grad_(False)
     losses: list[dict[str, float]] = []
     current, samples = -1, []
-    for number, (collection, places) in enumerate(steps):
+    for number, (collection, indices) in enumerate(steps):
         if collection != current:
             current = collection
             samples = [sample_of(teacher, student, *pair, vocabulary=vocabulary) for pair in collections[collection]]
-        window = [samples[place] for place in places]
-        parts = window_losses(teacher, student, window, settings=settings, vocabulary=vocabulary)
+        batch = [samples[index] for index in indices]
+        parts = global_batch_losses(teacher, student, batch, settings=settings, vocabulary=vocabulary)
         loss = parts["policy_gradient"] + parts["student_kd"]
         if corpus:
             parts |= corpus_losses(teacher, student, corpus[number], vocabulary=vocabulary)

@@ -64,7 +64,7 @@ def train(
     teacher: PreTrainedModel,
     student: PreTrainedModel,
     prompt: Tensor,
-    windows: list[list[Row]],
+    batches: list[list[Row]],
     *,
     num_steps: int,
     vocabulary: int,
@@ -81,7 +81,7 @@ def train(
     teacher.requires_grad_(False)
     of = divergences or Divergences()
     losses: dict[str, list[float]] = {"student_kd": [], "prompt_kd": [], "prompt_regularization": []}
-    for k, rows in enumerate(windows, start=1):
+    for k, rows in enumerate(batches, start=1):
         tokens = sum(len(row.response) for row in rows)
         shown_tokens = sum(len(row.shown.response) for row in rows)
         weight = (num_steps - k) / num_steps

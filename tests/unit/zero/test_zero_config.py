@@ -51,9 +51,9 @@ def test_the_yaml_decides_batches_clipping_and_precision() -> None:
     assert "fp16" not in settings
 
 
-def test_windows_are_ours_and_gradients_are_summed_in_fp32() -> None:
+def test_gradient_accumulation_is_off_and_gradients_are_summed_in_fp32() -> None:
     for settings in (student_deepspeed_config(make_config()), teacher_deepspeed_config(make_config())):
-        # A count here makes DeepSpeed wait for as many step() calls: one per window trains nothing.
+        # A count here makes DeepSpeed wait for as many step() calls: one per global batch trains nothing.
         assert settings["gradient_accumulation_steps"] == 1
         # In bf16 the prompt's tiny gradient would be rounded while it is reduced.
         assert settings["communication_data_type"] == "fp32"
