@@ -28,7 +28,7 @@ _VARIABLES = frozenset({"instruction", "input"})
 _RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError)
 
 
-@runtime_checkable  # so that beartype can check it in tests
+@runtime_checkable
 class Template(Protocol):
     def render(self, instruction: Instruction) -> str:
         """Text of the prompt, up to where the response begins.

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from transformers import PreTrainedModel
@@ -18,6 +18,7 @@ from kd.rollout.tensor_parallel import UnsplittableError
 from kd.zero.memory import gib, scarcest_bytes
 
 
+@runtime_checkable
 class Placement(Protocol):
     """A layout of the student's weights for decoding."""
 
@@ -70,6 +71,7 @@ class InPlaceWeights:
             yield self.view
 
 
+@runtime_checkable
 class InPlaceModel(Protocol):
     """A model that can be rolled out: the student, or the teacher."""
 
