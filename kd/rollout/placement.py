@@ -71,7 +71,6 @@ class InPlaceWeights:
             yield self.view
 
 
-@runtime_checkable
 class InPlaceModel(Protocol):
     """A model that can be rolled out: the student, or the teacher."""
 
