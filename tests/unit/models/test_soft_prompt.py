@@ -10,7 +10,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from kd.config.schema import SoftPromptConfig
 from kd.errors import UserError
 from kd.models.soft_prompt import (
-    FILE_NAME,
     SoftPrompt,
     SoftPromptOrigin,
     initial_token_ids,

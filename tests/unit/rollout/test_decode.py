@@ -1,7 +1,6 @@
 """The token loop against a plain loop without cache, batch or padding."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
