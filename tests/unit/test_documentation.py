@@ -92,7 +92,7 @@ def help_of(program: str, *subcommand: str) -> str:
     return output.getvalue()
 
 
-@pytest.mark.parametrize(("page", "command"), commands())
+@pytest.mark.parametrize(("page", "command"), commands(), ids=str)
 def test_a_command_has_what_it_names(page: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     words = shlex.split(command)
