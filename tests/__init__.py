@@ -1,0 +1,12 @@
+"""Tests, in which the shapes of kd's tensors are checked wherever they are annotated.
+
+Here, because this module is imported before kd in pytest's process and in those of the ranks.
+"""
+
+from jaxtyping import install_import_hook
+
+install_import_hook(
+    # Elsewhere in kd.methods, tests put doubles in the place of the loader or the sampler.
+    ["kd.data", "kd.losses", "kd.models", "kd.rollout", "kd.methods.minillm_rollouts"],
+    typechecker="beartype.beartype",
+)

@@ -99,6 +99,6 @@ def _serve(rank: int, size: int, port: int, connection: Connection) -> None:
         try:
             connection.send((True, job(world, **arguments)))
         except BaseException:
-            # Also what pytest raises, which is no Exception: whatever ends a job is told to the test that waits for it.
+            # Also what pytest raises, which is no Exception: the test that waits must fail in any case.
             connection.send((False, traceback.format_exc()))
             raise

@@ -10,7 +10,7 @@ setup.py bounds DeepSpeed's version; `tests/unit/zero/test_residency.py` names w
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import deepspeed
 import torch
@@ -137,6 +137,7 @@ class ResidentParameters:
             parameter.ds_active_sub_modules.add(_IN_USE)
 
 
+@runtime_checkable
 class PartitionedEngine(Protocol):
     """An engine whose model may be partitioned."""
 

@@ -1,4 +1,4 @@
-"""The losses written down plainly, as the oracle of kd.losses: float64, full [N, V] tensors, autograd.
+"""The losses in plain torch, the oracle of kd.losses: float64, full [N, V] tensors, autograd.
 
 Nothing here is imported from kd, and no -inf is handled. p is the target's and q the trained model's distribution.
 """

@@ -1,4 +1,4 @@
-"""What is logged: means over an interval, times without pauses, and an end where numbers are not finite."""
+"""Logged metrics: means over an interval, times without pauses, and the error about numbers that are not finite."""
 
 import importlib.util
 import json

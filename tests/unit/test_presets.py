@@ -1,4 +1,4 @@
-"""Presets load, stay short, fit together, and differ from each other where they say so."""
+"""Presets load, stay short, fit together, and ablations change only the prompt."""
 
 from dataclasses import asdict
 from functools import cache

@@ -40,7 +40,6 @@ ROWS = [
 
 def test_prompts_end_in_the_last_slot() -> None:
     batch = PromptBatch.collate(ROWS, pad_id=PAD, device=CPU)
-
     assert batch.input_ids.tolist() == [[5, 0, 7], [0, 0, 6], [0, 6, 9]]
     assert batch.input_ids.dtype == torch.int64
     assert batch.attention_mask.tolist() == [[True] * 3, [False, False, True], [False, True, True]]
@@ -51,7 +50,6 @@ def test_prompts_end_in_the_last_slot() -> None:
 
 def test_sequences_by_hand() -> None:
     batch = SequenceBatch.collate(ROWS, pad_id=PAD, device=CPU)
-
     assert batch.input_ids.tolist() == [[5, 0, 7, 8, 0], [6, 0, 0, 0, 0], [6, 9, 0, 0, 0]]
     assert batch.input_ids.dtype == torch.int64
     assert batch.attention_mask.tolist() == [[True] * 5, [True] + [False] * 4, [True] * 3 + [False] * 2]
@@ -67,7 +65,6 @@ def test_sequences_by_hand() -> None:
 
 def test_positions_move_behind_the_soft_prompt() -> None:
     batch = SequenceBatch.collate(ROWS, pad_id=PAD, device=CPU)
-
     assert batch.shifted_positions(0).tolist() == [2, 3, 11]
     # With two slots before each row, a row takes 7 slots: 0 * 7 + 2 + 2, 0 * 7 + 2 + 3, 2 * 7 + 2 + 1.
     assert batch.shifted_positions(2).tolist() == [4, 5, 17]
@@ -81,7 +78,6 @@ def test_every_position_is_followed_by_its_label() -> None:
     ]
     batch = SequenceBatch.collate(rows, pad_id=PAD, device=CPU)
     prompted = torch.cat([torch.full((20, 3), 99), batch.input_ids], dim=1)
-
     assert batch.input_ids.flatten()[batch.response_positions + 1].equal(batch.labels)
     assert prompted.flatten()[batch.shifted_positions(3) + 1].equal(batch.labels)
     assert batch.labels.tolist() == np.concatenate([row.response_ids for row in rows]).tolist()
@@ -89,7 +85,6 @@ def test_every_position_is_followed_by_its_label() -> None:
 
 def test_a_batch_without_a_response_token() -> None:
     batch = SequenceBatch.collate([row(ids(1, 2), ids()), row(ids(3), ids())], pad_id=PAD, device=CPU)
-
     assert batch.num_response_tokens == 0
     assert batch.response_positions.shape == batch.labels.shape == batch.shifted_positions(7).shape == (0,)
     assert batch.response_positions.dtype == batch.labels.dtype == torch.int64
@@ -99,7 +94,6 @@ def test_a_batch_without_a_response_token() -> None:
 def test_nothing_is_read_back_from_the_device() -> None:
     prompts = PromptBatch.collate(ROWS, pad_id=PAD, device=META)
     sequences = SequenceBatch.collate(ROWS, pad_id=PAD, device=META)
-
     assert prompts.position_ids.shape == (3, 3)
     assert sequences.shifted_positions(7).shape == (3,)
     assert sequences.num_response_tokens == 3
@@ -117,14 +111,12 @@ def rows_of(batches: Sequence[Sequence[TokenSequence]]) -> list[list[int]]:
 def test_rows_are_split_longest_first_and_their_length_counts_the_response() -> None:
     rows = [row(ids(*range(1, 1 + prompt)), ids(*range(5 - prompt)), row_id=prompt) for prompt in (1, 3)]
     rows += [row(ids(*range(length)), ids(1), row_id=length) for length in (9, 6, 2)]
-
     assert rows_of(split_by_rows(rows, num_rows=2)) == [[9, 6], [1, 3], [2]]
     assert split_by_rows([], num_rows=2) == []
 
 
 def test_slots_count_padding_and_keep_the_order_of_the_rows() -> None:
     rows = [row(ids(*range(1, length)), ids(1), row_id=length) for length in (3, 9, 4, 8, 2)]
-
     # Two rows of up to 9 slots take 18, three of up to 4 take 12; a longer row is a batch of its own.
     assert rows_of(split_by_slots(rows, max_slots=18)) == [[9, 8], [4, 3, 2]]
     assert rows_of(split_by_slots(rows, max_slots=17)) == [[9], [8, 4], [3, 2]]
@@ -133,6 +125,5 @@ def test_slots_count_padding_and_keep_the_order_of_the_rows() -> None:
 
 def test_prompts_are_split_by_the_slots_of_prompt_and_response_to_come() -> None:
     rows = [row(ids(*range(length)), ids(), row_id=length) for length in (2, 6, 5)]
-
     assert rows_of(split_prompts(rows, slots_per_row=4, max_batch_tokens=20)) == [[6, 5], [2]]
     assert rows_of(split_prompts(rows, slots_per_row=4, max_batch_tokens=30)) == [[6, 5, 2]]

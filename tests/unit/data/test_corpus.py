@@ -66,9 +66,9 @@ def test_a_rest_of_one_token_is_left_out() -> None:
 
 def test_only_what_the_run_needs_is_read(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     files = write(tmp_path / "corpus", a="The lazy dog sleeps. " * 20, b="Not needed.")
-    whole = all_tokens(open_corpus(pack(files, tokenizer, tmp_path), block_tokens=BLOCK))
+    full = all_tokens(open_corpus(pack(files, tokenizer, tmp_path), block_tokens=BLOCK))
     part = all_tokens(open_corpus(pack(files, tokenizer, tmp_path, limit=40), block_tokens=BLOCK))
-    assert part == whole[:40]
+    assert part == full[:40]
 
 
 def test_packed_tokens_are_used_again_until_the_text_changes(

@@ -1,7 +1,7 @@
 """Instructions become token ids, and every row that loses something is reported."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kd.config.schema import DataConfig
 from kd.data.batch import SequenceBatch, TokenIds
-from kd.data.encoding import describe_duplicates, encode, find_duplicates
+from kd.data.encoding import Encoded, describe_duplicates, encode, find_duplicates
 from kd.data.instructions import Instruction
 from kd.errors import UserError
 from tests.tiny_tokenizers import END_OF_TEXT
@@ -29,25 +29,28 @@ def instruction(text: str, *references: str, line: int = 1, input: str = "") -> 
     return Instruction(instruction=text, input=input, references=references, source=f"rows.jsonl:{line}")
 
 
-def limits(*, prompt: int = 256, sequence: int = 512, overlong: Literal["drop", "truncate"] = "drop") -> DataConfig:
-    return DataConfig(train="rows.jsonl", max_prompt_tokens=prompt, max_sequence_tokens=sequence, overlong=overlong)
+def encode_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    *rows: Instruction,
+    responses: Literal["required", "optional"] = "required",
+    **limits: Any,
+) -> Encoded:
+    data = DataConfig(train="rows.jsonl", **limits)
+    return encode(rows, tokenizer=tokenizer, template=Plain(), data=data, responses=responses)
 
 
 def token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def ids_of(response: TokenIds | None) -> list[int]:
+    assert response is not None
+    return response.tolist()
+
+
 def test_prompt_and_response_are_tokenised_apart(tokenizer: PreTrainedTokenizerBase) -> None:
     assert token_ids("response", tokenizer) != token_ids("resp", tokenizer) + token_ids("onse", tokenizer)
-
-    encoded = encode(
-        [instruction("resp", "onse", "other")],
-        tokenizer=tokenizer,
-        template=Plain(),
-        data=limits(),
-        responses="required",
-    )
-
+    encoded = encode_rows(tokenizer, instruction("resp", "onse", "other"))
     (example,) = encoded.examples
     assert example.prompt == "resp"
     assert example.prompt_ids.tolist() == token_ids("resp", tokenizer)
@@ -63,32 +66,16 @@ def test_tokens_that_a_tokenizer_adds_by_itself_stay_out(tokenizer: PreTrainedTo
         single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, tokenizer.eos_token_id)]
     )
     assert tokenizer("word")["input_ids"][0] == tokenizer.eos_token_id
-
-    (example,) = encode(
-        [instruction("word", "word")],
-        tokenizer=tokenizer,
-        template=Plain(),
-        data=limits(),
-        responses="required",
-    ).examples
-
+    (example,) = encode_rows(tokenizer, instruction("word", "word")).examples
     assert tokenizer.eos_token_id not in example.prompt_ids
     assert ids_of(example.response_ids).index(tokenizer.eos_token_id) == len(example.prompt_ids)
 
 
 def test_the_real_end_survives_a_padding_token_of_the_same_id(tokenizer: PreTrainedTokenizerBase) -> None:
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
-    encoded = encode(
-        [instruction("a", "bcd"), instruction("e", "f")],
-        tokenizer=tokenizer,
-        template=Plain(),
-        data=limits(),
-        responses="required",
-    )
+    encoded = encode_rows(tokenizer, instruction("a", "bcd"), instruction("e", "f"))
     rows = [example.with_response() for example in encoded.examples]
-
     batch = SequenceBatch.collate(rows, pad_id=tokenizer.pad_token_id, device=torch.device("cpu"))
-
     lengths = [len(row.response_ids) for row in rows]
     ends = batch.labels[[lengths[0] - 1, sum(lengths) - 1]]
     assert ends.tolist() == [tokenizer.eos_token_id] * 2
@@ -100,9 +87,7 @@ def test_long_prompts_are_dropped_and_named(tokenizer: PreTrainedTokenizerBase) 
     # Digits are one token each: nothing in the tokenizer's text joins them.
     texts = ["1234", "12345", "1", "123456", "2"]
     rows = [instruction(text, line=line) for line, text in enumerate(texts, start=3)]
-
-    encoded = encode(rows, tokenizer=tokenizer, template=Plain(), data=limits(prompt=4), responses="optional")
-
+    encoded = encode_rows(tokenizer, *rows, responses="optional", max_prompt_tokens=4)
     assert [(row.row_id, row.prompt, row.source) for row in encoded.examples] == [
         (0, "1234", "rows.jsonl:3"),
         (2, "1", "rows.jsonl:5"),
@@ -115,14 +100,13 @@ def test_long_prompts_are_dropped_and_named(tokenizer: PreTrainedTokenizerBase) 
 
 
 def test_long_prompts_keep_their_end_when_truncated(tokenizer: PreTrainedTokenizerBase) -> None:
-    encoded = encode(
-        [instruction("1234", "5"), instruction("123456", "7", line=2)],
-        tokenizer=tokenizer,
-        template=Plain(),
-        data=limits(prompt=4, overlong="truncate"),
-        responses="required",
+    encoded = encode_rows(
+        tokenizer,
+        instruction("1234", "5"),
+        instruction("123456", "7", line=2),
+        max_prompt_tokens=4,
+        overlong="truncate",
     )
-
     assert [tokenizer.decode(row.prompt_ids) for row in encoded.examples] == ["1234", "3456"]
     assert encoded.examples[1].prompt == "123456"
     assert encoded.report.dropped == ()
@@ -133,14 +117,14 @@ def test_long_prompts_keep_their_end_when_truncated(tokenizer: PreTrainedTokeniz
 
 def test_long_sequences_lose_the_end_of_the_response(tokenizer: PreTrainedTokenizerBase) -> None:
     eos = tokenizer.eos_token
-    encoded = encode(
-        [instruction("12", "345"), instruction("12", "3456", line=2), instruction("1234", "56789", line=3)],
-        tokenizer=tokenizer,
-        template=Plain(),
-        data=limits(prompt=5, sequence=6),
-        responses="required",
+    encoded = encode_rows(
+        tokenizer,
+        instruction("12", "345"),
+        instruction("12", "3456", line=2),
+        instruction("1234", "56789", line=3),
+        max_prompt_tokens=5,
+        max_sequence_tokens=6,
     )
-
     # The first fits to the token; the second loses nothing but its EOS, which it must not pretend to have.
     responses = [tokenizer.decode(ids_of(row.response_ids)) for row in encoded.examples]
     assert responses == [f"345{eos}", "3456", "56"]
@@ -152,9 +136,7 @@ def test_long_sequences_lose_the_end_of_the_response(tokenizer: PreTrainedTokeni
 
 def test_a_report_shows_a_few_places_and_keeps_all(tokenizer: PreTrainedTokenizerBase) -> None:
     rows = [instruction("1")] + [instruction("123", line=line) for line in range(2, 9)]
-
-    report = encode(rows, tokenizer=tokenizer, template=Plain(), data=limits(prompt=2), responses="optional").report
-
+    report = encode_rows(tokenizer, *rows, responses="optional", max_prompt_tokens=2).report
     places = [f"rows.jsonl:{line}" for line in range(2, 9)]
     start = "rows.jsonl: dropped 7 of 8 rows whose prompt is longer than 2 tokens: "
     assert report.lines(shown=2) == [f"{start}rows.jsonl:2, rows.jsonl:3, … (2 shown)"]
@@ -165,9 +147,7 @@ def test_a_report_shows_a_few_places_and_keeps_all(tokenizer: PreTrainedTokenize
 
 def test_many_rows_stay_in_order(tokenizer: PreTrainedTokenizerBase) -> None:
     rows = [instruction(f"prompt {index}", f"{index}", line=index) for index in range(2500)]
-
-    encoded = encode(rows, tokenizer=tokenizer, template=Plain(), data=limits(), responses="required")
-
+    encoded = encode_rows(tokenizer, *rows)
     assert [row.row_id for row in encoded.examples] == list(range(2500))
     assert [tokenizer.decode(row.prompt_ids) for row in encoded.examples] == [row.instruction for row in rows]
     assert [tokenizer.decode(ids_of(row.response_ids)[:-1]) for row in encoded.examples] == [
@@ -179,11 +159,9 @@ def test_rows_without_output_pass_only_where_responses_are_optional(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     rows = [instruction("a", "b"), instruction("c", line=7)]
-
-    encoded = encode(rows, tokenizer=tokenizer, template=Plain(), data=limits(), responses="optional")
+    encoded = encode_rows(tokenizer, *rows, responses="optional")
     with pytest.raises(UserError, match="rows.jsonl:7: expected `output`, the response to learn from, found none"):
-        encode(rows, tokenizer=tokenizer, template=Plain(), data=limits(), responses="required")
-
+        encode_rows(tokenizer, *rows)
     assert ids_of(encoded.examples[0].response_ids)[-1] == tokenizer.eos_token_id
     assert encoded.examples[1].response_ids is None
     assert encoded.examples[1].references == ()
@@ -198,37 +176,18 @@ def test_dropping_every_row_is_refused(tokenizer: PreTrainedTokenizerBase) -> No
         UserError,
         match=r"rows.jsonl: all 2 prompts are longer than data.max_prompt_tokens=2; .*data.overlong=truncate",
     ):
-        encode(
-            [instruction("123"), instruction("1234")],
-            tokenizer=tokenizer,
-            template=Plain(),
-            data=limits(prompt=2),
-            responses="optional",
-        )
+        encode_rows(tokenizer, instruction("123"), instruction("1234"), responses="optional", max_prompt_tokens=2)
 
 
 def test_a_tokenizer_without_an_end_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.eos_token = None
-
     with pytest.raises(UserError, match="has no end-of-sequence token.*set eos_token"):
-        encode(
-            [instruction("a", "b")],
-            tokenizer=tokenizer,
-            template=Plain(),
-            data=limits(),
-            responses="required",
-        )
+        encode_rows(tokenizer, instruction("a", "b"))
 
 
 def test_a_prompt_without_tokens_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(UserError, match="rows.jsonl:4: the prompt has no token"):
-        encode(
-            [instruction("a"), instruction("", line=4)],
-            tokenizer=tokenizer,
-            template=Plain(),
-            data=limits(),
-            responses="optional",
-        )
+        encode_rows(tokenizer, instruction("a"), instruction("", line=4), responses="optional")
 
 
 def test_validation_rows_that_repeat_a_training_row_are_found() -> None:
@@ -238,15 +197,8 @@ def test_validation_rows_that_repeat_a_training_row_are_found() -> None:
         instruction("a", input="c", line=12),
         instruction("a", input="b", line=13),
     ]
-
     duplicates = find_duplicates(train, validation=validation)
-
     assert duplicates == [("rows.jsonl:1", "rows.jsonl:11"), ("rows.jsonl:2", "rows.jsonl:13")]
     assert describe_duplicates(duplicates, shown=1) == (
         "2 validation rows repeat a training row: rows.jsonl:11 repeats rows.jsonl:1, … (1 shown)"
     )
-
-
-def ids_of(response: TokenIds | None) -> list[int]:
-    assert response is not None
-    return response.tolist()

@@ -22,9 +22,7 @@ def test_fixed_responses(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> 
             {"prompt": "1\n", "response": "23456789"},
         ],
     )
-
     encoded = read_responses(str(path), tokenizer=tokenizer, data=LIMITS)
-
     assert [(row.row_id, row.prompt, row.source) for row in encoded.examples] == [
         (0, "12", f"{path}:1"),
         (2, "1\n", f"{path}:3"),
@@ -54,7 +52,6 @@ def test_bad_fixed_responses_are_named_by_line(
     row: dict[str, object], message: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     path = write_lines(tmp_path, [{"prompt": "a", "response": "b"}, row])
-
     with pytest.raises(UserError, match=re.escape(str(path)) + message):
         read_responses(str(path), tokenizer=tokenizer, data=LIMITS)
 
@@ -73,7 +70,6 @@ def test_an_unreadable_file_of_fixed_responses_is_refused(
     path = tmp_path / "responses.jsonl"
     if content is not None:
         path.write_text(content)
-
     with pytest.raises(UserError, match=re.escape(str(path)) + message):
         read_responses(str(path), tokenizer=tokenizer, data=LIMITS)
 

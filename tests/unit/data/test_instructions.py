@@ -20,7 +20,6 @@ def test_reads_json_lines_and_counts_blank_lines_in_the_source(tmp_path: Path) -
         + b'{"instruction": "Name one.", "input": null, "output": ["a", "b"]}\n'
         + b'{"instruction": "Later.", "output": null}'
     )
-
     assert read_instructions(str(path)) == [
         Instruction(instruction="Add.", input="1 2", references=("3",), source=f"{path}:1"),
         Instruction(instruction="Say hello.", input="", references=(), source=f"{path}:4"),
@@ -34,9 +33,7 @@ def test_texts_are_kept_to_the_byte(tmp_path: Path) -> None:
     # U+2028 and U+0085 end a line for str.splitlines, but not in JSON lines.
     texts = {"instruction": " two\u2028lines\x85 {braces} ", "input": "\ttab\r\n", "output": " é "}
     path.write_text(json.dumps(texts, ensure_ascii=False) + "\n", encoding="utf-8")
-
     (row,) = read_instructions(str(path))
-
     assert row.instruction == texts["instruction"]
     assert row.input == texts["input"]
     assert row.references == (texts["output"],)
@@ -45,16 +42,13 @@ def test_texts_are_kept_to_the_byte(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_not_part_of_the_content(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + GOOD)
-
     assert [row.instruction for row in read_instructions(str(path))] == ["Add."]
 
 
 def test_reads_a_json_list(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([{"instruction": "a"}, {"instruction": "b", "output": "c"}], indent=2))
-
     rows = read_instructions(str(path))
-
     assert [(row.instruction, row.references, row.source) for row in rows] == [
         ("a", (), f"{path}:1"),
         ("b", ("c",), f"{path}:2"),
@@ -66,9 +60,7 @@ def test_reads_parquet_where_a_missing_output_is_null(tmp_path: Path) -> None:
     datasets.Dataset.from_list(
         [{"instruction": "a", "output": ["b", "c"]}, {"instruction": "d", "output": None}]
     ).to_parquet(path)
-
     rows = read_instructions(str(path))
-
     assert [(row.instruction, row.references, row.source) for row in rows] == [
         ("a", ("b", "c"), f"{path}:1"),
         ("d", (), f"{path}:2"),
@@ -84,14 +76,12 @@ def test_reads_a_split_of_a_hub_data_set(source: str, split: str, monkeypatch: p
         return datasets.Dataset.from_list([{"instruction": "a", "input": "", "output": "b"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-
     assert [row.source for row in read_instructions(source)] == [f"org/name:{split}:1"]
     assert asked == [("org/name", split)]
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-
     assert_refused("org/name:test", r"org/name:test: no such file, and split 'test' of 'org/name' .*network")
 
 
@@ -127,7 +117,6 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
 def test_bad_json_lines_are_named_by_file_and_line(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
-
     assert_refused(str(path), message.format(path=re.escape(str(path))))
 
 
@@ -151,7 +140,6 @@ def test_bad_json_lines_are_named_by_file_and_line(content: bytes, message: str,
 def test_other_bad_files_are_refused(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-
     assert_refused(str(path), message.format(path=re.escape(str(path))))
 
 

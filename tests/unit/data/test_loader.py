@@ -38,7 +38,6 @@ def row_ids(source: BatchLoader, step: int) -> list[int]:
 def test_a_global_batch_has_the_same_rows_on_any_number_of_ranks(num_ranks: int) -> None:
     alone = loader(30)
     ranks = [loader(30, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
-
     for step in range(1, 12):
         shares = [row_ids(rank, step) for rank in ranks]
         assert {len(share) for share in shares} == {8 // num_ranks}
@@ -50,13 +49,11 @@ def test_every_row_occurs_once_in_each_epoch(num: int, global_batch: int) -> Non
     source = loader(num, global_batch=global_batch)
     # As many steps as rows: exactly `global_batch` epochs, so that partial batches even out.
     counts = Counter(row for step in range(1, num + 1) for row in row_ids(source, step))
-
     assert counts == dict.fromkeys(range(num), global_batch)
 
 
 def test_no_row_repeats_before_the_epoch_ends() -> None:
     source = loader(30, global_batch=6)
-
     for epoch in range(3):
         rows = [row for step in range(1, 6) for row in row_ids(source, epoch * 5 + step)]
         assert sorted(rows) == list(range(30))
@@ -66,7 +63,6 @@ def test_any_step_can_be_the_first() -> None:
     straight = loader(11, rank=1, num_ranks=2)
     batches = {step: row_ids(straight, step) for step in range(1, 20)}
     jumping = loader(11, rank=1, num_ranks=2)
-
     assert {step: row_ids(loader(11, rank=1, num_ranks=2), step) for step in batches} == batches
     assert {step: row_ids(jumping, step) for step in (19, 1, 7, 18, 2)} == {
         step: batches[step] for step in (19, 1, 7, 18, 2)
@@ -86,7 +82,6 @@ def test_order_depends_on_seed_and_epoch() -> None:
 
 def test_ranks_get_similar_numbers_of_tokens() -> None:
     ranks = [loader(200, global_batch=40, rank=rank, num_ranks=4) for rank in range(4)]
-
     for step in range(1, 6):
         lengths = [[row.num_tokens for row in rank.batch(step).examples] for rank in ranks]
         assert all(own == sorted(own) for own in lengths)
@@ -98,7 +93,6 @@ def test_ranks_get_similar_numbers_of_tokens() -> None:
 
 def test_epochs_and_steps() -> None:
     source = loader(30)
-
     assert source.epoch_at(0) == 0.0
     assert source.epoch_at(15) == 4.0
     assert source.epoch_at(1) == pytest.approx(8 / 30)

@@ -15,7 +15,6 @@ def instruction(text: str, *, input: str = "") -> Instruction:
 
 def test_alpaca_with_input_to_the_byte(tokenizer: PreTrainedTokenizerBase) -> None:
     prompt = load_template("alpaca", tokenizer=tokenizer).render(instruction("Do {this}.", input=" a\n{input} "))
-
     assert prompt == (
         "Below is an instruction that describes a task, paired with an input that provides further context."
         " Write a response that appropriately completes the request."
@@ -26,7 +25,6 @@ def test_alpaca_with_input_to_the_byte(tokenizer: PreTrainedTokenizerBase) -> No
 @pytest.mark.parametrize("blank", ["", " \n"])
 def test_alpaca_without_input_to_the_byte(blank: str, tokenizer: PreTrainedTokenizerBase) -> None:
     prompt = load_template("alpaca", tokenizer=tokenizer).render(instruction("Do this.", input=blank))
-
     assert prompt == (
         "Below is an instruction that describes a task."
         " Write a response that appropriately completes the request."
@@ -42,7 +40,6 @@ def chat_tokenizer(tmp_path: Path) -> PreTrainedTokenizerBase:
 
 def test_chat_puts_the_input_after_a_blank_line(chat_tokenizer: PreTrainedTokenizerBase) -> None:
     template = load_template("chat", tokenizer=chat_tokenizer)
-
     assert template.render(instruction("Sort.", input="b a")) == "[user] Sort.\n\nb a\n[assistant] "
     assert template.render(instruction("Sort.")) == "[user] Sort.\n[assistant] "
 
@@ -55,7 +52,6 @@ def test_chat_without_a_chat_template_is_refused(tokenizer: PreTrainedTokenizerB
 def test_a_chat_template_that_refuses_a_row_names_the_row(chat_tokenizer: PreTrainedTokenizerBase) -> None:
     chat_tokenizer.chat_template = "{{ raise_exception('needs a\\nsystem turn') }}"
     template = load_template("chat", tokenizer=chat_tokenizer)
-
     with pytest.raises(UserError, match=r"rows.jsonl:3: the tokenizer's chat template failed \(needs a system turn\)"):
         template.render(instruction("Sort."))
 
@@ -64,7 +60,6 @@ def test_a_jinja_file_keeps_every_newline(tmp_path: Path, tokenizer: PreTrainedT
     path = tmp_path / "mine.jinja"
     path.write_text("\nQ: {{ instruction }}{% if input %} ({{ input }}){% endif %}\nA: \n\n")
     template = load_template(str(path), tokenizer=tokenizer)
-
     assert template.render(instruction("Why <b>?", input="x")) == "\nQ: Why <b>? (x)\nA: \n\n"
     assert template.render(instruction("Why?")) == "\nQ: Why?\nA: \n\n"
 
@@ -83,7 +78,6 @@ def test_a_broken_jinja_file_is_refused_before_any_row(
 ) -> None:
     path = tmp_path / "mine.jinja"
     path.write_text(text)
-
     with pytest.raises(UserError, match=message):
         load_template(str(path), tokenizer=tokenizer)
 
@@ -104,7 +98,6 @@ def test_a_jinja_file_that_fails_on_a_row_names_file_and_row(
     path = tmp_path / "mine.jinja"
     path.write_text("{{ instruction }} {{ " + expression + " }}")
     template = load_template(str(path), tokenizer=tokenizer)
-
     with pytest.raises(UserError, match="mine.jinja: failed on rows.jsonl:3 "):
         template.render(instruction("Sort."))
 
@@ -119,6 +112,5 @@ def test_a_missing_jinja_file_is_refused(tokenizer: PreTrainedTokenizerBase) -> 
 def test_a_jinja_file_in_another_encoding_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     path = tmp_path / "mine.jinja"
     path.write_bytes(b"\xff{{ instruction }}")
-
     with pytest.raises(UserError, match="mine.jinja: not valid UTF-8"):
         load_template(str(path), tokenizer=tokenizer)

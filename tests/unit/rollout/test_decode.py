@@ -91,9 +91,8 @@ def test_rows_that_end_leave_the_batch(model: PreTrainedModel, monkeypatch: pyte
     monkeypatch.setattr(CausalLM, "hidden_states", spy)
     settings = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=eos)
     responses = [row.token_ids for row in decode(view, collate(PROMPTS), settings=settings, streams=[streams])]
-    for response, whole in zip(responses, unending, strict=True):
-        end = whole.index(eos) + 1 if eos in whole else 12
-        assert response == whole[:end]
+    for response, full in zip(responses, unending, strict=True):
+        assert response == full[: full.index(eos) + 1 if eos in full else 12]
     expected = [len(PROMPTS)] + [sum(len(response) > step for response in responses) for step in range(1, 12)]
     assert batch_sizes == [size for size in expected if size]
 
@@ -143,8 +142,10 @@ def test_kept_hidden_states_are_those_of_a_forward_pass(model: PreTrainedModel) 
     responses = decode(view, prompts, settings=settings, streams=streams, keep_hidden=True)
     assert len({len(response.token_ids) for response in responses}) > 1, "the rows must end at different places"
     sequences = [
-        TokenSequence(row_id=row, prompt_ids=np.array(ids, dtype=np.int32), response_ids=np.array(said, dtype=np.int32))
-        for row, (ids, said) in enumerate(zip(PROMPTS, [r.token_ids for r in responses], strict=True))
+        TokenSequence(
+            row_id=row, prompt_ids=np.array(ids, dtype=np.int32), response_ids=np.array(response, dtype=np.int32)
+        )
+        for row, (ids, response) in enumerate(zip(PROMPTS, [r.token_ids for r in responses], strict=True))
     ]
     batch = SequenceBatch.collate(sequences, pad_id=EOS, device=torch.device("cpu"))
     states = view.hidden_states(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
@@ -155,7 +156,7 @@ def test_kept_hidden_states_are_those_of_a_forward_pass(model: PreTrainedModel) 
 
 @torch.no_grad()
 @pytest.mark.parametrize("share", [1, 2, 100])
-def test_when_ended_rows_leave_does_not_matter(
+def test_responses_do_not_depend_on_when_ended_rows_leave(
     model: PreTrainedModel, share: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     view, streams = CausalLM.of(model), [row_streams(seed=1, step=0)]
@@ -165,5 +166,5 @@ def test_when_ended_rows_leave_does_not_matter(
     monkeypatch.setattr(decode_module, "COMPACT_SHARE", share)
     settings = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=eos)
     responses = decode(view, collate(PROMPTS), settings=settings, streams=streams)
-    for response, whole in zip(responses, unending, strict=True):
-        assert response.token_ids == whole[: whole.index(eos) + 1 if eos in whole else 12]
+    for response, full in zip(responses, unending, strict=True):
+        assert response.token_ids == full[: full.index(eos) + 1 if eos in full else 12]

@@ -30,8 +30,8 @@ def test_matrices_decay_and_vectors_do_not() -> None:
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
 
 
-def test_a_sharded_matrix_is_told_by_its_unsharded_shape() -> None:
-    """Under ZeRO-3 a parameter is an empty vector that remembers its shape."""
+def test_a_partitioned_matrix_decays_by_its_full_shape() -> None:
+    """Under ZeRO-3 a partitioned parameter is an empty vector that has its full shape as an attribute."""
     module = nn.Linear(4, 3)
     for parameter in module.parameters():
         parameter.ds_shape = parameter.shape

@@ -78,8 +78,8 @@ def test_weights_are_loaded_in_the_models_precision() -> None:
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_the_teacher_is_sharded_with_stage_3_or_not_at_all(stage: int) -> None:
-    with pytest.raises(UserError, match=f"ZeRO stage {stage}; the frozen teacher is sharded with stage 3"):
+def test_the_teacher_is_partitioned_with_stage_3_or_not_at_all(stage: int) -> None:
+    with pytest.raises(UserError, match=f"ZeRO stage {stage}; the frozen teacher"):
         teacher_deepspeed_config(make_config(teacher=f"ds_configs/zero{stage}.json"))
 
 
