@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -69,21 +70,19 @@ class GlobalBatch:
         return [row_id for micro in self.micro_batches for row_id in micro.batch.row_ids]
 
 
+@dataclass(frozen=True, kw_only=True)
 class GlobalBatcher:
     """Makes global batches: pads, splits and counts the sequences of all ranks."""
 
-    def __init__(self, *, micro_batch: int, inference_batch_tokens: int | None, pad_id: int, world: World) -> None:
-        """Describe the batches.
+    micro_batch: int
+    """Sequences of a micro-batch."""
+    inference_batch_tokens: int | None
+    """Padded slots of an inference batch; None for the micro-batches themselves.
 
-        Args:
-            micro_batch: sequences of a micro-batch.
-            inference_batch_tokens: padded slots of an inference batch; None for the micro-batches themselves. Longer
-                batches pad more: they pay off only where each forward pass gathers a model.
-        """
-        self._micro_batch = micro_batch
-        self._inference_batch_tokens = inference_batch_tokens
-        self._pad_id = pad_id
-        self._world = world
+    Longer batches pad more: they pay off only where each forward pass gathers a model.
+    """
+    pad_id: int
+    world: World
 
     def __call__(
         self, sequences: Sequence[TokenSequence], *, student_hidden: Mapping[int, Tensor] | None = None
@@ -95,40 +94,32 @@ class GlobalBatcher:
         Raises:
             EmptyBatchError: on all ranks, when none has a response token.
         """
-        batches = [self._collate(rows) for rows in split_by_rows(sequences, num_rows=self._micro_batch)]
+        batches = self._collate(split_by_rows(sequences, num_rows=self.micro_batch))
         inference = batches
-        if self._inference_batch_tokens is not None:
-            parts = split_by_slots(sequences, max_slots=self._inference_batch_tokens)
-            inference = [self._collate(rows) for rows in parts]
-        counts = self._world.gather_counts([sum(batch.num_response_tokens for batch in batches), len(inference)])
+        if self.inference_batch_tokens is not None:
+            inference = self._collate(split_by_slots(sequences, max_slots=self.inference_batch_tokens))
+        ends = list(accumulate(batch.num_response_tokens for batch in batches))
+        counts = self.world.gather_counts([ends[-1], len(inference)])
         num_tokens = sum(tokens for tokens, _ in counts)
         if num_tokens == 0:
             raise EmptyBatchError
         num_missing = max(number for _, number in counts) - len(inference)
         return GlobalBatch(
             sequences=sequences,
-            micro_batches=self._micro_batches(batches, num_tokens=num_tokens),
+            micro_batches=[
+                MicroBatch(
+                    batch=batch,
+                    tokens=slice(end - batch.num_response_tokens, end),
+                    num_tokens=num_tokens,
+                    loss_scale=self.world.size / num_tokens,
+                )
+                for batch, end in zip(batches, ends, strict=True)
+            ],
             inference_batches=inference + inference[-1:] * num_missing,
             num_own_inference_batches=len(inference),
             num_tokens=num_tokens,
             student_hidden=student_hidden,
         )
 
-    def _micro_batches(self, batches: Sequence[SequenceBatch], *, num_tokens: int) -> list[MicroBatch]:
-        micro_batches = []
-        start = 0
-        for batch in batches:
-            end = start + batch.num_response_tokens
-            micro_batches.append(
-                MicroBatch(
-                    batch=batch,
-                    tokens=slice(start, end),
-                    num_tokens=num_tokens,
-                    loss_scale=self._world.size / num_tokens,
-                )
-            )
-            start = end
-        return micro_batches
-
-    def _collate(self, rows: Sequence[TokenSequence]) -> SequenceBatch:
-        return SequenceBatch.collate(rows, pad_id=self._pad_id, device=self._world.device)
+    def _collate(self, parts: Sequence[Sequence[TokenSequence]]) -> list[SequenceBatch]:
+        return [SequenceBatch.collate(rows, pad_id=self.pad_id, device=self.world.device) for rows in parts]
