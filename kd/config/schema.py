@@ -27,13 +27,9 @@ SectionType = TypeVar("SectionType", bound=Section)
 class ModelConfig(Section):
     student: str = required(help="student q_θ: from_pretrained directory or hub name")
     teacher: str | None = option(None, help="teacher p: directory or hub name; null for sft")
-    dtype: Literal["bf16", "fp16", "fp32"] = option(
-        "bf16", help="precision of weights and activations; fp16 needs a GPU"
-    )
+    dtype: Literal["bf16", "fp16", "fp32"] = option("bf16", help="weight and activation precision; fp16 needs a GPU")
     student_dropout: bool = option(False, help="keep the student's dropout; the teacher's is 0")
-    gradient_checkpointing: bool = option(
-        True, help="recompute activations in the backward pass instead of keeping them"
-    )
+    gradient_checkpointing: bool = option(True, help="recompute activations in the backward pass to save memory")
     trust_remote_code: bool = option(False, help="run model code that comes with a checkpoint")
 
 
@@ -46,12 +42,8 @@ class DataConfig(Section):
     )
     max_prompt_tokens: Count = option(256, help="longest prompt x [tokens]")
     max_sequence_tokens: Count = option(512, help="longest prompt and response together [tokens]")
-    overlong: Literal["drop", "truncate"] = option(
-        "drop", help="rows with a longer prompt: drop them, or keep the prompt's last tokens"
-    )
-    responses: str | None = option(
-        None, help="JSON lines `prompt`, `response`: fixed responses that replace data.train and rollouts"
-    )
+    overlong: Literal["drop", "truncate"] = option("drop", help="longer prompts: drop the row, or keep the last tokens")
+    responses: str | None = option(None, help="JSON lines `prompt`, `response` that replace data.train and rollouts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,18 +54,13 @@ class GenerationConfig(Section):
         " zero3 (partitioned, slow), auto (the first of these that fits)",
     )
     tensor_parallel_size: Count = option(
-        1,
-        help="ranks of a host that share one copy (tensor_parallel); with auto, 1 means the smallest group that fits",
+        1, help="ranks of a host that share one copy (tensor_parallel); with auto, 1 is the smallest group that fits"
     )
     max_new_tokens: Count = option(256, help="longest response y [tokens, EOS included]")
     temperature: PositiveFloat = option(1.0, help="logits are divided by this before sampling")
-    top_p: Probability = option(
-        1.0, help="nucleus sampling: smallest set of tokens with this probability; 1 disables it"
-    )
+    top_p: Probability = option(1.0, help="nucleus sampling: smallest token set with this probability; 1 disables it")
     top_k: NonNegativeInt = option(0, help="sample from the k most likely tokens; 0 disables it")
-    max_batch_tokens: Count = option(
-        16384, help="rows × (prompt + max_new_tokens) decoded together on each rank [tokens]"
-    )
+    max_batch_tokens: Count = option(16384, help="rows × (prompt + max_new_tokens) decoded together per rank [tokens]")
     keep_weights: bool = option(True, help="keep the inference copy between steps; false frees its memory for training")
 
 
@@ -81,12 +68,8 @@ class GenerationConfig(Section):
 class OptimizerConfig(Section):
     name: Literal["adamw", "sgd"] = option("adamw", help="update rule of student and prompt")
     learning_rate: PositiveFloat = option(5e-6, help="η of the student")
-    weight_decay: NonNegativeFloat = option(
-        0.01, help="weight decay of the student's matrices; vectors and the soft prompt have none"
-    )
-    grad_clip: NonNegativeFloat = option(
-        1.0, help="gradient norm clipping, separate for student and prompt; 0 disables it"
-    )
+    weight_decay: NonNegativeFloat = option(0.01, help="student's matrices only; vectors and the soft prompt have none")
+    grad_clip: NonNegativeFloat = option(1.0, help="maximum gradient norm of student and of prompt; 0 disables it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +91,7 @@ class EngineConfig(Section):
     gather: Literal["auto", "layer", "model"] = option(
         "auto", help="what ZeRO-3 gathers at a time: a layer, the model once for each global batch, or auto (by memory)"
     )
-    inference_batch_tokens: Count = option(
-        16384, help="rows × slots of an inference batch of a partitioned model [tokens]"
-    )
+    inference_batch_tokens: Count = option(16384, help="rows × slots of a partitioned model's inference batch [tokens]")
     loss_chunk_mib: Count = option(128, help="size of one [chunk, vocabulary] fp32 tensor of the loss [MiB]")
 
 
@@ -118,11 +99,9 @@ class EngineConfig(Section):
 class ValidationConfig(Section):
     every: Count = option(100, help="steps between validations (and one after the last step)")
     rows: Count = option(1000, help="number of validation rows, from the start of the file")
-    generate: bool = option(
-        True, help="generate responses and score them; otherwise only the loss is measured, and selects best/"
-    )
+    generate: bool = option(True, help="sample and score responses; else only the loss is measured, and selects best/")
     metric: Literal["rougeL", "exact_match", "accuracy", "loss"] = option(
-        "rougeL", help="what selects best/: a metric of the generated responses, or the loss"
+        "rougeL", help="what selects best/: a metric of the sampled responses, or the loss"
     )
     answer_pattern: str | None = option(
         None, help="accuracy: regular expression whose first group is the answer in a response and in a reference"
@@ -177,9 +156,7 @@ class SoftPromptConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class StudentLoraConfig(LoraConfig):
-    rank: NonNegativeInt = option(
-        0, help="r of adapters that are trained instead of the student's weights; 0 disables them"
-    )
+    rank: NonNegativeInt = option(0, help="r of adapters trained instead of the student's weights; 0 disables them")
 
 
 @dataclass(frozen=True, kw_only=True)

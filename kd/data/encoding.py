@@ -109,11 +109,7 @@ def encode(
 
 
 def read_responses(
-    path: str,
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    data: DataConfig,
-    blank: Literal["refused", "allowed"] = "refused",
+    path: str, *, tokenizer: PreTrainedTokenizerBase, data: DataConfig, blank: Literal["refused", "allowed"] = "refused"
 ) -> Encoded:
     """Read fixed responses: JSON lines with `prompt` (formatted text) and `response`.
 

@@ -47,12 +47,16 @@ def load_template(name: str, *, tokenizer: PreTrainedTokenizerBase) -> Template:
     """
     if name == "alpaca":
         return AlpacaTemplate()
-    if name == "chat":
-        return _load_chat(tokenizer)
-    return _load_jinja(Path(name))
+    if name != "chat":
+        return _load_jinja(Path(name))
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise UserError(
+            f"data.template is chat, but the tokenizer {tokenizer.name_or_path} has no chat template;"
+            " use alpaca or a Jinja file"
+        )
+    return ChatTemplate(tokenizer)
 
 
-@dataclass(frozen=True, kw_only=True)
 class AlpacaTemplate:
     """Table 5 of the paper, to the byte; an input of white space counts as none."""
 
@@ -61,15 +65,16 @@ class AlpacaTemplate:
         return form.format(instruction=instruction.instruction, input=instruction.input)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ChatTemplate:
     """One user turn in the tokenizer's chat format; the input follows the instruction after a blank line."""
 
     tokenizer: PreTrainedTokenizerBase
 
     def render(self, instruction: Instruction) -> str:
-        has_input = bool(instruction.input.strip())
-        content = f"{instruction.instruction}\n\n{instruction.input}" if has_input else instruction.instruction
+        content = instruction.instruction
+        if instruction.input.strip():
+            content += f"\n\n{instruction.input}"
         turns = [{"role": "user", "content": content}]
         try:
             return str(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
@@ -94,15 +99,6 @@ class JinjaTemplate:
             raise UserError(
                 f"{self.path}: failed on {instruction.source} ({one_line(error)}); correct the template"
             ) from None
-
-
-def _load_chat(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise UserError(
-            f"data.template is chat, but the tokenizer {tokenizer.name_or_path} has no chat template;"
-            " use alpaca or a Jinja file"
-        )
-    return ChatTemplate(tokenizer=tokenizer)
 
 
 def _load_jinja(path: Path) -> JinjaTemplate:
