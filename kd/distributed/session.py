@@ -22,7 +22,6 @@ def joined_world() -> Iterator[World]:
         UserError: as `start_world`.
     """
     global _world
-    # After any other error, the process must not wait at its end for ranks that are in a collective operation.
     atexit.unregister(end_world)
     try:
         if _world is None or not dist.is_initialized():
@@ -31,4 +30,5 @@ def joined_world() -> Iterator[World]:
     except UserError:
         atexit.register(end_world)
         raise
+    # Not after any other error: the process would wait at its end for ranks that are in a collective operation.
     atexit.register(end_world)

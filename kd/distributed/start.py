@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 
 import torch
 import torch.distributed as dist
@@ -26,20 +27,20 @@ def start_world() -> World:
     Collective operations give up after DEEPSPEED_TIMEOUT minutes (default 30).
 
     Raises:
-        UserError: the launcher does not tell the ranks or where they meet, or they cannot meet there.
+        UserError: the launcher does not set the ranks or their rendezvous, or they cannot meet there.
     """
     select_accelerator()
     info = find_rank()
-    rendezvous = find_rendezvous(info)
+    address, port = find_rendezvous(info)
     on_gpu = torch.cuda.is_available()
     device = _choose_gpu(info) if on_gpu else torch.device("cpu")
-    # torch and DeepSpeed read these, whatever the launcher is. DeepSpeed takes LOCAL_RANK for the number of the GPU.
+    # torch and DeepSpeed read these under every launcher. DeepSpeed uses LOCAL_RANK as the index of the GPU.
     os.environ.update(
         RANK=str(info.rank),
         WORLD_SIZE=str(info.size),
         LOCAL_RANK=str(info.local_rank if device.index is None else device.index),
-        MASTER_ADDR=rendezvous.address,
-        MASTER_PORT=str(rendezvous.port),
+        MASTER_ADDR=address,
+        MASTER_PORT=str(port),
     )
     try:
         dist.init_process_group(
@@ -51,8 +52,8 @@ def start_world() -> World:
         )
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         raise UserError(
-            f"the ranks cannot meet at {rendezvous.address}:{rendezvous.port} ({str(error).splitlines()[0]}); start all"
-            f" {info.size} ranks, and if another run uses that port, set MASTER_PORT (deepspeed --master_port 29501)"
+            f"the ranks cannot meet at {address}:{port} ({str(error).splitlines()[0]}); start all {info.size} ranks,"
+            " and if another run uses that port, set MASTER_PORT (deepspeed --master_port 29501)"
         ) from None
     return World(rank=info.rank, size=info.size, local_rank=info.local_rank, device=device)
 
@@ -76,14 +77,13 @@ def end_world() -> None:
 
 
 def exit_with_user_error(error: UserError) -> int:
-    """Print the error once per host, or where it happened, leave the process group, and return the exit code."""
-    try:
-        # MPI is not asked: that is collective, and this rank may be the only one here.
+    """Print the error once per host, or on the rank of a `LoneUserError`; leave the group and return the exit code."""
+    info = None
+    with suppress(UserError):
+        # Not from MPI, because that is collective, and this rank may be the only one with an error.
         info = rank_from_environment()
-    except UserError:
-        info = None
     if info is None or info.local_rank == 0 or isinstance(error, LoneUserError):
         print(f"error: {error}", file=sys.stderr, flush=True)
-    # Before the interpreter ends: threads of gloo that meet its end abort the process with another exit code.
+    # Threads of gloo that still run at the interpreter's end abort the process with another exit code.
     end_world()
     return EXIT_CODE
