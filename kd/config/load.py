@@ -6,7 +6,7 @@ A configuration is a dataclass of sections, which are dataclasses of fields. Tra
 
 import difflib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,10 +80,7 @@ def merge_layers(layers: Sequence[Values], *, alternatives: Sequence[tuple[str, 
 
 
 def build(kind: type[ConfigType], values: Mapping[str, Any], *, source: str) -> ConfigType:
-    """Check `values` against the types and ranges of `kind`.
-
-    Args:
-        source: where the values come from, for messages.
+    """Check `values`, which come from `source`, against the types and ranges of `kind`.
 
     Raises:
         UserError: an unknown key, a missing value, or a value of the wrong type or range.
@@ -102,17 +99,14 @@ def to_yaml(config: Any) -> str:
 def describe_fields(kind: type) -> Iterator[tuple[str, str, str]]:
     """Yield (name, default, help) of every field, in the order of the sections."""
     for section in fields(kind):
+        prefix, entries = "", [section]
         if is_dataclass(section.type):
-            for entry in fields(section.type):
-                yield f"{section.name}.{entry.name}", _default(entry), entry.metadata["help"]
-        else:
-            yield section.name, _default(section), section.metadata["help"]
-
-
-def _default(entry: "Field[Any]") -> str:
-    if entry.default is MISSING:
-        return "required"
-    return yaml.safe_dump(entry.default, default_flow_style=True).removesuffix("...\n").strip()
+            prefix, entries = f"{section.name}.", list(fields(section.type))
+        for entry in entries:
+            default = "required"
+            if entry.default is not MISSING:
+                default = yaml.safe_dump(entry.default, default_flow_style=True).removesuffix("...\n").strip()
+            yield prefix + entry.name, default, entry.metadata["help"]
 
 
 def _read_extended(path: Path, *, extending: Sequence[Path] = ()) -> list[Values]:

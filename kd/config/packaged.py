@@ -10,20 +10,14 @@ _CHECKOUT_FOLDERS = {"ds_configs": "ds_configs", "presets": "launch/experiments"
 
 
 def find_ds_config(name: str | Path) -> Path:
-    """Path of a DeepSpeed JSON: `name` itself if it exists, else the packaged file of that name.
-
-    Args:
-        name: a path, such as mine.json, or a packaged file, such as ds_configs/zero3.json.
-    """
+    """Path of a DeepSpeed JSON: `name` itself if it exists, else the packaged file, such as ds_configs/zero3.json."""
     return _find(name, folder="ds_configs")
 
 
 def find_preset(name: str | Path) -> Path:
     """Path of a run's YAML file: `name` itself if it exists, else the packaged preset of that name.
 
-    Args:
-        name: a path, or a preset with or without its folder in a checkout: opt/promptkd_1.3b.yaml or
-            launch/experiments/opt/promptkd_1.3b.yaml.
+    A preset's name may begin with its folder in a checkout: opt/gkd_1.3b.yaml or launch/experiments/opt/gkd_1.3b.yaml.
 
     Raises:
         UserError: neither exists.

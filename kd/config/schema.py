@@ -1,8 +1,6 @@
 """The sections of a run's configuration that all methods share: type, default, unit and symbol of each field.
 
-A field's metadata is its line in `--help`. Types and ranges of single values are checked when a file is read
-(`kd.config.load`), rules between fields in `Config.__post_init__`. A method's own sections are in its file in
-`kd/methods/`.
+`kd.config.load` checks types and ranges of single values, `Config.__post_init__` rules between fields.
 """
 
 from dataclasses import dataclass, field
@@ -53,9 +51,7 @@ class GenerationConfig(Section):
         help="weights during rollouts: gathered (a full copy per rank), tensor_parallel (a copy divided over a group),"
         " zero3 (partitioned, slow), auto (the first of these that fits)",
     )
-    tensor_parallel_size: Count = option(
-        1, help="ranks of a host that share one copy (tensor_parallel); with auto, 1 is the smallest group that fits"
-    )
+    tensor_parallel_size: Count = option(1, help="ranks of a host that share a copy; with auto, 1 means as few as fit")
     max_new_tokens: Count = option(256, help="longest response y [tokens, EOS included]")
     temperature: PositiveFloat = option(1.0, help="logits are divided by this before sampling")
     top_p: Probability = option(1.0, help="nucleus sampling: smallest token set with this probability; 1 disables it")
@@ -77,9 +73,7 @@ class ScheduleConfig(Section):
     steps: Count = option(1000, help="K, number of optimizer steps")
     epochs: PositiveFloat | None = option(None, help="epochs over the data; replaces schedule.steps")
     warmup_steps: NonNegativeInt = option(100, help="steps of linear learning rate warm-up from 0")
-    decay: Literal["constant", "linear", "cosine"] = option(
-        "constant", help="learning rate schedule after the warm-up (to 0 at step K)"
-    )
+    decay: Literal["constant", "linear", "cosine"] = option("constant", help="schedule after warm-up (to 0 at step K)")
     global_batch: Count = option(64, help="sequences of one optimizer step, over all ranks")
     micro_batch: Count = option(4, help="sequences in one forward and backward pass of one rank")
 
@@ -103,9 +97,7 @@ class ValidationConfig(Section):
     metric: Literal["rougeL", "exact_match", "accuracy", "loss"] = option(
         "rougeL", help="what selects best/: a metric of the sampled responses, or the loss"
     )
-    answer_pattern: str | None = option(
-        None, help="accuracy: regular expression whose first group is the answer in a response and in a reference"
-    )
+    answer_pattern: str | None = option(None, help="accuracy: regular expression whose first group is the answer")
     seed: NonNegativeInt = option(10, help="seed of the sampled validation responses")
 
 
@@ -113,22 +105,16 @@ class ValidationConfig(Section):
 class CheckpointsConfig(Section):
     every: Count = option(100, help="steps between checkpoints (and one after the last step)")
     keep: Count = option(2, help="number of checkpoints kept on disk, the latest ones")
-    export_every: Count | None = option(
-        None, help="steps between exports of the student to exports/, for curves over training; null for none"
-    )
+    export_every: Count | None = option(None, help="steps between exports of the student to exports/; null for none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Section):
     dir: str = required(help="directory that the run writes to")
     seed: NonNegativeInt = option(42, help="seed of data order, sampling and random initialisation")
-    resume: Literal["auto", "never"] = option(
-        "auto", help="auto: resume from the latest checkpoint in run.dir; never: refuse a used run.dir"
-    )
+    resume: Literal["auto", "never"] = option("auto", help="auto: resume a used run.dir; never: refuse it")
     log_every: Count = option(1, help="steps between lines of metrics.jsonl")
-    max_hours: PositiveFloat | None = option(
-        None, help="write a checkpoint and stop after this many hours; the same command resumes"
-    )
+    max_hours: PositiveFloat | None = option(None, help="hours after which to checkpoint and stop; rerun to resume")
     tensorboard: bool = option(True, help="write TensorBoard curves when tensorboard is installed")
     wandb: str | None = option(None, help="Weights & Biases project to report to; null for none")
 
@@ -137,9 +123,7 @@ class RunConfig(Section):
 class LoraConfig(Section):
     rank: NonNegativeInt = option(0, help="r of the adapters; 0 disables them")
     alpha: PositiveFloat = option(32.0, help="the adapters' update is scaled by alpha / rank")
-    targets: tuple[str, ...] | None = option(
-        None, help="names of the adapted layers, or [all-linear]; null for peft's default of the family"
-    )
+    targets: tuple[str, ...] | None = option(None, help="adapted layers, or [all-linear]; null for peft's default")
 
     @property
     def is_on(self) -> bool:
@@ -187,11 +171,7 @@ class Config(Section):
         raise LookupError(f"the configuration has no section {kind.__name__}")
 
     def __post_init__(self) -> None:
-        """Refuse fields that contradict each other.
-
-        Raises:
-            UserError: the first contradiction.
-        """
+        """Raise a UserError for the first fields that contradict each other."""
         if self.data.max_prompt_tokens >= self.data.max_sequence_tokens:
             raise UserError(
                 f"data.max_prompt_tokens is {self.data.max_prompt_tokens}, which leaves no room for a response"
@@ -214,11 +194,7 @@ class Config(Section):
             )
 
     def check_response_room(self) -> None:
-        """Refuse rollouts that training would have to truncate.
-
-        Raises:
-            UserError: prompt and response together may exceed data.max_sequence_tokens.
-        """
+        """Raise a UserError if a prompt and its rollout may exceed data.max_sequence_tokens."""
         longest = self.data.max_prompt_tokens + self.generation.max_new_tokens
         if longest > self.data.max_sequence_tokens:
             raise UserError(

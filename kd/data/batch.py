@@ -6,7 +6,7 @@ are computed on the host, so that building a batch never synchronises with a dev
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,30 +18,21 @@ TokenIds = npt.NDArray[np.int32]
 """Token ids of one text, one-dimensional, on the host."""
 
 
-@runtime_checkable
-class PromptRow(Protocol):
-    """A row with a prompt: an `Example` or a `TokenSequence`."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PromptRow:
+    """A row with a prompt in tokens."""
 
-    @property
-    def row_id(self) -> int: ...
-
-    @property
-    def prompt_ids(self) -> TokenIds: ...
+    row_id: int
+    prompt_ids: TokenIds
 
 
 Row = TypeVar("Row", bound=PromptRow)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TokenSequence:
-    """A prompt of at least one token, and its response, which may be empty.
+class TokenSequence(PromptRow):
+    """A prompt, which is not empty because its end predicts the first response token, and a response, which may be."""
 
-    Raises:
-        ValueError: the prompt is empty, so that nothing would predict the first response token.
-    """
-
-    row_id: int
-    prompt_ids: TokenIds
     response_ids: TokenIds
 
     def __post_init__(self) -> None:
@@ -145,19 +136,14 @@ def split_by_rows(rows: Sequence[TokenSequence], *, num_rows: int) -> list[list[
 
 
 def split_by_slots(rows: Sequence[TokenSequence], *, max_slots: int) -> list[list[TokenSequence]]:
-    """Split the same rows in the same order as `split_by_rows` into lists of at most `max_slots` padded slots.
-
-    A single longer row is a list of its own.
-    """
+    """Split `rows`, in the order of `split_by_rows`, into lists of at most `max_slots` padded slots or of one row."""
     return _split(rows, num_slots=lambda row: row.num_tokens, max_slots=max_slots)
 
 
 def split_prompts(rows: Sequence[Row], *, slots_per_row: int, max_batch_tokens: int) -> list[list[Row]]:
-    """Sort `rows` by prompt length, longest first, and split them into batches that fit a budget.
+    """Sort `rows` by prompt length, longest first, and split them into lists of at most `max_batch_tokens` slots.
 
-    Args:
-        slots_per_row: slots of a row beside its prompt: new tokens and soft prompt.
-        max_batch_tokens: slots of one batch, unless a single row takes more.
+    A row takes `slots_per_row`, for new tokens and soft prompt, beside its prompt. A single longer row is a list.
     """
     return _split(rows, num_slots=lambda row: len(row.prompt_ids) + slots_per_row, max_slots=max_batch_tokens)
 

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -36,11 +36,7 @@ class CorpusBlocks(Sequence[Example]):
         full, rest = divmod(len(self._tokens), self._block_tokens)
         return full + (rest > 1)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[position] for position in range(len(self))[index]]
         index = range(len(self))[index]
@@ -75,11 +71,8 @@ def find_corpus(source: str) -> list[Path]:
 def pack_corpus(files: Sequence[Path], *, tokenizer: PreTrainedTokenizerBase, directory: Path, max_tokens: int) -> Path:
     """Write the token ids of `files`, with EOS after each file that has text, into one file, and return its path.
 
-    The file of an earlier call for the same files is used again.
-
-    Args:
-        directory: directory of the written file.
-        max_tokens: number of tokens after which no more text is read.
+    The file is in `directory`; that of an earlier call for the same `files` is used again. No text is read after
+    `max_tokens` tokens.
 
     Raises:
         UserError: a file is not UTF-8 or cannot be read, or all of them are empty.
@@ -141,9 +134,8 @@ def load_corpus(
 ) -> BatchLoader:
     """Global batches of pre-training text, with as many blocks as there are training rows; all ranks call it together.
 
-    Args:
-        source: a plain-text file, or a folder of .txt files.
-        directory: where the main rank writes the token ids; every rank reads them.
+    The main rank writes the token ids of `source`, a plain-text file or a folder of .txt files, into `directory`, which
+    every rank must be able to read.
 
     Raises:
         UserError: on all ranks, when a file cannot be read or there is no text.

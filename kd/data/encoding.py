@@ -10,17 +10,15 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from kd.config.schema import DataConfig
-from kd.data.batch import TokenIds, TokenSequence
+from kd.data.batch import PromptRow, TokenIds, TokenSequence
 from kd.data.instructions import Instruction
 from kd.data.rows import read_json_lines
 from kd.data.templates import Template
 from kd.errors import UserError
 
-_TEXTS_PER_CALL = 1024
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Example:
+class Example(PromptRow):
     """A row in tokens, whose only special token is the response's end-of-sequence token.
 
     `row_id` is the index among all rows of its source, dropped ones included. `prompt` is the full formatted text,
@@ -28,9 +26,7 @@ class Example:
     in EOS unless it was truncated.
     """
 
-    row_id: int
     prompt: str
-    prompt_ids: TokenIds
     response_ids: TokenIds | None
     references: tuple[str, ...]
     source: str
@@ -45,10 +41,10 @@ class Example:
         Raises:
             ValueError: no response is given and the row has none.
         """
-        chosen = self.response_ids if response_ids is None else response_ids
-        if chosen is None:
+        response_ids = self.response_ids if response_ids is None else response_ids
+        if response_ids is None:
             raise ValueError(f"{self.source} has no response")
-        return TokenSequence(row_id=self.row_id, prompt_ids=self.prompt_ids, response_ids=chosen)
+        return TokenSequence(row_id=self.row_id, prompt_ids=self.prompt_ids, response_ids=response_ids)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +97,7 @@ def encode(
     """
     for row in instructions:
         if responses == "required" and not row.references:
-            raise UserError(
-                f"{row.source}: expected `output`, the response to learn from, found none; add it to the row"
-            )
+            raise UserError(f"{row.source}: expected `output`, the response to learn from, found none; add it")
     rows = [_TextRow(source=row.source, prompt=template.render(row), references=row.references) for row in instructions]
     return _encode_rows(rows, tokenizer=tokenizer, data=data)
 
@@ -113,10 +107,8 @@ def read_responses(
 ) -> Encoded:
     """Read fixed responses: JSON lines with `prompt` (formatted text) and `response`.
 
-    EOS is appended, except to responses with `ended` false, which ran into a length limit.
-
-    Args:
-        blank: whether responses without text are refused; training cannot learn from them, but models write them.
+    EOS is appended, except to responses with `ended` false, which ran into a length limit. Training cannot learn from
+    blank responses, but models write them.
 
     Raises:
         UserError: unreadable file, broken line, empty prompt, a response that is refused, and as `encode`.
@@ -133,7 +125,9 @@ def read_responses(
     return _encode_rows(rows, tokenizer=tokenizer, data=data)
 
 
-def tokenize(texts: Iterable[str], *, tokenizer: PreTrainedTokenizerBase, texts_per_call: int) -> Iterator[TokenIds]:
+def tokenize(
+    texts: Iterable[str], *, tokenizer: PreTrainedTokenizerBase, texts_per_call: int = 1024
+) -> Iterator[TokenIds]:
     """Yield the token ids of each text, without special tokens; few texts are Python lists of integers at a time."""
     remaining = iter(texts)
     while part := list(islice(remaining, texts_per_call)):
@@ -145,10 +139,8 @@ def tokenize(texts: Iterable[str], *, tokenizer: PreTrainedTokenizerBase, texts_
 
 def find_duplicates(train: Sequence[Instruction], *, validation: Sequence[Instruction]) -> list[tuple[str, str]]:
     """Sources (train, validation) of validation rows whose instruction and input occur in a training row."""
-    first_source = {(row.instruction, row.input): row.source for row in reversed(train)}
-    return [
-        (first_source[text], row.source) for row in validation if (text := (row.instruction, row.input)) in first_source
-    ]
+    sources = {(row.instruction, row.input): row.source for row in reversed(train)}
+    return [(sources[text], row.source) for row in validation if (text := (row.instruction, row.input)) in sources]
 
 
 def describe_duplicates(duplicates: Sequence[tuple[str, str]], *, shown: int | None = 5) -> str:
@@ -173,9 +165,8 @@ def _encode_rows(rows: Sequence[_TextRow], *, tokenizer: PreTrainedTokenizerBase
         )
     examples: list[Example] = []
     dropped, truncated_prompts, truncated_responses = [], [], []
-    prompts = tokenize((row.prompt for row in rows), tokenizer=tokenizer, texts_per_call=_TEXTS_PER_CALL)
-    first_references = (row.references[0] if row.references else "" for row in rows)
-    responses = tokenize(first_references, tokenizer=tokenizer, texts_per_call=_TEXTS_PER_CALL)
+    prompts = tokenize((row.prompt for row in rows), tokenizer=tokenizer)
+    responses = tokenize((row.references[0] if row.references else "" for row in rows), tokenizer=tokenizer)
     for row_id, (row, prompt_ids, response_ids) in enumerate(zip(rows, prompts, responses, strict=True)):
         if len(prompt_ids) == 0:
             raise UserError(f"{row.source}: the prompt has no token; expected text for the response to follow")

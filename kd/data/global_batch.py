@@ -54,10 +54,8 @@ class GlobalBatch:
     num_tokens: int
     """Response tokens on all ranks, at least one."""
     student_hidden: Mapping[int, Tensor] | None = None
-    """By row id, the student's hidden states [n, H] that predicted each response token, where sampling kept them.
-
-    They are those of a forward pass over the finished sequence, up to rounding.
-    """
+    """By row id, the student's hidden states [n, H] that predicted each response token, if sampling kept them; those of
+    a forward pass over the sequence, up to rounding."""
 
     @property
     def labels(self) -> Tensor:

@@ -20,10 +20,7 @@ class Instruction:
 
 
 def read_instructions(source: str) -> list[Instruction]:
-    """Read `instruction`, `input` (optional) and `output` (optional: text or a list of texts) of every row.
-
-    Args:
-        source: a .jsonl, .json or .parquet file, or a hub name `org/name[:split]` (split train if none).
+    """Read `instruction`, `input` (optional) and `output` (optional: one or several texts) of the rows of `read_rows`.
 
     Raises:
         UserError: unreadable source, broken row, empty instruction or output, or a row with the key `context` or

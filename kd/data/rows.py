@@ -15,39 +15,29 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:.+)?")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One record; `source` is "path:line", or "path:row" where a format has no lines, counted from 1."""
+    """One record; `source` is "path:line", or "path:row" if a format has no lines, counted from 1.
+
+    Raises:
+        UserError: from its methods, when a field is not what they describe, or not valid Unicode; names the source.
+    """
 
     source: str
     fields: Mapping[str, object]
 
     def text(self, name: str, *, blank: Literal["refused", "allowed"] = "refused") -> str:
-        """The text of a field that every row must have.
-
-        Raises:
-            UserError: the field is missing, not text, blank where that is refused, or not valid Unicode.
-        """
+        """The text of a field that every row must have."""
         if name not in self.fields:
             keys = ", ".join(sorted(self.fields)) or "none"
-            raise UserError(
-                f"{self.source}: expected the key `{name}`, found the keys {keys}; add it or remove the row"
-            )
+            raise UserError(f"{self.source}: expected the key `{name}`, found the keys {keys}; add it or drop the row")
         return self._check(self.fields[name], name=name, blank=blank)
 
     def text_or_empty(self, name: str) -> str:
-        """The text of a field that may be missing, null or empty.
-
-        Raises:
-            UserError: the field is not text, or not valid Unicode.
-        """
+        """The text of a field that may be missing, null or blank."""
         value = self.fields.get(name)
         return "" if value is None else self._check(value, name=name, blank="allowed")
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """The texts of a field that holds one or a list of them; none if it is missing or null.
-
-        Raises:
-            UserError: an empty list, or a text that `text` refuses.
-        """
+        """The texts of a field that holds one or several, none of them blank; no text if it is missing or null."""
         # A row of a table cannot leave out a column: null means that it has none.
         value = self.fields.get(name)
         if value is None:
@@ -57,16 +47,10 @@ class Row:
         return tuple(self._check(text, name=name) for text in (value if isinstance(value, list) else [value]))
 
     def truth(self, name: str, *, default: bool) -> bool:
-        """The truth value of a field; `default` if it is missing or null.
-
-        Raises:
-            UserError: the field is neither true nor false.
-        """
+        """The truth value of a field; `default` if it is missing or null."""
         value = self.fields.get(name)
         if not isinstance(value, bool | None):
-            raise UserError(
-                f"{self.source}: expected `{name}` to be true or false, found {_kind(value)}; correct the row"
-            )
+            raise UserError(f"{self.source}: expected `{name}` to be true or false, found {_kind(value)}; correct it")
         return default if value is None else value
 
     def _check(self, value: object, *, name: str, blank: Literal["refused", "allowed"] = "refused") -> str:
@@ -126,8 +110,7 @@ def _make_rows(values: Iterable[tuple[int, object]], *, source: str) -> list[Row
     for number, value in values:
         if not isinstance(value, dict):
             raise UserError(
-                f"{source}:{number}: expected a JSON object, found {_kind(value)};"
-                " write {...} with a key for each field"
+                f"{source}:{number}: expected a JSON object, found {_kind(value)}; write {{...}} with a key per field"
             )
         rows.append(Row(source=f"{source}:{number}", fields=value))
     if not rows:
@@ -140,8 +123,7 @@ def _read_json_list(path: Path) -> list[object]:
     values = _parse(content, path=path) if content.strip() else []
     if not isinstance(values, list):
         raise UserError(
-            f"{path}: expected a JSON list of objects, found {_kind(values)};"
-            " name the file .jsonl if it has one object per line"
+            f"{path}: expected a JSON list of objects, found {_kind(values)}; name the file .jsonl if each line is one"
         )
     return values
 

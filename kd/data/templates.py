@@ -19,8 +19,7 @@ _ALPACA_WITH_INPUT = (
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 )
 _ALPACA_WITHOUT_INPUT = (
-    "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request.\n\n"
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Response:\n"
 )
 _VARIABLES = frozenset({"instruction", "input"})
@@ -31,7 +30,7 @@ _RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError)
 @runtime_checkable
 class Template(Protocol):
     def render(self, instruction: Instruction) -> str:
-        """Text of the prompt, up to where the response begins.
+        """Text of the prompt, up to the start of the response.
 
         Raises:
             UserError: the template fails on this instruction; names its file and line.
@@ -67,7 +66,7 @@ class AlpacaTemplate:
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """One user turn in the tokenizer's chat format; the input follows the instruction after a blank line."""
+    """One user turn in the tokenizer's chat format: the instruction, a blank line, and the input."""
 
     tokenizer: PreTrainedTokenizerBase
 
@@ -87,7 +86,7 @@ class ChatTemplate:
 
 @dataclass(frozen=True, kw_only=True)
 class JinjaTemplate:
-    """A Jinja2 file of the user's with the variables `instruction` and `input`."""
+    """The user's Jinja2 file with the variables `instruction` and `input`."""
 
     path: Path
     compiled: jinja2.Template
@@ -96,9 +95,7 @@ class JinjaTemplate:
         try:
             return self.compiled.render(instruction=instruction.instruction, input=instruction.input)
         except _RENDER_ERRORS as error:
-            raise UserError(
-                f"{self.path}: failed on {instruction.source} ({one_line(error)}); correct the template"
-            ) from None
+            raise UserError(f"{self.path}: failed on {instruction.source} ({one_line(error)}); correct it") from None
 
 
 def _load_jinja(path: Path) -> JinjaTemplate:
@@ -110,7 +107,7 @@ def _load_jinja(path: Path) -> JinjaTemplate:
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"data.template {path}: not valid UTF-8 (byte {error.start}); save it as UTF-8") from None
-    # A template may come with somebody else's configuration: the sandbox keeps it from reaching Python.
+    # A template may come with another person's configuration: the sandbox keeps it from reaching Python.
     environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     try:
         # Jinja counts a global such as range() among the names that a template expects to be given.

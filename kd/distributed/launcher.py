@@ -90,8 +90,9 @@ def find_rendezvous(info: RankInfo) -> tuple[str, int]:
         UserError: there are several hosts, and the address of the first is unknown.
     """
     address, port = os.environ.get("MASTER_ADDR"), _number("MASTER_PORT")
+    local_size = _number(_LOCAL_SIZES.get(info.launcher, ""))
     if address is None:
-        if info.size == 1 or _is_on_one_host(info):
+        if info.size in (1, local_size):
             address = "127.0.0.1"
         elif info.launcher in ("openmpi", "hydra", "mpi"):
             _, address, free = _ask_mpi()
@@ -100,9 +101,7 @@ def find_rendezvous(info: RankInfo) -> tuple[str, int]:
         elif "SLURM_STEP_NODELIST" in os.environ:
             address = _first_slurm_host()
         else:
-            raise UserError(
-                f"WORLD_SIZE={info.size}, but MASTER_ADDR is not set; set it to the address of rank 0's host"
-            )
+            raise UserError(f"WORLD_SIZE={info.size}, but MASTER_ADDR is not set; set it to the name of rank 0's host")
     if not port:
         # Jobs that share a host must not share a port; all ranks of one job know its number.
         port = free_port() if info.size == 1 else DEFAULT_PORT + _number("SLURM_JOB_ID") % 3000
@@ -133,10 +132,6 @@ def _number(name: str) -> int:
         return int(value)
     except ValueError:
         raise UserError(f"{name}={value} is not an integer; correct or unset it") from None
-
-
-def _is_on_one_host(info: RankInfo) -> bool:
-    return info.launcher in _LOCAL_SIZES and _number(_LOCAL_SIZES[info.launcher]) == info.size
 
 
 def _first_slurm_host() -> str:

@@ -17,9 +17,6 @@ def joined_world() -> Iterator[World]:
     """Join the process group of this run at the first call, and stay in it until the process ends.
 
     DeepSpeed keeps references to the process group that it first met: a second one in the same process is an error.
-
-    Raises:
-        UserError: as `start_world`.
     """
     global _world
     atexit.unregister(end_world)

@@ -1,10 +1,10 @@
-"""Makes a student of some of a teacher's layers, in any family whose decoder is one stack of them."""
+"""Makes a student from some of a teacher's layers, in any family whose decoder is one stack of them."""
 
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,26 +18,19 @@ from kd.models.vocabulary import load_tokenizer, save_tokenizer
 _NOT_PER_LAYER = ("architectures", "eos_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens")
 
 
-class PrunedLayers(NamedTuple):
-    """The layers of a teacher that its student has, and one line each about the size of teacher and student."""
-
-    layers: Sequence[int]
-    teacher: str
-    student: str
-
-
 def prune_layers(
     teacher: str, *, layers: Sequence[int] | int, out: Path, dtype: str | None, trust_remote_code: bool
-) -> PrunedLayers:
+) -> tuple[str, str]:
     """Write a student with the chosen layers of `teacher`, its embeddings, head, tokenizer and generation config.
 
     Args:
-        teacher: from_pretrained directory or hub name.
-        layers: numbers of the teacher's layers, from 0, in ascending order; or how many evenly spaced layers, the first
-            and the last among them.
+        layers: numbers of the teacher's layers, from 0, in ascending order; or the number of evenly spaced layers, the
+            first and the last among them.
         out: directory of the student; must not exist.
         dtype: bf16, fp16 or fp32 of the stored weights; None for the teacher's.
-        trust_remote_code: whether code that comes with the teacher may run.
+
+    Returns:
+        Lines about the teacher and about the student: layers, parameters and size.
 
     Raises:
         UserError: a layer that does not exist, an existing `out`, or a model that is not one stack of layers.
@@ -47,9 +40,7 @@ def prune_layers(
     config = read_model_config(teacher, trust_remote_code=trust_remote_code)
     num_layers = getattr(config, "num_hidden_layers", None)
     if not isinstance(num_layers, int):
-        raise UserError(
-            f"model {teacher}: its config.json has no number of layers; only decoder-only models can be pruned"
-        )
+        raise UserError(f"model {teacher}: config.json has no number of layers; only decoder-only models can be pruned")
     chosen = _spread(layers, num_layers=num_layers) if isinstance(layers, int) else layers
     _check_layers(chosen, num_layers=num_layers)
     tokenizer = load_tokenizer(teacher, trust_remote_code=trust_remote_code)
@@ -76,7 +67,8 @@ def prune_layers(
         os.replace(partial, out)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror}); choose a writable directory") from None
-    return PrunedLayers(layers=chosen, teacher=before, student=_describe_size(model, num_layers=len(chosen)))
+    after = _describe_size(model, num_layers=len(chosen))
+    return f"teacher {teacher}: {before}", f"student {out}: {after}; layers {','.join(map(str, chosen))} of the teacher"
 
 
 def find_layer_stack(model: PreTrainedModel, *, num_layers: int, name: str) -> str:
