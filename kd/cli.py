@@ -92,9 +92,7 @@ def generate(argv: Sequence[str]) -> int:
 
 def make_student(argv: Sequence[str]) -> int:
     """Make a student from some of a teacher's layers as the arguments say, and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="promptkd make-student", description="Make a student from some of a teacher's layers."
-    )
+    parser = argparse.ArgumentParser(prog="promptkd make-student", description="Keep some of a teacher's layers.")
     add = parser.add_argument
     add("--teacher", required=True, metavar="DIR", help="from_pretrained directory or hub name")
     choice = parser.add_mutually_exclusive_group(required=True)

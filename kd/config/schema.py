@@ -35,9 +35,7 @@ class ModelConfig(Section):
 class DataConfig(Section):
     train: str | None = option(None, help="training rows: .jsonl, .json or .parquet file, or hub name[:split]")
     validation: str | None = option(None, help="validation rows, as data.train; null for none")
-    template: str = option(
-        "alpaca", help="alpaca (the paper's Table 5), chat (the tokenizer's), or a Jinja file with instruction, input"
-    )
+    template: str = option("alpaca", help="alpaca (paper's Table 5), chat (the tokenizer's), or a Jinja file")
     max_prompt_tokens: Count = option(256, help="longest prompt x [tokens]")
     max_sequence_tokens: Count = option(512, help="longest prompt and response together [tokens]")
     overlong: Literal["drop", "truncate"] = option("drop", help="longer prompts: drop the row, or keep the last tokens")
@@ -82,9 +80,7 @@ class ScheduleConfig(Section):
 class EngineConfig(Section):
     student: str = option("ds_configs/zero3.json", help="DeepSpeed JSON: ZeRO, offload, communication")
     teacher: str = option("ds_configs/zero3.json", help="DeepSpeed JSON of the teacher; ZeRO stage 3, or 0")
-    gather: Literal["auto", "layer", "model"] = option(
-        "auto", help="what ZeRO-3 gathers at a time: a layer, the model once for each global batch, or auto (by memory)"
-    )
+    gather: Literal["auto", "layer", "model"] = option("auto", help="what ZeRO-3 gathers at a time; auto: by memory")
     inference_batch_tokens: Count = option(16384, help="rows × slots of a partitioned model's inference batch [tokens]")
     loss_chunk_mib: Count = option(128, help="size of one [chunk, vocabulary] fp32 tensor of the loss [MiB]")
 

@@ -141,10 +141,7 @@ def split_by_slots(rows: Sequence[TokenSequence], *, max_slots: int) -> list[lis
 
 
 def split_prompts(rows: Sequence[Row], *, slots_per_row: int, max_batch_tokens: int) -> list[list[Row]]:
-    """Sort `rows` by prompt length, longest first, and split them into lists of at most `max_batch_tokens` slots.
-
-    A row takes `slots_per_row`, for new tokens and soft prompt, beside its prompt. A single longer row is a list.
-    """
+    """Split `rows` like `split_by_slots`; beside its prompt, a row takes `slots_per_row`: new tokens, soft prompt."""
     return _split(rows, num_slots=lambda row: len(row.prompt_ids) + slots_per_row, max_slots=max_batch_tokens)
 
 

@@ -25,10 +25,10 @@ class MicroBatch:
     num_tokens: int
     """Response tokens of the global batch on all ranks: the divisor of the mean."""
     loss_scale: float
-    """Factor that turns a sum over tokens into this rank's part of the mean over the global batch's tokens.
+    """Factor from a sum over tokens to this rank's part of the mean over the global batch's tokens.
 
-    DeepSpeed averages gradients over the ranks, so it is ranks / tokens: the sum of all parts does not depend on how
-    the global batch is split into ranks and micro-batches.
+    It is ranks / tokens, because DeepSpeed averages gradients over the ranks: the sum of all parts does not depend on
+    the split into ranks and micro-batches.
     """
 
     @property
@@ -75,10 +75,8 @@ class GlobalBatcher:
     micro_batch: int
     """Sequences of a micro-batch."""
     inference_batch_tokens: int | None
-    """Padded slots of an inference batch; None for the micro-batches themselves.
-
-    Longer batches pad more: they pay off only where each forward pass gathers a model.
-    """
+    """Padded slots of an inference batch; None for the micro-batches themselves, which have less padding and are better
+    unless each forward pass gathers a model."""
     pad_id: int
     world: World
 

@@ -17,8 +17,7 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:.+)?")
 class Row:
     """One record; `source` is "path:line", or "path:row" if a format has no lines, counted from 1.
 
-    Raises:
-        UserError: from its methods, when a field is not what they describe, or not valid Unicode; names the source.
+    Methods raise a UserError with the source if a field is not what they describe, or not valid Unicode.
     """
 
     source: str

@@ -90,14 +90,20 @@ def find_rendezvous(info: RankInfo) -> tuple[str, int]:
         UserError: there are several hosts, and the address of the first is unknown.
     """
     address, port = os.environ.get("MASTER_ADDR"), _number("MASTER_PORT")
-    local_size = _number(_LOCAL_SIZES.get(info.launcher, ""))
     if address is None:
+        local_size = _number(_LOCAL_SIZES.get(info.launcher, ""))
         if info.size in (1, local_size):
             address = "127.0.0.1"
         elif info.launcher in ("openmpi", "hydra", "mpi"):
             _, address, free = _ask_mpi()
             port = port or free
-            _check_resolves(address)
+            try:
+                socket.getaddrinfo(address, None)
+            except socket.gaierror:
+                here = socket.gethostname()
+                raise UserError(
+                    f"{here} cannot resolve {address}, the host of rank 0; set MASTER_ADDR to its IP address"
+                ) from None
         elif "SLURM_STEP_NODELIST" in os.environ:
             address = _first_slurm_host()
         else:
@@ -121,8 +127,7 @@ def free_port() -> int:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("", port))
             return port
-    first, last = _FREE_PORTS[0], _FREE_PORTS[-1]
-    raise UserError(f"no free TCP port found from {first} to {last}; end the processes that listen on them")
+    raise UserError(f"no free TCP port found from {_FREE_PORTS[0]} to {_FREE_PORTS[-1]}; end processes that use them")
 
 
 def _number(name: str) -> int:
@@ -144,15 +149,6 @@ def _first_slurm_host() -> str:
             " set MASTER_ADDR to the name of the first"
         ) from None
     return hosts.stdout.split()[0]
-
-
-def _check_resolves(address: str) -> None:
-    try:
-        socket.getaddrinfo(address, None)
-    except socket.gaierror:
-        raise UserError(
-            f"{socket.gethostname()} cannot resolve {address}, the host of rank 0; set MASTER_ADDR to its IP address"
-        ) from None
 
 
 def _ask_mpi() -> tuple[RankInfo, str, int]:

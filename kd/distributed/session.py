@@ -64,11 +64,11 @@ def start_world() -> World:
 
 def _choose_gpu(info: RankInfo) -> torch.device:
     # With --gpus-per-task, Slurm shows each rank its own GPU only.
-    index = 0 if torch.cuda.device_count() == 1 else info.local_rank
-    if index >= torch.cuda.device_count():
+    num_gpus = torch.cuda.device_count()
+    index = 0 if num_gpus == 1 else info.local_rank
+    if index >= num_gpus:
         raise UserError(
-            f"rank {info.rank} has local rank {info.local_rank}, but its host shows it"
-            f" {torch.cuda.device_count()} GPUs; start one rank for each GPU"
+            f"rank {info.rank} has local rank {index}, but sees {num_gpus} GPUs; start one rank for each GPU"
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
