@@ -92,10 +92,8 @@ def generate(argv: Sequence[str]) -> int:
 
 
 def make_student(argv: Sequence[str]) -> int:
-    """Make a student of some of a teacher's layers as the arguments say, and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="promptkd make-student", description="Make a student of some of a teacher's layers."
-    )
+    """Make a student from some of a teacher's layers as the arguments say, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="promptkd make-student", description="Keep some of a teacher's layers.")
     add = parser.add_argument
     add("--teacher", required=True, metavar="DIR", help="from_pretrained directory or hub name")
     choice = parser.add_mutually_exclusive_group(required=True)
@@ -112,16 +110,14 @@ def make_student(argv: Sequence[str]) -> int:
         from kd.models.prune import prune_layers
 
         transformers.utils.logging.disable_progress_bar()
-        pruned = prune_layers(
+        teacher, student = prune_layers(
             arguments.teacher,
             layers=arguments.keep if arguments.layers is None else _parse_layers(arguments.layers),
             out=arguments.out,
             dtype=arguments.dtype,
             trust_remote_code=arguments.trust_remote_code,
         )
-        print(f"teacher {arguments.teacher}: {pruned.teacher}")
-        kept = ",".join(map(str, pruned.layers))
-        print(f"student {arguments.out}: {pruned.student}; layers {kept} of the teacher")
+        print(teacher, student, sep="\n")
 
     return _exit_code(work)
 
@@ -147,7 +143,7 @@ COMMANDS = {
         run=_delegate("evaluation.report.__main__"),
         help="one page of trainings and evaluations, with tables and figures",
     ),
-    "make-student": Command(run=make_student, help="make a student of some of a teacher's layers"),
+    "make-student": Command(run=make_student, help="make a student from some of a teacher's layers"),
 }
 _LAUNCH = "torchrun --nproc_per_node N -m kd train --config FILE"
 

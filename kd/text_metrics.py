@@ -2,8 +2,9 @@
 
 import re
 import string
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 
 from rouge_score.tokenizers import DefaultTokenizer
 
@@ -14,13 +15,11 @@ Metric = Callable[[str, Sequence[str]], float]
 
 _WORD = re.compile(r"[a-z0-9]+")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_TOKENIZER = DefaultTokenizer(use_stemmer=True)
 
 
 def rouge_l(response: str, references: Sequence[str]) -> float:
-    """F-measure of ROUGE-L with stemming, the best over `references`, from 0 to 1.
-
-    Equal to `rouge_score` to the last bit: its words and stems, another way to the same subsequence.
-    """
+    """F-measure of ROUGE-L with stemming, the best over `references`, from 0 to 1; bitwise equal to `rouge_score`'s."""
     words = _stems(response)
     return max(_f_measure(words, _stems(reference)) for reference in references)
 
@@ -31,16 +30,15 @@ def common_subsequence_length(a: Sequence[Hashable], b: Sequence[Hashable]) -> i
     One bit for each item of `a`, all of them updated at once for each item of `b`: Crochemore and others, "A fast
     and practical bit-vector algorithm for the longest common subsequence problem" (2001).
     """
-    places: dict[Hashable, int] = {}
+    positions: defaultdict[Hashable, int] = defaultdict(int)
     for index, item in enumerate(a):
-        places[item] = places.get(item, 0) | 1 << index
-    everywhere = (1 << len(a)) - 1
-    # A zero stands where the length grows by one, from the items of `a` before it to those with it.
-    state = everywhere
+        positions[item] |= 1 << index
+    all_bits = (1 << len(a)) - 1
+    # Bit i is 0 if item i of `a` makes the subsequence longer by one.
+    state = all_bits
     for item in b:
-        if item in places:
-            found = state & places[item]
-            state = (state + found | state - found) & everywhere
+        found = state & positions[item]
+        state = (state + found | state - found) & all_bits
     return len(a) - state.bit_count()
 
 
@@ -59,12 +57,7 @@ def _stems(text: str) -> list[str]:
 # Stemming takes most of the time, and texts repeat their words.
 @lru_cache(maxsize=2**16)
 def _stem(word: str) -> tuple[str, ...]:
-    return tuple(_tokenizer().tokenize(word))
-
-
-@cache
-def _tokenizer() -> DefaultTokenizer:
-    return DefaultTokenizer(use_stemmer=True)
+    return tuple(_TOKENIZER.tokenize(word))
 
 
 def exact_match(response: str, references: Sequence[str]) -> float:

@@ -19,8 +19,7 @@ MixtureShare = Annotated[float, Field(ge=0, lt=1)]
 
 def option(default: T, *, help: str) -> T:
     """A field with a default and its line in `--help`."""
-    made: T = field(default=default, metadata={"help": help})
-    return made
+    return field(default=default, metadata={"help": help})
 
 
 def required(*, help: str) -> Any:

@@ -6,7 +6,7 @@ A configuration is a dataclass of sections, which are dataclasses of fields. Tra
 
 import difflib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,8 +19,8 @@ from kd.errors import UserError
 Values = dict[str, Any]
 ConfigType = TypeVar("ConfigType")
 
-EXTENDS = "extends"
-"""The key of a file that names another file to start from."""
+# The key of a file that names another file to start from.
+_EXTENDS = "extends"
 
 
 class _Loader(yaml.SafeLoader):
@@ -35,12 +35,12 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int_or_time)
 
 @dataclass(frozen=True, kw_only=True)
 class Names:
-    """What a reader knows about the names of fields, all of them written `section.field`."""
+    """Fields that were renamed or removed, each written `section.field`."""
 
     renamed: Mapping[str, str]
     """Old names that still work, with the new ones."""
     removed: Collection[str]
-    """Sections and fields without effect any more, ignored where a file has them."""
+    """Sections and fields that no longer have an effect and are ignored."""
 
 
 def read_layers(
@@ -74,16 +74,13 @@ def merge_layers(layers: Sequence[Values], *, alternatives: Sequence[tuple[str, 
         for pair in alternatives:
             for chosen, other in (pair, pair[::-1]):
                 if _get(layer, chosen) is not None and _get(layer, other) is None:
-                    _unset(values, other)
+                    _pop(values, other)
         values = _merge(values, layer)
     return values
 
 
 def build(kind: type[ConfigType], values: Mapping[str, Any], *, source: str) -> ConfigType:
-    """Check `values` against the types and ranges of `kind`.
-
-    Args:
-        source: where the values come from, for messages.
+    """Check `values`, which come from `source`, against the types and ranges of `kind`.
 
     Raises:
         UserError: an unknown key, a missing value, or a value of the wrong type or range.
@@ -102,32 +99,38 @@ def to_yaml(config: Any) -> str:
 def describe_fields(kind: type) -> Iterator[tuple[str, str, str]]:
     """Yield (name, default, help) of every field, in the order of the sections."""
     for section in fields(kind):
+        prefix, entries = "", [section]
         if is_dataclass(section.type):
-            for entry in fields(section.type):
-                yield f"{section.name}.{entry.name}", _default(entry), entry.metadata["help"]
-        else:
-            yield section.name, _default(section), section.metadata["help"]
-
-
-def _default(entry: "Field[Any]") -> str:
-    if entry.default is MISSING:
-        return "required"
-    return yaml.safe_dump(entry.default, default_flow_style=True).removesuffix("...\n").strip()
+            prefix, entries = f"{section.name}.", list(fields(section.type))
+        for entry in entries:
+            default = "required"
+            if entry.default is not MISSING:
+                default = yaml.safe_dump(entry.default, default_flow_style=True).removesuffix("...\n").strip()
+            yield prefix + entry.name, default, entry.metadata["help"]
 
 
 def _read_extended(path: Path, *, extending: Sequence[Path] = ()) -> list[Values]:
-    """The values of the files that `path` extends, and its own; `extending` lead to `path`."""
-    values = _read_mapping(path, extending=extending)
-    parent = values.pop(EXTENDS, None)
+    """The values of the files that `path` extends, and its own; `extending` are the files that led to `path`."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        asked = f"{extending[-1]}: {_EXTENDS} {path}, which" if extending else f"--config {path}:"
+        raise UserError(f"{asked} cannot be read ({error.strerror}); give the path of a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}); correct it") from None
+    if not isinstance(values, dict):
+        kind = type(values).__name__
+        raise UserError(f"{path}: expected a mapping with sections such as model and data, found {kind}")
+    parent = values.pop(_EXTENDS, None)
     if parent is None:
         return [values]
     if not isinstance(parent, str):
-        raise UserError(f"{path}: {EXTENDS} is {parent!r}; expected the path of one YAML file, relative to this one")
+        raise UserError(f"{path}: {_EXTENDS} is {parent!r}; expected the path of one YAML file, relative to this one")
     chain = [*extending, path]
     target = path.parent / parent
     if target.resolve() in [member.resolve() for member in chain]:
         circle = " → ".join(str(member) for member in (*chain, target))
-        raise UserError(f"{path}: {EXTENDS} {parent} is circular ({circle}); remove one of these lines")
+        raise UserError(f"{path}: {_EXTENDS} {parent} is circular ({circle}); remove one of these lines")
     return [*_read_extended(target, extending=chain), values]
 
 
@@ -136,26 +139,10 @@ def _merge(base: Values, values: Values) -> Values:
     merged = dict(base)
     for name, value in values.items():
         inner = base.get(name)
-        if isinstance(inner, dict) and (value is None or isinstance(value, dict)):
-            merged[name] = _merge(inner, value or {})
-        else:
-            merged[name] = value
+        if isinstance(inner, dict) and isinstance(value, dict | None):
+            value = _merge(inner, value or {})
+        merged[name] = value
     return merged
-
-
-def _read_mapping(path: Path, *, extending: Sequence[Path]) -> Values:
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except OSError as error:
-        asked = f"{extending[-1]}: {EXTENDS} {path}, which" if extending else f"--config {path}:"
-        raise UserError(f"{asked} cannot be read ({error.strerror}); give the path of a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}); correct it") from None
-    if not isinstance(values, dict):
-        raise UserError(
-            f"{path}: expected a mapping with sections such as model and data, found {type(values).__name__}"
-        )
-    return values
 
 
 def _parse_overrides(overrides: Sequence[str]) -> Values:
@@ -178,34 +165,36 @@ def _parse_overrides(overrides: Sequence[str]) -> Values:
     return values
 
 
+def _section_of(values: Values, name: str) -> tuple[Values, str]:
+    """The section of the field `name`, empty if `values` does not have it, and the field's name in it."""
+    section, _, field = name.rpartition(".")
+    inner = values.get(section) if section else values
+    return inner if isinstance(inner, dict) else {}, field
+
+
 def _get(values: Values, name: str) -> Any:
-    section, _, field = name.rpartition(".")
-    inner = values.get(section) if section else values
-    return inner.get(field) if isinstance(inner, dict) else None
+    section, field = _section_of(values, name)
+    return section.get(field)
 
 
-def _unset(values: Values, name: str) -> None:
-    section, _, field = name.rpartition(".")
-    inner = values.get(section) if section else values
-    if isinstance(inner, dict):
-        inner.pop(field, None)
+def _pop(values: Values, name: str) -> Any:
+    section, field = _section_of(values, name)
+    return section.pop(field, None)
 
 
 def _rename(values: Values, *, names: Names, notify: Callable[[str], None]) -> None:
     for old, new in names.renamed.items():
-        value = _get(values, old)
+        value = _pop(values, old)
         if value is not None:
             notify(f"{old} is called {new} now; the old name still works in this version")
             section, _, field = new.rpartition(".")
             values.setdefault(section, {})[field] = value
-            _unset(values, old)
     for name in names.removed:
-        value = _get(values, name)
+        value = _pop(values, name)
         if isinstance(value, str):
             raise UserError(f"{name}={value}: this version has no {name} (see CHANGELOG.md); remove it")
         if value is not None:
             notify(f"{name} has no effect in this version and is ignored; remove it")
-        _unset(values, name)
 
 
 def _explain(error: ErrorDetails, *, kind: type) -> str:

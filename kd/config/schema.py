@@ -1,8 +1,6 @@
 """The sections of a run's configuration that all methods share: type, default, unit and symbol of each field.
 
-A field's metadata is its line in `--help`. Types and ranges of single values are checked when a file is read
-(`kd.config.load`), rules between fields in `Config.__post_init__`. A method's own sections are in its file in
-`kd/methods/`.
+`kd.config.load` checks types and ranges of single values, `Config.__post_init__` rules between fields.
 """
 
 from dataclasses import dataclass, field
@@ -27,13 +25,9 @@ SectionType = TypeVar("SectionType", bound=Section)
 class ModelConfig(Section):
     student: str = required(help="student q_θ: from_pretrained directory or hub name")
     teacher: str | None = option(None, help="teacher p: directory or hub name; null for sft")
-    dtype: Literal["bf16", "fp16", "fp32"] = option(
-        "bf16", help="precision of weights and activations; fp16 needs a GPU"
-    )
+    dtype: Literal["bf16", "fp16", "fp32"] = option("bf16", help="weight and activation precision; fp16 needs a GPU")
     student_dropout: bool = option(False, help="keep the student's dropout; the teacher's is 0")
-    gradient_checkpointing: bool = option(
-        True, help="recompute activations in the backward pass instead of keeping them"
-    )
+    gradient_checkpointing: bool = option(True, help="recompute activations in the backward pass to save memory")
     trust_remote_code: bool = option(False, help="run model code that comes with a checkpoint")
 
 
@@ -41,17 +35,11 @@ class ModelConfig(Section):
 class DataConfig(Section):
     train: str | None = option(None, help="training rows: .jsonl, .json or .parquet file, or hub name[:split]")
     validation: str | None = option(None, help="validation rows, as data.train; null for none")
-    template: str = option(
-        "alpaca", help="alpaca (the paper's Table 5), chat (the tokenizer's), or a Jinja file with instruction, input"
-    )
+    template: str = option("alpaca", help="alpaca (paper's Table 5), chat (the tokenizer's), or a Jinja file")
     max_prompt_tokens: Count = option(256, help="longest prompt x [tokens]")
     max_sequence_tokens: Count = option(512, help="longest prompt and response together [tokens]")
-    overlong: Literal["drop", "truncate"] = option(
-        "drop", help="rows with a longer prompt: drop them, or keep the prompt's last tokens"
-    )
-    responses: str | None = option(
-        None, help="JSON lines `prompt`, `response`: fixed responses that replace data.train and rollouts"
-    )
+    overlong: Literal["drop", "truncate"] = option("drop", help="longer prompts: drop the row, or keep the last tokens")
+    responses: str | None = option(None, help="JSON lines `prompt`, `response` that replace data.train and rollouts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,19 +49,12 @@ class GenerationConfig(Section):
         help="weights during rollouts: gathered (a full copy per rank), tensor_parallel (a copy divided over a group),"
         " zero3 (partitioned, slow), auto (the first of these that fits)",
     )
-    tensor_parallel_size: Count = option(
-        1,
-        help="ranks of a host that share one copy (tensor_parallel); with auto, 1 means the smallest group that fits",
-    )
+    tensor_parallel_size: Count = option(1, help="ranks of a host that share a copy; with auto, 1 means as few as fit")
     max_new_tokens: Count = option(256, help="longest response y [tokens, EOS included]")
     temperature: PositiveFloat = option(1.0, help="logits are divided by this before sampling")
-    top_p: Probability = option(
-        1.0, help="nucleus sampling: smallest set of tokens with this probability; 1 disables it"
-    )
+    top_p: Probability = option(1.0, help="nucleus sampling: smallest token set with this probability; 1 disables it")
     top_k: NonNegativeInt = option(0, help="sample from the k most likely tokens; 0 disables it")
-    max_batch_tokens: Count = option(
-        16384, help="rows × (prompt + max_new_tokens) decoded together on each rank [tokens]"
-    )
+    max_batch_tokens: Count = option(16384, help="rows × (prompt + max_new_tokens) decoded together per rank [tokens]")
     keep_weights: bool = option(True, help="keep the inference copy between steps; false frees its memory for training")
 
 
@@ -81,12 +62,8 @@ class GenerationConfig(Section):
 class OptimizerConfig(Section):
     name: Literal["adamw", "sgd"] = option("adamw", help="update rule of student and prompt")
     learning_rate: PositiveFloat = option(5e-6, help="η of the student")
-    weight_decay: NonNegativeFloat = option(
-        0.01, help="weight decay of the student's matrices; vectors and the soft prompt have none"
-    )
-    grad_clip: NonNegativeFloat = option(
-        1.0, help="gradient norm clipping, separate for student and prompt; 0 disables it"
-    )
+    weight_decay: NonNegativeFloat = option(0.01, help="student's matrices only; vectors and the soft prompt have none")
+    grad_clip: NonNegativeFloat = option(1.0, help="maximum gradient norm of student and of prompt; 0 disables it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +71,7 @@ class ScheduleConfig(Section):
     steps: Count = option(1000, help="K, number of optimizer steps")
     epochs: PositiveFloat | None = option(None, help="epochs over the data; replaces schedule.steps")
     warmup_steps: NonNegativeInt = option(100, help="steps of linear learning rate warm-up from 0")
-    decay: Literal["constant", "linear", "cosine"] = option(
-        "constant", help="learning rate schedule after the warm-up (to 0 at step K)"
-    )
+    decay: Literal["constant", "linear", "cosine"] = option("constant", help="schedule after warm-up (to 0 at step K)")
     global_batch: Count = option(64, help="sequences of one optimizer step, over all ranks")
     micro_batch: Count = option(4, help="sequences in one forward and backward pass of one rank")
 
@@ -105,12 +80,8 @@ class ScheduleConfig(Section):
 class EngineConfig(Section):
     student: str = option("ds_configs/zero3.json", help="DeepSpeed JSON: ZeRO, offload, communication")
     teacher: str = option("ds_configs/zero3.json", help="DeepSpeed JSON of the teacher; ZeRO stage 3, or 0")
-    gather: Literal["auto", "layer", "model"] = option(
-        "auto", help="what ZeRO-3 gathers at a time: a layer, the model once for each global batch, or auto (by memory)"
-    )
-    inference_batch_tokens: Count = option(
-        16384, help="rows × slots of an inference batch of a partitioned model [tokens]"
-    )
+    gather: Literal["auto", "layer", "model"] = option("auto", help="what ZeRO-3 gathers at a time; auto: by memory")
+    inference_batch_tokens: Count = option(16384, help="rows × slots of a partitioned model's inference batch [tokens]")
     loss_chunk_mib: Count = option(128, help="size of one [chunk, vocabulary] fp32 tensor of the loss [MiB]")
 
 
@@ -118,15 +89,11 @@ class EngineConfig(Section):
 class ValidationConfig(Section):
     every: Count = option(100, help="steps between validations (and one after the last step)")
     rows: Count = option(1000, help="number of validation rows, from the start of the file")
-    generate: bool = option(
-        True, help="generate responses and score them; otherwise only the loss is measured, and selects best/"
-    )
+    generate: bool = option(True, help="sample and score responses; else only the loss is measured, and selects best/")
     metric: Literal["rougeL", "exact_match", "accuracy", "loss"] = option(
-        "rougeL", help="what selects best/: a metric of the generated responses, or the loss"
+        "rougeL", help="what selects best/: a metric of the sampled responses, or the loss"
     )
-    answer_pattern: str | None = option(
-        None, help="accuracy: regular expression whose first group is the answer in a response and in a reference"
-    )
+    answer_pattern: str | None = option(None, help="accuracy: regular expression whose first group is the answer")
     seed: NonNegativeInt = option(10, help="seed of the sampled validation responses")
 
 
@@ -134,22 +101,16 @@ class ValidationConfig(Section):
 class CheckpointsConfig(Section):
     every: Count = option(100, help="steps between checkpoints (and one after the last step)")
     keep: Count = option(2, help="number of checkpoints kept on disk, the latest ones")
-    export_every: Count | None = option(
-        None, help="steps between exports of the student to exports/, for curves over training; null for none"
-    )
+    export_every: Count | None = option(None, help="steps between exports of the student to exports/; null for none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Section):
     dir: str = required(help="directory that the run writes to")
     seed: NonNegativeInt = option(42, help="seed of data order, sampling and random initialisation")
-    resume: Literal["auto", "never"] = option(
-        "auto", help="auto: resume from the latest checkpoint in run.dir; never: refuse a used run.dir"
-    )
+    resume: Literal["auto", "never"] = option("auto", help="auto: resume a used run.dir; never: refuse it")
     log_every: Count = option(1, help="steps between lines of metrics.jsonl")
-    max_hours: PositiveFloat | None = option(
-        None, help="write a checkpoint and stop after this many hours; the same command resumes"
-    )
+    max_hours: PositiveFloat | None = option(None, help="hours after which to checkpoint and stop; rerun to resume")
     tensorboard: bool = option(True, help="write TensorBoard curves when tensorboard is installed")
     wandb: str | None = option(None, help="Weights & Biases project to report to; null for none")
 
@@ -158,9 +119,7 @@ class RunConfig(Section):
 class LoraConfig(Section):
     rank: NonNegativeInt = option(0, help="r of the adapters; 0 disables them")
     alpha: PositiveFloat = option(32.0, help="the adapters' update is scaled by alpha / rank")
-    targets: tuple[str, ...] | None = option(
-        None, help="names of the adapted layers, or [all-linear]; null for peft's default of the family"
-    )
+    targets: tuple[str, ...] | None = option(None, help="adapted layers, or [all-linear]; null for peft's default")
 
     @property
     def is_on(self) -> bool:
@@ -177,9 +136,7 @@ class SoftPromptConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class StudentLoraConfig(LoraConfig):
-    rank: NonNegativeInt = option(
-        0, help="r of adapters that are trained instead of the student's weights; 0 disables them"
-    )
+    rank: NonNegativeInt = option(0, help="r of adapters trained instead of the student's weights; 0 disables them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,11 +167,7 @@ class Config(Section):
         raise LookupError(f"the configuration has no section {kind.__name__}")
 
     def __post_init__(self) -> None:
-        """Refuse fields that contradict each other.
-
-        Raises:
-            UserError: the first contradiction.
-        """
+        """Raise a UserError for the first fields that contradict each other."""
         if self.data.max_prompt_tokens >= self.data.max_sequence_tokens:
             raise UserError(
                 f"data.max_prompt_tokens is {self.data.max_prompt_tokens}, which leaves no room for a response"
@@ -237,11 +190,7 @@ class Config(Section):
             )
 
     def check_response_room(self) -> None:
-        """Refuse rollouts that training would have to truncate.
-
-        Raises:
-            UserError: prompt and response together may exceed data.max_sequence_tokens.
-        """
+        """Raise a UserError if a prompt and its rollout may exceed data.max_sequence_tokens."""
         longest = self.data.max_prompt_tokens + self.generation.max_new_tokens
         if longest > self.data.max_sequence_tokens:
             raise UserError(

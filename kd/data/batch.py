@@ -6,7 +6,7 @@ are computed on the host, so that building a batch never synchronises with a dev
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,30 +18,21 @@ TokenIds = npt.NDArray[np.int32]
 """Token ids of one text, one-dimensional, on the host."""
 
 
-@runtime_checkable
-class PromptRow(Protocol):
-    """What a prompt batch needs of a row; `Example` and `TokenSequence` both have it."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PromptRow:
+    """A row with a prompt in tokens."""
 
-    @property
-    def row_id(self) -> int: ...
-
-    @property
-    def prompt_ids(self) -> TokenIds: ...
+    row_id: int
+    prompt_ids: TokenIds
 
 
 Row = TypeVar("Row", bound=PromptRow)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TokenSequence:
-    """A prompt of at least one token, and its response, which may be empty.
+class TokenSequence(PromptRow):
+    """A prompt, which is not empty because its end predicts the first response token, and a response, which may be."""
 
-    Raises:
-        ValueError: the prompt is empty, so that nothing would predict the first response token.
-    """
-
-    row_id: int
-    prompt_ids: TokenIds
     response_ids: TokenIds
 
     def __post_init__(self) -> None:
@@ -68,10 +59,9 @@ class PromptBatch:
         """Pad the prompts of `rows` (at least one) to the longest of them."""
         lengths = tuple(len(row.prompt_ids) for row in rows)
         width = max(lengths)
-        input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
-        for slots, row, length in zip(input_ids, rows, lengths, strict=True):
-            slots[width - length :] = row.prompt_ids
         mask = np.arange(width) >= width - np.array(lengths)[:, None]
+        input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+        input_ids[mask] = np.concatenate([row.prompt_ids for row in rows])
         return cls(
             input_ids=torch.from_numpy(input_ids).to(device),
             attention_mask=torch.from_numpy(mask).to(device),
@@ -95,10 +85,9 @@ class SequenceBatch:
     input_ids: Int64[Tensor, "B T"]
     attention_mask: Bool[Tensor, "B T"]
     response_positions: Int64[Tensor, " N"]
-    """Indices into the flattened [B*T] hidden states: the slot of y_{t-1} (of the last prompt token for
-    the first) predicts y_t."""
+    """Indices into the flattened [B*T] hidden states: the slot before that of y_t predicts y_t."""
     labels: Int64[Tensor, " N"]
-    """The response tokens y_t themselves."""
+    """The response tokens y_t."""
     token_indices: Int64[Tensor, " N"]
     """Index of each response token in its response, from 0."""
     row_ids: tuple[int, ...]
@@ -108,23 +97,19 @@ class SequenceBatch:
     @classmethod
     def collate(cls, rows: Sequence[TokenSequence], *, pad_id: int, device: torch.device) -> "SequenceBatch":
         """Pad `rows` (at least one) to the longest of them."""
-        width = max(row.num_tokens for row in rows)
-        input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
-        positions, labels, indices = [], [], []
-        for index, row in enumerate(rows):
-            start, end = len(row.prompt_ids), row.num_tokens
-            input_ids[index, :start] = row.prompt_ids
-            input_ids[index, start:end] = row.response_ids
-            positions.append(index * width + np.arange(start - 1, end - 1, dtype=np.int64))
-            labels.append(row.response_ids.astype(np.int64))
-            indices.append(np.arange(end - start, dtype=np.int64))
-        mask = np.arange(width) < np.array([row.num_tokens for row in rows])[:, None]
+        lengths = np.array([row.num_tokens for row in rows])[:, None]
+        starts = np.array([len(row.prompt_ids) for row in rows])[:, None]
+        slots = np.arange(lengths.max())
+        mask = slots < lengths
+        in_response = mask & (slots >= starts)
+        input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
+        input_ids[mask] = np.concatenate([ids for row in rows for ids in (row.prompt_ids, row.response_ids)])
         return cls(
             input_ids=torch.from_numpy(input_ids).to(device),
             attention_mask=torch.from_numpy(mask).to(device),
-            response_positions=torch.from_numpy(np.concatenate(positions)).to(device),
-            labels=torch.from_numpy(np.concatenate(labels)).to(device),
-            token_indices=torch.from_numpy(np.concatenate(indices)).to(device),
+            response_positions=torch.from_numpy(np.flatnonzero(in_response) - 1).to(device),
+            labels=torch.from_numpy(input_ids[in_response]).to(device),
+            token_indices=torch.from_numpy((slots - starts)[in_response]).to(device),
             row_ids=tuple(row.row_id for row in rows),
             prompt_lengths=tuple(len(row.prompt_ids) for row in rows),
             response_lengths=tuple(len(row.response_ids) for row in rows),
@@ -146,37 +131,24 @@ def split_by_rows(rows: Sequence[TokenSequence], *, num_rows: int) -> list[list[
 
     The longest come first, so that a global batch which does not fit into memory fails at its beginning.
     """
-    ordered = _longest_first(rows)
+    ordered = sorted(rows, key=lambda row: row.num_tokens, reverse=True)
     return [ordered[start : start + num_rows] for start in range(0, len(ordered), num_rows)]
 
 
 def split_by_slots(rows: Sequence[TokenSequence], *, max_slots: int) -> list[list[TokenSequence]]:
-    """Split the same rows in the same order as `split_by_rows` into lists of at most `max_slots` padded slots.
-
-    A single longer row is a list of its own.
-    """
-    return _split(_longest_first(rows), num_slots=lambda row: row.num_tokens, max_slots=max_slots)
+    """Split `rows`, in the order of `split_by_rows`, into lists of at most `max_slots` padded slots or of one row."""
+    return _split(rows, num_slots=lambda row: row.num_tokens, max_slots=max_slots)
 
 
 def split_prompts(rows: Sequence[Row], *, slots_per_row: int, max_batch_tokens: int) -> list[list[Row]]:
-    """Sort `rows` by prompt length, longest first, and split them into batches that fit a budget.
-
-    Args:
-        slots_per_row: slots of a row beside its prompt: new tokens and soft prompt.
-        max_batch_tokens: slots of one batch, unless a single row takes more.
-    """
-    ordered = sorted(rows, key=lambda row: len(row.prompt_ids), reverse=True)
-    return _split(ordered, num_slots=lambda row: len(row.prompt_ids) + slots_per_row, max_slots=max_batch_tokens)
-
-
-def _longest_first(rows: Sequence[TokenSequence]) -> list[TokenSequence]:
-    return sorted(rows, key=lambda row: row.num_tokens, reverse=True)
+    """Split `rows` like `split_by_slots`; beside its prompt, a row takes `slots_per_row`: new tokens, soft prompt."""
+    return _split(rows, num_slots=lambda row: len(row.prompt_ids) + slots_per_row, max_slots=max_batch_tokens)
 
 
 def _split(rows: Sequence[Row], *, num_slots: Callable[[Row], int], max_slots: int) -> list[list[Row]]:
-    """Consecutive rows, longest first, in lists whose padded size is at most `max_slots`."""
+    """Split `rows`, longest first, into lists whose padded size is at most `max_slots`."""
     batches: list[list[Row]] = []
-    for row in rows:
+    for row in sorted(rows, key=num_slots, reverse=True):
         # The first row of a batch is its longest.
         if batches and (len(batches[-1]) + 1) * num_slots(batches[-1][0]) <= max_slots:
             batches[-1].append(row)

@@ -3,16 +3,15 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
-from typing import overload
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from kd.config.schema import Config
 from kd.data.batch import TokenIds
-from kd.data.encoding import Example
+from kd.data.encoding import Example, tokenize
 from kd.data.loader import BatchLoader
 from kd.distributed import World
 from kd.errors import UserError
@@ -23,9 +22,9 @@ _PIECES_PER_CALL = 64
 
 
 class CorpusBlocks(Sequence[Example]):
-    """Consecutive blocks of a long row of tokens, as rows whose response is all but the first token.
+    """Consecutive blocks of one token sequence, as rows whose response is all but the first token.
 
-    The tokens may lie on disk. Only the last block may be shorter; a remainder of one token is dropped.
+    The tokens may be a memory-mapped file. Only the last block may be shorter; a remainder of one token is dropped.
     """
 
     def __init__(self, tokens: TokenIds, *, block_tokens: int, source: str) -> None:
@@ -37,11 +36,7 @@ class CorpusBlocks(Sequence[Example]):
         full, rest = divmod(len(self._tokens), self._block_tokens)
         return full + (rest > 1)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[position] for position in range(len(self))[index]]
         index = range(len(self))[index]
@@ -74,18 +69,17 @@ def find_corpus(source: str) -> list[Path]:
 
 
 def pack_corpus(files: Sequence[Path], *, tokenizer: PreTrainedTokenizerBase, directory: Path, max_tokens: int) -> Path:
-    """Write the token ids of `files` one after the other, the end token after each file with text; returns where.
+    """Write the token ids of `files`, with EOS after each file that has text, into one file, and return its path.
 
-    The file of an earlier call for the same files is used again.
-
-    Args:
-        directory: of the written file, which every rank can read.
-        max_tokens: the text behind so many tokens is not read.
+    The file is in `directory`; that of an earlier call for the same `files` is used again. No text is read after
+    `max_tokens` tokens.
 
     Raises:
         UserError: a file is not UTF-8 or cannot be read, or all of them are empty.
     """
-    packed = directory / f"corpus-{_fingerprint(files, max_tokens=max_tokens)}.int32"
+    versions = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    digest = hashlib.sha256(repr((versions, max_tokens)).encode()).hexdigest()[:16]
+    packed = directory / f"corpus-{digest}.int32"
     if packed.exists():
         return packed
     partial = packed.with_suffix(".partial")
@@ -103,20 +97,17 @@ def pack_corpus(files: Sequence[Path], *, tokenizer: PreTrainedTokenizerBase, di
 
 
 def open_corpus(packed: Path, *, block_tokens: int) -> CorpusBlocks:
-    """Blocks of what `pack_corpus` has written; the tokens stay on disk."""
+    """Blocks of the file that `pack_corpus` wrote; the tokens stay on disk."""
     return CorpusBlocks(np.memmap(packed, dtype=np.int32, mode="r"), block_tokens=block_tokens, source=packed.name)
 
 
 def _tokenize(files: Sequence[Path], *, tokenizer: PreTrainedTokenizerBase) -> Iterator[TokenIds]:
     end = np.array([tokenizer.eos_token_id], dtype=np.int32)
     for file in files:
-        pieces = _read_pieces(file)
         has_text = False
-        while texts := list(islice(pieces, _PIECES_PER_CALL)):
+        for tokens in tokenize(_read_pieces(file), tokenizer=tokenizer, texts_per_call=_PIECES_PER_CALL):
             has_text = True
-            encoding = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-            for ids in encoding["input_ids"]:
-                yield np.array(ids, dtype=np.int32)
+            yield tokens
         if has_text:
             yield end
 
@@ -132,12 +123,6 @@ def _read_pieces(file: Path) -> Iterator[str]:
         raise UserError(f"{file}: not valid UTF-8 ({error.reason}); save the file as UTF-8 text") from None
 
 
-def _fingerprint(files: Sequence[Path], *, max_tokens: int) -> str:
-    """Changes whenever the files, or how much of them is read, change."""
-    facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(repr((facts, max_tokens)).encode()).hexdigest()[:16]
-
-
 def load_corpus(
     source: str,
     *,
@@ -149,27 +134,21 @@ def load_corpus(
 ) -> BatchLoader:
     """Global batches of pre-training text, with as many blocks as there are training rows; all ranks call it together.
 
-    Args:
-        source: a plain-text file, or a folder of .txt files.
-        directory: where the main rank writes the token ids; every rank reads them.
+    The main rank writes the token ids of `source`, a plain-text file or a folder of .txt files, into `directory`, which
+    every rank must be able to read.
 
     Raises:
         UserError: on all ranks, when a file cannot be read or there is no text.
     """
-    data, schedule = config.data, config.schedule
+    global_batch, block_tokens = config.schedule.global_batch, config.data.max_sequence_tokens
+    max_tokens = config.schedule.steps * global_batch * block_tokens
     packed = None
     with world.agreed():
         if world.is_main:
-            packed = pack_corpus(
-                find_corpus(source),
-                tokenizer=tokenizer,
-                directory=directory,
-                max_tokens=schedule.steps * schedule.global_batch * data.max_sequence_tokens,
-            )
+            files = find_corpus(source)
+            packed = pack_corpus(files, tokenizer=tokenizer, directory=directory, max_tokens=max_tokens)
     packed = world.from_main(packed)
     assert packed is not None
-    blocks = open_corpus(packed, block_tokens=data.max_sequence_tokens)
-    say(f"corpus {source}: {len(blocks)} blocks of {data.max_sequence_tokens} tokens")
-    return BatchLoader(
-        blocks, global_batch=schedule.global_batch, rank=world.rank, num_ranks=world.size, seed=config.run.seed
-    )
+    blocks = open_corpus(packed, block_tokens=block_tokens)
+    say(f"corpus {source}: {len(blocks)} blocks of {block_tokens} tokens")
+    return BatchLoader(blocks, global_batch=global_batch, rank=world.rank, num_ranks=world.size, seed=config.run.seed)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -24,10 +25,10 @@ class MicroBatch:
     num_tokens: int
     """Response tokens of the global batch on all ranks: the divisor of the mean."""
     loss_scale: float
-    """Factor that turns a sum over tokens into this rank's part of the mean over the global batch's tokens.
+    """Factor from a sum over tokens to this rank's part of the mean over the global batch's tokens.
 
-    DeepSpeed averages gradients over the ranks, so it is ranks / tokens: the sum of all parts does not depend on how
-    the global batch is split into ranks and micro-batches.
+    It is ranks / tokens, because DeepSpeed averages gradients over the ranks: the sum of all parts does not depend on
+    the split into ranks and micro-batches.
     """
 
     @property
@@ -53,10 +54,8 @@ class GlobalBatch:
     num_tokens: int
     """Response tokens on all ranks, at least one."""
     student_hidden: Mapping[int, Tensor] | None = None
-    """By row id, the student's hidden states [n, H] that predicted each response token, where sampling kept them.
-
-    They are those of a forward pass over the finished sequence, up to rounding.
-    """
+    """By row id, the student's hidden states [n, H] that predicted each response token, if sampling kept them; those of
+    a forward pass over the sequence, up to rounding."""
 
     @property
     def labels(self) -> Tensor:
@@ -69,21 +68,17 @@ class GlobalBatch:
         return [row_id for micro in self.micro_batches for row_id in micro.batch.row_ids]
 
 
+@dataclass(frozen=True, kw_only=True)
 class GlobalBatcher:
     """Makes global batches: pads, splits and counts the sequences of all ranks."""
 
-    def __init__(self, *, micro_batch: int, inference_batch_tokens: int | None, pad_id: int, world: World) -> None:
-        """Describe the batches.
-
-        Args:
-            micro_batch: sequences of a micro-batch.
-            inference_batch_tokens: padded slots of an inference batch; None for the micro-batches themselves. Longer
-                batches pad more: they pay off only where each forward pass gathers a model.
-        """
-        self._micro_batch = micro_batch
-        self._inference_batch_tokens = inference_batch_tokens
-        self._pad_id = pad_id
-        self._world = world
+    micro_batch: int
+    """Sequences of a micro-batch."""
+    inference_batch_tokens: int | None
+    """Padded slots of an inference batch; None for the micro-batches themselves, which have less padding and are better
+    unless each forward pass gathers a model."""
+    pad_id: int
+    world: World
 
     def __call__(
         self, sequences: Sequence[TokenSequence], *, student_hidden: Mapping[int, Tensor] | None = None
@@ -95,40 +90,32 @@ class GlobalBatcher:
         Raises:
             EmptyBatchError: on all ranks, when none has a response token.
         """
-        batches = [self._collate(rows) for rows in split_by_rows(sequences, num_rows=self._micro_batch)]
+        batches = self._collate(split_by_rows(sequences, num_rows=self.micro_batch))
         inference = batches
-        if self._inference_batch_tokens is not None:
-            parts = split_by_slots(sequences, max_slots=self._inference_batch_tokens)
-            inference = [self._collate(rows) for rows in parts]
-        counts = self._world.gather_counts([sum(batch.num_response_tokens for batch in batches), len(inference)])
+        if self.inference_batch_tokens is not None:
+            inference = self._collate(split_by_slots(sequences, max_slots=self.inference_batch_tokens))
+        ends = list(accumulate(batch.num_response_tokens for batch in batches))
+        counts = self.world.gather_counts([ends[-1], len(inference)])
         num_tokens = sum(tokens for tokens, _ in counts)
         if num_tokens == 0:
             raise EmptyBatchError
         num_missing = max(number for _, number in counts) - len(inference)
         return GlobalBatch(
             sequences=sequences,
-            micro_batches=self._micro_batches(batches, num_tokens=num_tokens),
+            micro_batches=[
+                MicroBatch(
+                    batch=batch,
+                    tokens=slice(end - batch.num_response_tokens, end),
+                    num_tokens=num_tokens,
+                    loss_scale=self.world.size / num_tokens,
+                )
+                for batch, end in zip(batches, ends, strict=True)
+            ],
             inference_batches=inference + inference[-1:] * num_missing,
             num_own_inference_batches=len(inference),
             num_tokens=num_tokens,
             student_hidden=student_hidden,
         )
 
-    def _micro_batches(self, batches: Sequence[SequenceBatch], *, num_tokens: int) -> list[MicroBatch]:
-        micro_batches = []
-        start = 0
-        for batch in batches:
-            end = start + batch.num_response_tokens
-            micro_batches.append(
-                MicroBatch(
-                    batch=batch,
-                    tokens=slice(start, end),
-                    num_tokens=num_tokens,
-                    loss_scale=self._world.size / num_tokens,
-                )
-            )
-            start = end
-        return micro_batches
-
-    def _collate(self, rows: Sequence[TokenSequence]) -> SequenceBatch:
-        return SequenceBatch.collate(rows, pad_id=self._pad_id, device=self._world.device)
+    def _collate(self, parts: Sequence[Sequence[TokenSequence]]) -> list[SequenceBatch]:
+        return [SequenceBatch.collate(rows, pad_id=self.pad_id, device=self.world.device) for rows in parts]

@@ -5,16 +5,13 @@ from dataclasses import dataclass
 from kd.data.rows import Row, read_rows
 from kd.errors import UserError
 
+# The keys of databricks-dolly-15k.
 _OTHER_NAMES = {"context": "input", "response": "output"}
-"""What databricks-dolly-15k calls the keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Instruction:
-    """One request; `references` is empty where the row has no `output`.
-
-    `source` is "path:line", or "path:row" for .json and .parquet files, counted from 1.
-    """
+    """One request; `references` is empty if the row has no `output`, and `source` is that of its `Row`."""
 
     instruction: str
     input: str
@@ -23,14 +20,11 @@ class Instruction:
 
 
 def read_instructions(source: str) -> list[Instruction]:
-    """Read `instruction`, `input` (optional) and `output` (optional: text or a list of texts) of every row.
-
-    Args:
-        source: a .jsonl, .json or .parquet file, or a hub name `org/name[:split]` (split train if none).
+    """Read `instruction`, `input` (optional) and `output` (optional: one or several texts) of the rows of `read_rows`.
 
     Raises:
-        UserError: unreadable source, broken row, empty instruction, empty output, or keys that other data sets use for
-            `input` and `output`; names file and line.
+        UserError: unreadable source, broken row, empty instruction or output, or a row with the key `context` or
+            `response` and without `input` or `output`.
     """
     return [_read_instruction(row) for row in read_rows(source)]
 

@@ -4,15 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from kd.data.encoding import Example
 from kd.errors import UserError
-
-# A global batch spans at most two epochs where it is smaller than the data.
-_KEPT_PERMUTATIONS = 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,7 +46,6 @@ class BatchLoader:
         self._rank = rank
         self._num_ranks = num_ranks
         self._seed = seed
-        self._permutations: dict[int, npt.NDArray[np.int64]] = {}
 
     def batch(self, step: int) -> ExampleBatch:
         """This rank's rows of optimizer step `step`, which counts from 1."""
@@ -69,12 +66,10 @@ class BatchLoader:
 
     def _example_at(self, index: int) -> Example:
         epoch, offset = divmod(index, len(self._examples))
-        return self._examples[int(self._permutation(epoch)[offset])]
+        return self._examples[int(_permutation(len(self._examples), seed=self._seed, epoch=epoch)[offset])]
 
-    def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
-        if epoch not in self._permutations:
-            while len(self._permutations) >= _KEPT_PERMUTATIONS:
-                del self._permutations[next(iter(self._permutations))]
-            generator = np.random.default_rng([self._seed, epoch])
-            self._permutations[epoch] = generator.permutation(len(self._examples))
-        return self._permutations[epoch]
+
+# A global batch spans at most two epochs where it is smaller than the data; training may read a corpus beside its rows.
+@lru_cache(maxsize=4)
+def _permutation(num_rows: int, *, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(num_rows)

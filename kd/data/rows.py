@@ -2,53 +2,42 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from kd.errors import UserError
 
-FILE_KINDS = ".jsonl, .json or .parquet"
+_FILE_KINDS = ".jsonl, .json or .parquet"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:.+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One record; `source` is "path:line", or "path:row" where a format has no lines, counted from 1."""
+    """One record; `source` is "path:line", or "path:row" if a format has no lines, counted from 1.
+
+    Methods raise a UserError with the source if a field is not what they describe, or not valid Unicode.
+    """
 
     source: str
     fields: Mapping[str, object]
 
     def text(self, name: str, *, blank: Literal["refused", "allowed"] = "refused") -> str:
-        """The text of a field that every row must have.
-
-        Raises:
-            UserError: the field is missing, not text, blank where that is refused, or not valid Unicode.
-        """
+        """The text of a field that every row must have."""
         if name not in self.fields:
             keys = ", ".join(sorted(self.fields)) or "none"
-            raise UserError(
-                f"{self.source}: expected the key `{name}`, found the keys {keys}; add it or remove the row"
-            )
+            raise UserError(f"{self.source}: expected the key `{name}`, found the keys {keys}; add it or drop the row")
         return self._check(self.fields[name], name=name, blank=blank)
 
     def text_or_empty(self, name: str) -> str:
-        """The text of a field that may be missing, null or empty.
-
-        Raises:
-            UserError: the field is not text, or not valid Unicode.
-        """
+        """The text of a field that may be missing, null or blank."""
         value = self.fields.get(name)
         return "" if value is None else self._check(value, name=name, blank="allowed")
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """The texts of a field that holds one or a list of them; none where it is missing or null.
-
-        Raises:
-            UserError: an empty list, or a text as `text` refuses it.
-        """
-        # Columns of a table cannot be left out in single rows, so null means that there is none.
+        """The texts of a field that holds one or several, none of them blank; no text if it is missing or null."""
+        # A row of a table cannot leave out a column: null means that it has none.
         value = self.fields.get(name)
         if value is None:
             return ()
@@ -57,19 +46,11 @@ class Row:
         return tuple(self._check(text, name=name) for text in (value if isinstance(value, list) else [value]))
 
     def truth(self, name: str, *, default: bool) -> bool:
-        """The truth value of a field; `default` where it is missing or null.
-
-        Raises:
-            UserError: something else than true or false.
-        """
+        """The truth value of a field; `default` if it is missing or null."""
         value = self.fields.get(name)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise UserError(
-                f"{self.source}: expected `{name}` to be true or false, found {_kind(value)}; correct the row"
-            )
-        return value
+        if not isinstance(value, bool | None):
+            raise UserError(f"{self.source}: expected `{name}` to be true or false, found {_kind(value)}; correct it")
+        return default if value is None else value
 
     def _check(self, value: object, *, name: str, blank: Literal["refused", "allowed"] = "refused") -> str:
         if not isinstance(value, str):
@@ -79,7 +60,7 @@ class Row:
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
-            # JSON can spell half of a surrogate pair, and no tokenizer can read it.
+            # JSON can escape half of a surrogate pair, which no tokenizer can read.
             raise UserError(f"{self.source}: `{name}` holds half of a surrogate pair; remove that character") from None
         return value
 
@@ -93,16 +74,16 @@ def read_rows(source: str) -> list[Row]:
     path = Path(source)
     match path.suffix:
         case ".jsonl":
-            rows = read_json_lines(path)
+            return read_json_lines(path)
         case ".json":
-            rows = list(_read_json_list(path))
+            return _make_rows(enumerate(_read_json_list(path), start=1), source=source)
         case ".parquet":
-            rows = _read_parquet(path)
+            return _make_rows(enumerate(_read_parquet(path), start=1), source=source)
         case _ if path.exists() or not _HUB_NAME.fullmatch(source):
-            raise UserError(f"{source}: expected a {FILE_KINDS} file or a hub name org/name[:split]; give one of them")
-        case _:
-            rows = _read_hub(source)
-    return _refuse_empty(rows, source=source)
+            raise UserError(f"{source}: expected a {_FILE_KINDS} file or a hub name org/name[:split]; give one of them")
+    name, _, split = source.partition(":")
+    split = split or "train"
+    return _make_rows(enumerate(_read_hub(name, split=split), start=1), source=f"{name}:{split}")
 
 
 def read_json_lines(path: Path) -> list[Row]:
@@ -111,12 +92,10 @@ def read_json_lines(path: Path) -> list[Row]:
     Raises:
         UserError: unreadable file, a line that is not a JSON object, or no row at all.
     """
-    rows = []
     # Lines are split as bytes, so that a line which is not valid UTF-8 can be named.
-    for number, line in enumerate(_read_bytes(path).split(b"\n"), start=1):
-        if line.strip():
-            rows.append(_row(_parse(line, path=path, line=number), source=f"{path}:{number}"))
-    return _refuse_empty(rows, source=str(path))
+    lines = enumerate(_read_bytes(path).split(b"\n"), start=1)
+    values = ((number, _parse(line, path=path, line=number)) for number, line in lines if line.strip())
+    return _make_rows(values, source=str(path))
 
 
 def one_line(error: Exception) -> str:
@@ -124,86 +103,75 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _read_json_list(path: Path) -> Iterator[Row]:
+def _make_rows(values: Iterable[tuple[int, object]], *, source: str) -> list[Row]:
+    """Rows of (line or row number, record)."""
+    rows = []
+    for number, value in values:
+        if not isinstance(value, dict):
+            raise UserError(
+                f"{source}:{number}: expected a JSON object, found {_kind(value)}; write {{...}} with a key per field"
+            )
+        rows.append(Row(source=f"{source}:{number}", fields=value))
+    if not rows:
+        raise UserError(f"{source}: expected at least one row, found none; give a source with rows")
+    return rows
+
+
+def _read_json_list(path: Path) -> list[object]:
     content = _read_bytes(path)
-    if not content.strip():
-        return
-    values = _parse(content, path=path, line=None)
+    values = _parse(content, path=path) if content.strip() else []
     if not isinstance(values, list):
         raise UserError(
-            f"{path}: expected a JSON list of objects, found {_kind(values)};"
-            " name the file .jsonl if it has one object per line"
+            f"{path}: expected a JSON list of objects, found {_kind(values)}; name the file .jsonl if each line is one"
         )
-    for number, value in enumerate(values, start=1):
-        yield _row(value, source=f"{path}:{number}")
+    return values
 
 
-def _read_parquet(path: Path) -> list[Row]:
+def _read_parquet(path: Path) -> Iterable[object]:
     import pyarrow
     import pyarrow.parquet
 
     content = pyarrow.BufferReader(_read_bytes(path))
     try:
-        table = pyarrow.parquet.read_table(content)
+        rows: list[object] = pyarrow.parquet.read_table(content).to_pylist()
     except pyarrow.ArrowException as error:
         raise UserError(f"{path}: not a valid parquet file ({one_line(error)}); write it again") from None
-    return [Row(source=f"{path}:{number}", fields=value) for number, value in enumerate(table.to_pylist(), start=1)]
+    return rows
 
 
-def _read_hub(source: str) -> list[Row]:
+def _read_hub(name: str, *, split: str) -> Iterable[object]:
     import datasets
 
-    name, _, split = source.partition(":")
-    split = split or "train"
     try:
-        dataset = datasets.load_dataset(name, split=split)
+        dataset: Iterable[object] = datasets.load_dataset(name, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
-            f"{source}: no such file, and split {split!r} of {name!r} could not be read from the hub"
-            f" ({one_line(error)}); check name and network, or give a {FILE_KINDS} file"
+            f"{name}:{split}: no such file, and split {split!r} of {name!r} could not be read from the hub"
+            f" ({one_line(error)}); check name and network, or give a {_FILE_KINDS} file"
         ) from None
-    return [Row(source=f"{name}:{split}:{number}", fields=value) for number, value in enumerate(dataset, start=1)]
+    return dataset
 
 
 def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a {FILE_KINDS} file") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a {_FILE_KINDS} file") from None
 
 
-def _parse(content: bytes, *, path: Path, line: int | None) -> object:
-    """`line` is where `content` stands in the file, None for all of it."""
+def _parse(content: bytes, *, path: Path, line: int | None = None) -> object:
+    """The JSON value of `content`, which is a whole file or its line number `line`."""
     try:
         return json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        location = str(path) if line is None else f"{path}:{line}"
+        location = f"{path}:{line}" if line else path
         raise UserError(f"{location}: not valid UTF-8 (byte {error.start}); save the file as UTF-8") from None
     except json.JSONDecodeError as error:
-        location = f"{path}:{error.lineno if line is None else line}"
-        raise UserError(f"{location}: not valid JSON ({error.msg}, column {error.colno}); correct that line") from None
-
-
-def _row(value: object, *, source: str) -> Row:
-    if not isinstance(value, dict):
         raise UserError(
-            f"{source}: expected a JSON object, found {_kind(value)}; write {{...}} with a key for each field"
-        )
-    return Row(source=source, fields=value)
-
-
-def _refuse_empty(rows: list[Row], *, source: str) -> list[Row]:
-    if not rows:
-        raise UserError(f"{source}: expected at least one row, found none; give a source with rows")
-    return rows
+            f"{path}:{line or error.lineno}: not valid JSON ({error.msg}, column {error.colno}); correct that line"
+        ) from None
 
 
 def _kind(value: object) -> str:
-    names: dict[type, str] = {
-        list: "a list",
-        dict: "an object",
-        str: "text",
-        type(None): "null",
-        bool: "a truth value",
-    }
+    names = {list: "a list", dict: "an object", str: "text", type(None): "null", bool: "a truth value"}
     return names.get(type(value), "a number")

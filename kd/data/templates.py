@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import jinja2
 import jinja2.meta
@@ -19,8 +19,7 @@ _ALPACA_WITH_INPUT = (
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 )
 _ALPACA_WITHOUT_INPUT = (
-    "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request.\n\n"
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Response:\n"
 )
 _VARIABLES = frozenset({"instruction", "input"})
@@ -28,10 +27,9 @@ _VARIABLES = frozenset({"instruction", "input"})
 _RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError)
 
 
-@runtime_checkable
 class Template(Protocol):
     def render(self, instruction: Instruction) -> str:
-        """Text of the prompt, up to where the response begins.
+        """Text of the prompt, up to the start of the response.
 
         Raises:
             UserError: the template fails on this instruction; names its file and line.
@@ -47,12 +45,16 @@ def load_template(name: str, *, tokenizer: PreTrainedTokenizerBase) -> Template:
     """
     if name == "alpaca":
         return AlpacaTemplate()
-    if name == "chat":
-        return _load_chat(tokenizer)
-    return _load_jinja(Path(name))
+    if name != "chat":
+        return _load_jinja(Path(name))
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise UserError(
+            f"data.template is chat, but the tokenizer {tokenizer.name_or_path} has no chat template;"
+            " use alpaca or a Jinja file"
+        )
+    return ChatTemplate(tokenizer)
 
 
-@dataclass(frozen=True, kw_only=True)
 class AlpacaTemplate:
     """Table 5 of the paper, to the byte; an input of white space counts as none."""
 
@@ -61,15 +63,16 @@ class AlpacaTemplate:
         return form.format(instruction=instruction.instruction, input=instruction.input)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ChatTemplate:
-    """One user turn in the tokenizer's chat format; the input follows the instruction after a blank line."""
+    """One user turn in the tokenizer's chat format: the instruction, a blank line, and the input."""
 
     tokenizer: PreTrainedTokenizerBase
 
     def render(self, instruction: Instruction) -> str:
-        has_input = bool(instruction.input.strip())
-        content = f"{instruction.instruction}\n\n{instruction.input}" if has_input else instruction.instruction
+        content = instruction.instruction
+        if instruction.input.strip():
+            content += f"\n\n{instruction.input}"
         turns = [{"role": "user", "content": content}]
         try:
             return str(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
@@ -82,7 +85,7 @@ class ChatTemplate:
 
 @dataclass(frozen=True, kw_only=True)
 class JinjaTemplate:
-    """A Jinja2 file of the user's with the variables `instruction` and `input`."""
+    """The user's Jinja2 file with the variables `instruction` and `input`."""
 
     path: Path
     compiled: jinja2.Template
@@ -91,18 +94,7 @@ class JinjaTemplate:
         try:
             return self.compiled.render(instruction=instruction.instruction, input=instruction.input)
         except _RENDER_ERRORS as error:
-            raise UserError(
-                f"{self.path}: failed on {instruction.source} ({one_line(error)}); correct the template"
-            ) from None
-
-
-def _load_chat(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise UserError(
-            f"data.template is chat, but the tokenizer {tokenizer.name_or_path} has no chat template;"
-            " use alpaca or a Jinja file"
-        )
-    return ChatTemplate(tokenizer=tokenizer)
+            raise UserError(f"{self.path}: failed on {instruction.source} ({one_line(error)}); correct it") from None
 
 
 def _load_jinja(path: Path) -> JinjaTemplate:
@@ -114,7 +106,7 @@ def _load_jinja(path: Path) -> JinjaTemplate:
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"data.template {path}: not valid UTF-8 (byte {error.start}); save it as UTF-8") from None
-    # A template may come with somebody else's configuration: the sandbox keeps it from reaching Python.
+    # A template may come with another person's configuration: the sandbox keeps it from reaching Python.
     environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     try:
         # Jinja counts a global such as range() among the names that a template expects to be given.

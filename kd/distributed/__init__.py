@@ -1,8 +1,7 @@
 """Ranks: which launcher started them, how they meet, their collective operations, and how they end."""
 
-from kd.distributed.launcher import RankInfo, find_rank
-from kd.distributed.ports import DEFAULT_PORT, free_port
-from kd.distributed.start import end_world, exit_with_user_error, select_accelerator, start_world
+from kd.distributed.launcher import DEFAULT_PORT, RankInfo, find_rank, free_port
+from kd.distributed.session import end_world, exit_with_user_error, select_accelerator, start_world
 from kd.distributed.world import ProcessGroup, World, ranks_by_host
 
 __all__ = [

@@ -4,26 +4,31 @@ The only module that reads RANK, SLURM_*, OMPI_* or PMI_* from the environment, 
 """
 
 import os
+import random
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import Literal
 
-from kd.distributed.ports import DEFAULT_PORT, free_port
 from kd.errors import UserError
 
-Launcher = Literal["torch", "openmpi", "hydra", "slurm", "mpi", "none"]
-"""`torch` is deepspeed or torchrun, `hydra` is MPICH or Intel MPI, `mpi` an MPI that had to be asked for the ranks."""
+DEFAULT_PORT = 29500
+"""The port of a run of several ranks without MASTER_PORT; Slurm jobs use this one and above."""
+_FREE_PORTS = range(20000, DEFAULT_PORT)
 
-# Names of rank, size and local rank. MPI comes before Slurm: its mpirun may use srun to start its own daemons.
+Launcher = Literal["torch", "openmpi", "hydra", "slurm", "mpi", "none"]
+"""`torch` is deepspeed or torchrun, `hydra` is MPICH or Intel MPI, `mpi` is an MPI whose library gave the ranks."""
+
+# Names of rank, size and local rank. MPI comes before Slurm: mpirun may use srun to start its own daemons.
 _VARIABLES: dict[Launcher, tuple[str, str, str]] = {
     "torch": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     "openmpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     "hydra": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
-    # Of the step, not of the job (SLURM_NTASKS): the shells of sbatch and salloc have the job's.
+    # The size of the step, not of the job (SLURM_NTASKS), which the shells of sbatch and salloc have, too.
     "slurm": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 }
 _LOCAL_SIZES: dict[Launcher, str] = {"openmpi": "OMPI_COMM_WORLD_LOCAL_SIZE", "hydra": "MPI_LOCALNRANKS"}
@@ -45,16 +50,8 @@ class RankInfo:
     launcher: Launcher
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rendezvous:
-    """The address and port at which rank 0 listens."""
-
-    address: str
-    port: int
-
-
 def rank_from_environment() -> RankInfo | None:
-    """The rank that the launcher's variables tell; None if no launcher set all of its variables.
+    """The rank in the launcher's variables; None if no launcher set all of its variables.
 
     Raises:
         UserError: the variables do not describe a rank.
@@ -63,53 +60,74 @@ def rank_from_environment() -> RankInfo | None:
         if all(name in os.environ for name in names):
             rank, size, local_rank = (_number(name) for name in names)
             if not (0 <= rank < size and 0 <= local_rank < size):
-                told = ", ".join(f"{name}={os.environ[name]}" for name in names)
-                raise UserError(f"{told} do not describe a rank; ranks count from 0 and are smaller than the size")
+                found = ", ".join(f"{name}={os.environ[name]}" for name in names)
+                raise UserError(f"{found} do not describe a rank; ranks count from 0 and are smaller than the size")
             return RankInfo(rank=rank, size=size, local_rank=local_rank, launcher=launcher)
     return None
 
 
 def find_rank() -> RankInfo:
-    """The rank of this process: from the launcher's variables, else from MPI where an MPI started it, else 0 of 1.
+    """The rank of this process: from the launcher's variables, else from MPI if an MPI started it, else 0 of 1.
 
-    All ranks must call it, since asking MPI is collective.
+    All ranks must call it, because querying MPI is collective.
 
     Raises:
         UserError: the variables are incomplete or wrong, or mpi4py cannot find the ranks.
     """
     info = rank_from_environment()
     if info is None and any(name in os.environ for name in _MPI_EVIDENCE):
-        info, _ = _ask_mpi()
+        info, *_ = _ask_mpi()
     if info is None and ("RANK" in os.environ or _number("WORLD_SIZE") > 1):
         missing = ", ".join(name for name in _VARIABLES["torch"] if name not in os.environ)
         raise UserError(f"RANK or WORLD_SIZE is set, but not {missing}; set all three, or unset them to run one rank")
     return info or RankInfo(rank=0, size=1, local_rank=0, launcher="none")
 
 
-def find_rendezvous(info: RankInfo) -> Rendezvous:
-    """Where the ranks meet: MASTER_ADDR and MASTER_PORT, or what the launcher tells where one is not set.
+def find_rendezvous(info: RankInfo) -> tuple[str, int]:
+    """The address and port at which rank 0 listens: MASTER_ADDR and MASTER_PORT, or those that the launcher gives.
 
     Raises:
-        UserError: there are several hosts and nothing tells the address of the first.
+        UserError: there are several hosts, and the address of the first is unknown.
     """
     address, port = os.environ.get("MASTER_ADDR"), _number("MASTER_PORT")
     if address is None:
-        if info.size == 1 or _is_on_one_host(info):
+        local_size = _number(_LOCAL_SIZES.get(info.launcher, ""))
+        if info.size in (1, local_size):
             address = "127.0.0.1"
         elif info.launcher in ("openmpi", "hydra", "mpi"):
-            _, told = _ask_mpi()
-            address, port = told.address, port or told.port
-            _check_resolves(address)
+            _, address, free = _ask_mpi()
+            port = port or free
+            try:
+                socket.getaddrinfo(address, None)
+            except socket.gaierror:
+                here = socket.gethostname()
+                raise UserError(
+                    f"{here} cannot resolve {address}, the host of rank 0; set MASTER_ADDR to its IP address"
+                ) from None
         elif "SLURM_STEP_NODELIST" in os.environ:
             address = _first_slurm_host()
         else:
-            raise UserError(
-                f"WORLD_SIZE={info.size}, but MASTER_ADDR is not set; set it to the address of rank 0's host"
-            )
+            raise UserError(f"WORLD_SIZE={info.size}, but MASTER_ADDR is not set; set it to the name of rank 0's host")
     if not port:
         # Jobs that share a host must not share a port; all ranks of one job know its number.
         port = free_port() if info.size == 1 else DEFAULT_PORT + _number("SLURM_JOB_ID") % 3000
-    return Rendezvous(address=address, port=port)
+    return address, port
+
+
+def free_port() -> int:
+    """A TCP port of this host that is free at the moment.
+
+    It is below the ephemeral ports (RFC 6335; from 32768 in Linux): ranks need many seconds until they listen, and
+    any outgoing connection could be given the port meanwhile.
+
+    Raises:
+        UserError: hundreds of ports were tried and all are in use.
+    """
+    for port in random.SystemRandom().sample(_FREE_PORTS, k=500):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise UserError(f"no free TCP port found from {_FREE_PORTS[0]} to {_FREE_PORTS[-1]}; end processes that use them")
 
 
 def _number(name: str) -> int:
@@ -119,10 +137,6 @@ def _number(name: str) -> int:
         return int(value)
     except ValueError:
         raise UserError(f"{name}={value} is not an integer; correct or unset it") from None
-
-
-def _is_on_one_host(info: RankInfo) -> bool:
-    return info.launcher in _LOCAL_SIZES and _number(_LOCAL_SIZES[info.launcher]) == info.size
 
 
 def _first_slurm_host() -> str:
@@ -137,32 +151,23 @@ def _first_slurm_host() -> str:
     return hosts.stdout.split()[0]
 
 
-def _check_resolves(address: str) -> None:
-    try:
-        socket.getaddrinfo(address, None)
-    except socket.gaierror:
-        raise UserError(
-            f"{socket.gethostname()} cannot resolve {address}, the host of rank 0; set MASTER_ADDR to its IP address"
-        ) from None
-
-
-def _ask_mpi() -> tuple[RankInfo, Rendezvous]:
-    info, rendezvous = _query_mpi()
+def _ask_mpi() -> tuple[RankInfo, str, int]:
+    info, address, port = _query_mpi()
     for name in _MPI_SIZES:
         if _number(name) > info.size:
             raise UserError(
                 f"mpirun set {name}={os.environ[name]}, but mpi4py finds {info.size} of these ranks;"
                 f" it may have loaded the library of another MPI: {_MPI_REMEDY}"
             )
-    return info, rendezvous
+    return info, address, port
 
 
 @cache
-def _query_mpi() -> tuple[RankInfo, Rendezvous]:
-    """Rank and rendezvous from the MPI library, once in a process; collective."""
+def _query_mpi() -> tuple[RankInfo, str, int]:
+    """Rank, and address and port of rank 0, from the MPI library, once in a process; collective."""
     mpi = _load_mpi()
-    # A script may use MPI itself. Otherwise MPI ends here: left to the interpreter's exit, MPI_Finalize of a rank that
-    # failed would wait for all other ranks, and these for it in the rendezvous.
+    # A script may use MPI itself. Otherwise MPI ends here: at the interpreter's exit, MPI_Finalize of a failed rank
+    # would wait for all other ranks, while these wait for it in the rendezvous.
     is_ours = not mpi.Is_initialized()
     if is_ours:
         mpi.Init()
@@ -173,11 +178,11 @@ def _query_mpi() -> tuple[RankInfo, Rendezvous]:
     info = RankInfo(rank=world.rank, size=world.size, local_rank=local.rank, launcher="mpi")
     if is_ours:
         mpi.Finalize()
-    return info, Rendezvous(address=address, port=port)
+    return info, address, port
 
 
 def _load_mpi() -> ModuleType:
-    # Several MPIs may be installed. mpi4py takes the first library it finds; only that of this mpirun knows the ranks.
+    # Several MPIs may be installed. mpi4py loads the first library it finds; only that of this mpirun knows the ranks.
     if not {"MPI4PY_LIBMPI", "MPI4PY_MPIABI"} & set(os.environ):
         by_hydra = any(name in os.environ for name in (*_VARIABLES["hydra"], _LOCAL_SIZES["hydra"]))
         libraries = ["libmpi.so.12"] if by_hydra else ["libmpi.so.40", "libmpi.so.12"]

@@ -1,15 +1,83 @@
-"""The process group of a Python process that trains or evaluates more than once."""
+"""Start and end of a run's ranks: the process group of torch, and DeepSpeed's."""
 
 import atexit
+import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+import torch
 import torch.distributed as dist
 
-from kd.distributed import World, end_world, start_world
-from kd.errors import UserError
+from kd.distributed.launcher import RankInfo, find_rank, find_rendezvous, rank_from_environment
+from kd.distributed.world import World, collective_timeout
+from kd.errors import EXIT_CODE, LoneUserError, UserError
 
-_world: World | None = None
+_joined: World | None = None
+
+
+def select_accelerator() -> None:
+    """Tell DeepSpeed which accelerator to use; call it before DeepSpeed is first imported.
+
+    Without it, DeepSpeed warns in every process on a CPU that it found no GPU.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def start_world() -> World:
+    """Join the process group of this run (NCCL on GPUs, gloo on CPUs).
+
+    Collective operations give up after DEEPSPEED_TIMEOUT minutes (default 30).
+
+    Raises:
+        UserError: the launcher does not set the ranks or their rendezvous, or they cannot meet there.
+    """
+    select_accelerator()
+    info = find_rank()
+    address, port = find_rendezvous(info)
+    on_gpu = torch.cuda.is_available()
+    device = _choose_gpu(info) if on_gpu else torch.device("cpu")
+    # torch and DeepSpeed read these under every launcher. DeepSpeed uses LOCAL_RANK as the index of the GPU.
+    os.environ.update(
+        RANK=str(info.rank),
+        WORLD_SIZE=str(info.size),
+        LOCAL_RANK=str(info.local_rank if device.index is None else device.index),
+        MASTER_ADDR=address,
+        MASTER_PORT=str(port),
+    )
+    try:
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            rank=info.rank,
+            world_size=info.size,
+            timeout=collective_timeout(),
+            device_id=device if on_gpu else None,
+        )
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        raise UserError(
+            f"the ranks cannot meet at {address}:{port} ({str(error).splitlines()[0]}); start all {info.size} ranks,"
+            " and if another run uses that port, set MASTER_PORT (deepspeed --master_port 29501)"
+        ) from None
+    return World(rank=info.rank, size=info.size, local_rank=info.local_rank, device=device)
+
+
+def _choose_gpu(info: RankInfo) -> torch.device:
+    # With --gpus-per-task, Slurm shows each rank its own GPU only.
+    num_gpus = torch.cuda.device_count()
+    index = 0 if num_gpus == 1 else info.local_rank
+    if index >= num_gpus:
+        raise UserError(
+            f"rank {info.rank} has local rank {index}, but sees {num_gpus} GPUs; start one rank for each GPU"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def end_world() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextmanager
@@ -17,18 +85,28 @@ def joined_world() -> Iterator[World]:
     """Join the process group of this run at the first call, and stay in it until the process ends.
 
     DeepSpeed keeps references to the process group that it first met: a second one in the same process is an error.
-
-    Raises:
-        UserError: as `start_world`.
     """
-    global _world
-    # After any other error, the process must not wait at its end for ranks that are in a collective operation.
+    global _joined
     atexit.unregister(end_world)
     try:
-        if _world is None or not dist.is_initialized():
-            _world = start_world()
-        yield _world
+        if _joined is None or not dist.is_initialized():
+            _joined = start_world()
+        yield _joined
     except UserError:
         atexit.register(end_world)
         raise
+    # Not after any other error: the process would wait at its end for ranks that are in a collective operation.
     atexit.register(end_world)
+
+
+def exit_with_user_error(error: UserError) -> int:
+    """Print the error once per host, or on the rank of a `LoneUserError`; leave the group and return the exit code."""
+    info = None
+    with suppress(UserError):
+        # Not from MPI, because that is collective, and this rank may be the only one with an error.
+        info = rank_from_environment()
+    if info is None or info.local_rank == 0 or isinstance(error, LoneUserError):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    # Threads of gloo that still run at the interpreter's end abort the process with another exit code.
+    end_world()
+    return EXIT_CODE

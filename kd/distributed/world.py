@@ -1,7 +1,8 @@
-"""World and process groups: collective operations of all ranks, and of some of them."""
+"""The world and process groups: collective operations of all ranks, and of some of them."""
 
 import os
 import socket
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,13 +43,11 @@ class World:
         return values
 
     def gather_counts(self, local: Sequence[int]) -> list[list[int]]:
-        """The integers of every rank, by rank; the one host synchronization of a step."""
+        """The integers of every rank, by rank; the one host synchronisation of a step."""
         own = torch.tensor(local, dtype=torch.int64, device=self.device)
-        gathered = [torch.empty_like(own) for _ in range(self.size)]
+        gathered = [own.clone() for _ in range(self.size)]
         if self.size > 1:
             dist.all_gather(gathered, own)
-        else:
-            gathered = [own]
         counts: list[list[int]] = torch.stack(gathered).tolist()
         return counts
 
@@ -89,9 +88,9 @@ class World:
             yield
         except UserError as error:
             message = str(error)
-        first = next((found for found in self.gather_objects(message) if found is not None), None)
-        if first is not None:
-            raise UserError(first)
+        for found in self.gather_objects(message):
+            if found is not None:
+                raise UserError(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,12 +128,12 @@ def ranks_by_host(locations: Sequence[tuple[str, int]]) -> list[list[int]]:
 
     A local rank that occurs twice under one name is on two hosts: not every cluster gives its hosts different names.
     """
-    hosts: dict[tuple[str, int], list[int]] = {}
-    for rank, location in enumerate(locations):
-        hosts.setdefault((location[0], locations[:rank].count(location)), []).append(rank)
+    hosts = defaultdict(list)
+    for rank, (name, local_rank) in enumerate(locations):
+        hosts[name, locations[:rank].count((name, local_rank))].append(rank)
     return list(hosts.values())
 
 
 def collective_timeout() -> timedelta:
-    """How long a collective operation waits for other ranks: DEEPSPEED_TIMEOUT minutes, or 30."""
+    """The time that a collective operation waits for other ranks: DEEPSPEED_TIMEOUT minutes, or 30."""
     return timedelta(minutes=float(os.environ.get("DEEPSPEED_TIMEOUT", "30")))

@@ -1,9 +1,8 @@
-"""Makes a student of some of a teacher's layers, in any family whose decoder is one stack of them."""
+"""Makes a student from some of a teacher's layers, in any family whose decoder is one stack of them."""
 
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,60 +15,47 @@ from kd.models.causal_lm import DTYPES, read_model_config
 from kd.models.vocabulary import load_tokenizer, save_tokenizer
 
 # Lists in a configuration that may have as many entries as there are layers and mean something else.
-NOT_PER_LAYER = ("architectures", "eos_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSize:
-    """Size of a model, embeddings and head included."""
-
-    num_layers: int
-    num_parameters: int
-    num_bytes: int
-
-    def __str__(self) -> str:
-        millions = (self.num_parameters / 1e6, self.num_bytes / 1e6)
-        return "{} layers, {:,.1f} M parameters, {:,.1f} MB".format(self.num_layers, *millions)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrunedLayers:
-    """The layers of a teacher that its student has, and the sizes of both."""
-
-    layers: tuple[int, ...]
-    teacher: ModelSize
-    student: ModelSize
+_NOT_PER_LAYER = ("architectures", "eos_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens")
 
 
 def prune_layers(
     teacher: str, *, layers: Sequence[int] | int, out: Path, dtype: str | None, trust_remote_code: bool
-) -> PrunedLayers:
+) -> tuple[str, str]:
     """Write a student with the chosen layers of `teacher`, its embeddings, head, tokenizer and generation config.
 
     Args:
-        teacher: from_pretrained directory or hub name.
-        layers: numbers of the teacher's layers, from 0, in ascending order; or how many evenly spaced layers, the first
-            and the last among them.
+        layers: numbers of the teacher's layers, from 0, in ascending order; or the number of evenly spaced layers, the
+            first and the last among them.
         out: directory of the student; must not exist.
         dtype: bf16, fp16 or fp32 of the stored weights; None for the teacher's.
-        trust_remote_code: whether code that comes with the teacher may run.
+
+    Returns:
+        Lines about the teacher and about the student: layers, parameters and size.
 
     Raises:
-        UserError: a layer that is not there, an existing `out`, or a model that is no plain stack of layers.
+        UserError: a layer that does not exist, an existing `out`, or a model that is not one stack of layers.
     """
     if out.exists():
         raise UserError(f"--out {out}: exists already; remove it or choose another directory")
     config = read_model_config(teacher, trust_remote_code=trust_remote_code)
-    num_layers = _num_layers(config, name=teacher)
-    if isinstance(layers, int):
-        chosen = _spread(layers, num_layers=num_layers)
-    else:
-        chosen = _check_layers(layers, num_layers=num_layers)
+    num_layers = getattr(config, "num_hidden_layers", None)
+    if not isinstance(num_layers, int):
+        raise UserError(f"model {teacher}: config.json has no number of layers; only decoder-only models can be pruned")
+    chosen = _spread(layers, num_layers=num_layers) if isinstance(layers, int) else layers
+    _check_layers(chosen, num_layers=num_layers)
     tokenizer = load_tokenizer(teacher, trust_remote_code=trust_remote_code)
-    model = _load(teacher, config=config, dtype=dtype, trust_remote_code=trust_remote_code)
-    before = _size(model, num_layers=num_layers)
+    weights = "auto" if dtype is None else DTYPES[dtype]
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            teacher, config=config, dtype=weights, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"model {teacher}: cannot be loaded ({reason}); expected a causal language model") from None
+    before = _describe_size(model, num_layers=num_layers)
     stack = find_layer_stack(model, num_layers=num_layers, name=teacher)
-    setattr(stack.parent, stack.attribute, nn.ModuleList([stack.layers[index] for index in chosen]))
+    kept = [model.get_submodule(f"{stack}.{index}") for index in chosen]
+    model.set_submodule(stack, nn.ModuleList(kept))
     model.config = prune_config(model.config, layers=chosen)
     _check_loadable(model, name=teacher, trust_remote_code=trust_remote_code)
     partial = out.with_name(out.name + ".partial")
@@ -81,63 +67,50 @@ def prune_layers(
         os.replace(partial, out)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror}); choose a writable directory") from None
-    return PrunedLayers(layers=tuple(chosen), teacher=before, student=_size(model, num_layers=len(chosen)))
+    after = _describe_size(model, num_layers=len(chosen))
+    return f"teacher {teacher}: {before}", f"student {out}: {after}; layers {','.join(map(str, chosen))} of the teacher"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LayerStack:
-    """The list of decoder layers, and the attribute of its parent module that holds it."""
-
-    parent: nn.Module
-    attribute: str
-    layers: nn.ModuleList
-
-
-def find_layer_stack(model: PreTrainedModel, *, num_layers: int, name: str) -> LayerStack:
-    """Find the outermost list of `num_layers` modules, in any family.
+def find_layer_stack(model: PreTrainedModel, *, num_layers: int, name: str) -> str:
+    """The name in `model` of the outermost list of `num_layers` modules, in any family.
 
     Raises:
         UserError: there is none, or more than one.
     """
-    found: dict[str, nn.ModuleList] = {}
+    found: list[str] = []
     for path, module in model.named_modules():
         # Experts inside a layer may be as many as the layers.
         inside = any(path.startswith(f"{outer}.") for outer in found)
         if isinstance(module, nn.ModuleList) and len(module) == num_layers and not inside:
-            found[path] = module
+            found.append(path)
     if len(found) != 1:
-        lists = ", ".join(found) or "none"
         raise UserError(
-            f"model {name}: expected one list of {num_layers} layers, found {lists}; only models that are one stack of"
-            " decoder layers can be pruned"
+            f"model {name}: expected one list of {num_layers} layers, found {', '.join(found) or 'none'}; only models"
+            " that are one stack of decoder layers can be pruned"
         )
-    [(path, layers)] = found.items()
-    parent, _, attribute = path.rpartition(".")
-    return LayerStack(parent=model.get_submodule(parent), attribute=attribute, layers=layers)
+    return found[0]
 
 
 def prune_config(config: PretrainedConfig, *, layers: Sequence[int]) -> PretrainedConfig:
-    """Return the configuration with only these layers; lists with an entry for each layer are pruned alike."""
+    """Return the configuration with only these layers, also in its lists with one entry for each layer."""
     values: dict[str, Any] = config.to_dict()
     name = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
-    num_layers = values[name]
     for key, value in values.items():
-        if isinstance(value, list) and len(value) == num_layers and key not in NOT_PER_LAYER:
+        if isinstance(value, list) and len(value) == values[name] and key not in _NOT_PER_LAYER:
             values[key] = [value[index] for index in layers]
     # A new object, because a configuration refuses a number of layers that its lists do not have.
     return type(config).from_dict(values | {name: len(layers)})
 
 
-def _check_layers(layers: Sequence[int], *, num_layers: int) -> list[int]:
-    text = ",".join(map(str, layers))
+def _check_layers(layers: Sequence[int], *, num_layers: int) -> None:
+    text, ordered = (",".join(map(str, numbers)) for numbers in (layers, sorted(layers)))
     if outside := [index for index in layers if not 0 <= index < num_layers]:
         last = num_layers - 1
         raise UserError(f"--layers {text}: the teacher has no layer {outside[0]}; expected numbers from 0 to {last}")
     if repeated := [index for index in layers if layers.count(index) > 1]:
         raise UserError(f"--layers {text}: layer {repeated[0]} is named twice; name each layer once")
-    if list(layers) != sorted(layers):
-        raise UserError(f"--layers {text}: not in ascending order; expected {','.join(map(str, sorted(layers)))}")
-    return list(layers)
+    if text != ordered:
+        raise UserError(f"--layers {text}: not in ascending order; expected {ordered}")
 
 
 def _spread(keep: int, *, num_layers: int) -> list[int]:
@@ -148,43 +121,19 @@ def _spread(keep: int, *, num_layers: int) -> list[int]:
     return [(2 * index * (num_layers - 1) + gaps) // (2 * gaps) for index in range(keep)]
 
 
-def _num_layers(config: PretrainedConfig, *, name: str) -> int:
-    num_layers = getattr(config, "num_hidden_layers", None)
-    if not isinstance(num_layers, int):
-        raise UserError(
-            f"model {name}: its config.json has no number of layers; only decoder-only models can be pruned"
-        )
-    return num_layers
-
-
-def _load(name: str, *, config: PretrainedConfig, dtype: str | None, trust_remote_code: bool) -> PreTrainedModel:
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype="auto" if dtype is None else DTYPES[dtype], trust_remote_code=trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"model {name}: cannot be loaded ({reason[:200]}); expected a causal language model") from None
-    return model
-
-
 def _check_loadable(model: PreTrainedModel, *, name: str, trust_remote_code: bool) -> None:
-    """Refuse a student whose configuration builds other weights than it has."""
+    """Refuse a student whose weights differ from those that its configuration builds."""
     with torch.device("meta"):
         rebuilt = AutoModelForCausalLM.from_config(model.config, trust_remote_code=trust_remote_code)
-    ours = {key: value.shape for key, value in model.state_dict().items()}
-    theirs = {key: value.shape for key, value in rebuilt.state_dict().items()}
+    ours, theirs = ({(key, value.shape) for key, value in each.state_dict().items()} for each in (model, rebuilt))
     if ours != theirs:
-        different = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+        different, _ = min(ours ^ theirs)
         raise UserError(
-            f"model {name}: without the other layers, {different[0]} no longer fits its configuration;"
+            f"model {name}: without the other layers, {different} no longer fits its configuration;"
             " layers of this family depend on their index and cannot be pruned"
         )
 
 
-def _size(model: PreTrainedModel, *, num_layers: int) -> ModelSize:
-    return ModelSize(
-        num_layers=num_layers,
-        num_parameters=model.num_parameters(),
-        num_bytes=sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
-    )
+def _describe_size(model: PreTrainedModel, *, num_layers: int) -> str:
+    num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return f"{num_layers} layers, {model.num_parameters() / 1e6:,.1f} M parameters, {num_bytes / 1e6:,.1f} MB"
