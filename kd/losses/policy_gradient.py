@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kd.losses.terms import WeightedTerm
+from kd.losses.terms import Term
 
 
 def token_rewards(
@@ -45,10 +45,11 @@ def importance_weights(
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PolicyGradientTerm(WeightedTerm):
+class PolicyGradientTerm(Term):
     """max(-A ρ, -A clip(ρ, 1-ε, 1+ε)) with the ratio ρ_t = w_t q_θ(y_t) / q(y_t) to the time of sampling.
 
-    `labels`, `sampled_log_probs` (log q(y_t)), `importance_weights` (w_t) and `advantages` (A_t) are [N].
+    `labels`, `sampled_log_probs` (log q(y_t)), `importance_weights` (w_t) and `advantages` (A_t) are [N]. The teacher
+    enters through the advantages: there is no `target`.
     """
 
     labels: Tensor
@@ -63,11 +64,6 @@ class PolicyGradientTerm(WeightedTerm):
             shape = getattr(self, name).shape
             if shape != (num_rows,):
                 raise ValueError(f"{name} are {list(shape)}, expected [{num_rows}]: one for each response position")
-
-    @property
-    def target(self) -> None:
-        # The teacher enters through the advantages.
-        return None
 
     def per_token(self, log_probs: Float[Tensor, "n V"], target: Tensor | None, rows: slice) -> Float[Tensor, " n"]:
         """The clipped loss at the positions `rows`, whose gradient is that of -A ρ where the ratio is not clipped."""
