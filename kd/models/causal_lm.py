@@ -1,10 +1,8 @@
 """A family-agnostic view of a Hugging Face causal language model: embeddings in, hidden states out, a linear head."""
 
-import contextlib
 import inspect
 import re
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,16 +75,14 @@ class CausalLM:
             position_ids: [B, T]; needed with padding on the left only.
             cache: keys and values of earlier slots, extended in place.
         """
-        extra: dict[str, Any] = {}
-        if position_ids is not None and self.takes_position_ids:
-            extra["position_ids"] = position_ids
+        positions = {"position_ids": position_ids} if self.takes_position_ids and position_ids is not None else {}
         output = self.model.base_model(
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask.long(),
             past_key_values=cache,
             use_cache=cache is not None,
-            **extra,
+            **positions,
         )
         hidden: Tensor = output.last_hidden_state
         return hidden
@@ -144,11 +140,14 @@ def load_causal_lm(
         # eval() would do the same and switch activation checkpointing off without a word.
         for setting in dropout_settings(config):
             setattr(config, setting, 0.0)
-    partitioned = zero_stage(deepspeed_config) == 3
-    with (
-        _partitioned_loading(loading_config(deepspeed_config, dtype=dtype)) if partitioned else contextlib.nullcontext()
-    ):
+    partitioning = None
+    if zero_stage(deepspeed_config) == 3:
+        partitioning = HfDeepSpeedConfig(loading_config(deepspeed_config, dtype=dtype))
+    try:
         model = _read_weights(name, config=config, dtype=dtype, trust_remote_code=trust_remote_code)
+    finally:
+        # transformers partitions whatever is created while this object lives, inference copies included.
+        del partitioning
     if not keep_dropout:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
@@ -180,11 +179,10 @@ def _read_weights(name: str, *, config: PretrainedConfig, dtype: str, trust_remo
 
 def enable_checkpointing(model: PreTrainedModel) -> None:
     """Recompute activations in backward."""
-    # The non-reentrant kind compares tensors between forward and recomputation, and takes ZeRO-3's empty partitions
-    # for a mismatch.
     with warnings.catch_warnings():
-        # Its new name does not exist in all versions that this project supports.
+        # The method's new name does not exist in all versions that this project supports.
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing_enable.*", category=FutureWarning)
+        # The non-reentrant kind takes ZeRO-3's empty partitions for a mismatch between forward and recomputation.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
 
 
@@ -204,16 +202,4 @@ def fused_activations(config: PretrainedConfig) -> dict[str, str]:
 
     `gelu_pytorch_tanh` is the same function in one kernel, which keeps one tensor for backward.
     """
-    values = config.to_dict()
-    return {name: value for name, value in values.items() if value == "gelu_new"}
-
-
-@contextlib.contextmanager
-def _partitioned_loading(settings: Json) -> Iterator[None]:
-    # transformers partitions whatever is created while this object lives, inference copies included:
-    # it must not outlive the load.
-    alive = HfDeepSpeedConfig(settings)
-    try:
-        yield
-    finally:
-        del alive
+    return {name: value for name, value in config.to_dict().items() if value == "gelu_new"}

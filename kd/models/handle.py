@@ -4,16 +4,16 @@ Gathering and releasing parameters, dummy forwards, heads, accumulation boundari
 live here; a method sees none of them.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from kd.config.schema import Config
 from kd.data.global_batch import GlobalBatch, MicroBatch
-from kd.losses.fused import fused_loss
+from kd.losses.fused import FusedLoss, fused_loss
 from kd.losses.outputs import Head, Outputs, chunk_rows
 from kd.losses.terms import Term
 from kd.models.causal_lm import CausalLM
@@ -24,19 +24,8 @@ from kd.zero.optimizer import learning_rate_factor, make_optimizer
 from kd.zero.recorder import Phase, Recorder
 from kd.zero.residency import gathered, is_gathered
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class MicroBatchLoss:
-    """The loss of one micro-batch, computed inside the engine's forward pass, where the parameters are gathered."""
-
-    terms: Mapping[str, Term]
-    scale: float
-    chunk_size: int
-
-    def __call__(self, trained: Outputs) -> tuple[Tensor, Tensor]:
-        """The loss and the sums of its terms [terms]; a tuple, because DeepSpeed's hooks look for tensors in it."""
-        result = fused_loss(trained, list(self.terms.values()), scale=self.scale, chunk_size=self.chunk_size)
-        return result.loss, result.term_sums
+Loss = Callable[[Outputs], FusedLoss]
+"""The loss of one micro-batch, computed inside the engine's forward pass, where the parameters are gathered."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,18 +55,7 @@ class ModelHandle:
         self.engine = Engine(module, optimizer=optimizer, settings=settings)
         self._recorder = context.recorder
         self._vocabulary_size = context.vocabulary.size
-        byte_budget = context.config.engine.loss_chunk_mib * 2**20
-        self._chunk_size = chunk_rows(context.vocabulary.size, byte_budget=byte_budget)
         self._head: Head | None = None
-
-    @property
-    def is_collective(self) -> bool:
-        """Whether a forward pass is a collective operation that all ranks must run together."""
-        return self.engine.is_collective
-
-    def gather(self) -> None:
-        """Gather a model that is gathered once for a global batch; its step, or `release`, partitions it again."""
-        self.engine.gather()
 
     def pause(self) -> None:
         """Release what forward passes have gathered, before another model works on the same global batch."""
@@ -95,34 +73,23 @@ class ModelHandle:
     def _infer(self, batch: GlobalBatch, *inputs: object, phase: Phase) -> Outputs:
         """Outputs at the response positions of this rank's share of a global batch, without gradient."""
         with self._recorder.time(phase):
-            hidden: list[Tensor] = []
-            for index, part in enumerate(batch.inference_batches):
-                states = self.engine.infer(part, *inputs)
-                # The rest are dummy forwards, which keep the ranks' collectives in step.
-                if index < batch.num_own_inference_batches:
-                    hidden.append(states)
-            return self._outputs(torch.cat(hidden))
-
-    def _outputs(self, hidden: Float[Tensor, "N H"]) -> Outputs:
-        return Outputs(hidden=hidden, head=self._current_head())
+            hidden = [self.engine.infer(part, *inputs) for part in batch.inference_batches]
+            # The others are dummy forwards, which keep the ranks' collectives in step.
+            own = hidden[: batch.num_own_inference_batches]
+            return Outputs(hidden=torch.cat(own), head=self._current_head())
 
     def _current_head(self) -> Head:
         """The head, gathered once until the model is updated, paused or released."""
         if self._head is None:
-            self._head = self._read_head()
-        return self._head
-
-    def _read_head(self) -> Head:
-        parameters = self.view.head_parameters
-        if all(is_gathered(parameter) for parameter in parameters):
-            # These tensors outlive the partitioning of a gathered model.
-            tensors = [parameter.detach() for parameter in parameters]
-        else:
+            parameters = self.view.head_parameters
+            # Tensors of a gathered model outlive its partitioning. What is gathered here is copied: the hooks would
+            # release a parameter that is also the embedding after the embedding's forward.
+            copies = not all(is_gathered(parameter) for parameter in parameters)
             with gathered(parameters):
-                # A copy: the hooks would release a gathered parameter that is also the embedding after its forward.
-                tensors = [parameter.detach().clone() for parameter in parameters]
-        bias = tensors[1] if len(tensors) > 1 else None
-        return Head(weight=tensors[0], bias=bias, vocabulary_size=self._vocabulary_size)
+                tensors = [parameter.detach().clone() if copies else parameter.detach() for parameter in parameters]
+            bias = tensors[1] if len(tensors) > 1 else None
+            self._head = Head(weight=tensors[0], bias=bias, vocabulary_size=self._vocabulary_size)
+        return self._head
 
 
 class TrainedHandle(ModelHandle):
@@ -145,6 +112,8 @@ class TrainedHandle(ModelHandle):
         """Start the engine; `learning_rate` is the base of the schedule for the parameters `trained`."""
         optimizer = make_optimizer(trained, settings=context.config.optimizer, learning_rate=learning_rate)
         super().__init__(module, view, context, settings=settings, optimizer=optimizer)
+        byte_budget = context.config.engine.loss_chunk_mib * 2**20
+        self._chunk_size = chunk_rows(context.vocabulary.size, byte_budget=byte_budget)
         self._schedule = context.config.schedule
         self._learning_rate = learning_rate
         self._pending: tuple[MicroBatch, dict[str, Term]] | None = None
@@ -195,11 +164,11 @@ class TrainedHandle(ModelHandle):
                 make_room()
             self._has_gradient = True
         with self._recorder.time(self.training_phase):
-            loss = MicroBatchLoss(terms=terms, scale=micro.loss_scale, chunk_size=self._chunk_size)
+            loss = partial(fused_loss, terms=list(terms.values()), scale=micro.loss_scale, chunk_size=self._chunk_size)
             term_sums = self._backward(micro, loss, is_last=is_last)
         for name, term_sum in zip(terms, term_sums, strict=True):
             self._recorder.add_token_mean(name, term_sum, num_tokens=micro.num_tokens)
 
-    def _backward(self, micro: MicroBatch, loss: MicroBatchLoss, *, is_last: bool) -> Tensor:
+    def _backward(self, micro: MicroBatch, loss: Loss, *, is_last: bool) -> Tensor:
         """Run the engine's forward and backward pass; the sums of the loss terms [terms]."""
         raise NotImplementedError

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -38,6 +38,7 @@ def add_adapters(model: PreTrainedModel, settings: LoraConfig, *, section: str, 
     """
     # Imported here and below: peft takes a second that most runs need not wait.
     import peft
+    from peft.tuners.lora import LoraLayer
 
     targets = None if settings.targets is None else list(settings.targets)
     wanted = peft.LoraConfig(
@@ -59,7 +60,7 @@ def add_adapters(model: PreTrainedModel, settings: LoraConfig, *, section: str, 
         reason = " ".join(str(error).split())
         raise UserError(f"{section}.targets: {reason[:200]}; name linear layers of {name}, or all-linear") from None
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
-        if _is_adapted(module):
+        if isinstance(module, LoraLayer):
             raise UserError(f"{section}.targets: embeddings and head cannot be adapted; leave them out")
 
 
@@ -129,7 +130,7 @@ def plain_parameters(model: PreTrainedModel, *, remove_duplicate: bool = True) -
 
 def gather_adapters(model: PreTrainedModel) -> dict[str, Tensor]:
     """Copies of the trainable matrices on the host of every rank; all ranks call it together."""
-    values: dict[str, Tensor] = {}
+    values = {}
     for name, parameter in adapter_parameters(model).items():
         with gathered([parameter]):
             values[name] = parameter.detach().to("cpu", copy=True)
@@ -162,9 +163,3 @@ def _adapted_layers(model: PreTrainedModel) -> "dict[str, AdaptedLinear]":
     from peft.tuners.lora import Linear
 
     return {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
-
-
-def _is_adapted(module: Any) -> bool:
-    from peft.tuners.lora import LoraLayer
-
-    return isinstance(module, LoraLayer)

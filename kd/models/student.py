@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 
 from kd.data.batch import SequenceBatch
 from kd.data.global_batch import GlobalBatch, MicroBatch
+from kd.losses.fused import FusedLoss
 from kd.losses.outputs import Head, Outputs
 from kd.models.causal_lm import CausalLM, enable_checkpointing, load_causal_lm, read_model_config, training_settings
-from kd.models.handle import MicroBatchLoss, ModelContext, TrainedHandle
+from kd.models.handle import Loss, ModelContext, TrainedHandle
 from kd.models.lora import adapter_writer, add_adapters
 from kd.zero.config import student_deepspeed_config
 from kd.zero.optimizer import parameter_groups
@@ -38,7 +39,7 @@ class _TrainableHead(nn.Module):
             if is_zero3(parameter):
                 deepspeed.zero.register_external_parameter(self, parameter)
 
-    def forward(self, hidden: Float[Tensor, "N H"], loss: MicroBatchLoss) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden: Float[Tensor, "N H"], loss: Loss) -> FusedLoss:
         weight, bias = self.view.head_weight, self.view.head_bias
         head = Head(weight=weight, bias=bias, vocabulary_size=self._vocabulary_size)
         return loss(Outputs(hidden=hidden, head=head))
@@ -51,13 +52,13 @@ class _StudentModule(nn.Module):
         self.view = CausalLM.of(model)
         self.head = _TrainableHead(self.view, vocabulary_size=vocabulary_size)
 
-    def forward(self, batch: SequenceBatch, loss: MicroBatchLoss | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, batch: SequenceBatch, loss: Loss | None = None) -> Tensor | FusedLoss:
         states = self.view.hidden_states(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
         hidden = states.flatten(0, 1)[batch.response_positions]
         if loss is None:
             return hidden
-        result: tuple[Tensor, Tensor] = self.head(hidden, loss)
-        return result
+        fused: FusedLoss = self.head(hidden, loss)
+        return fused
 
 
 class Student(TrainedHandle):
@@ -100,9 +101,10 @@ class Student(TrainedHandle):
         """
         if batch.student_hidden is None:
             return self._infer(batch, phase="student")
-        return self._outputs(torch.cat([batch.student_hidden[row_id] for row_id in batch.row_ids]))
+        hidden = torch.cat([batch.student_hidden[row_id] for row_id in batch.row_ids])
+        return Outputs(hidden=hidden, head=self._current_head())
 
-    def _backward(self, micro: MicroBatch, loss: MicroBatchLoss, *, is_last: bool) -> Tensor:
+    def _backward(self, micro: MicroBatch, loss: Loss, *, is_last: bool) -> Tensor:
         self._recorder.trained_on(micro.num_tokens)
         return self.engine.backward(micro.batch, loss, is_last=is_last)
 

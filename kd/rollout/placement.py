@@ -44,11 +44,11 @@ class InPlaceWeights:
 
     def __init__(self, model: ModelHandle) -> None:
         self._model = model
-        self.is_collective = model.is_collective
+        self.is_collective = model.engine.is_collective
 
     @contextmanager
     def ready(self) -> Iterator[CausalLM]:
-        self._model.gather()
+        self._model.engine.gather()
         module = self._model.view.model
         was_training = module.training
         # transformers refuses its cache to a model in training mode with checkpointing.
@@ -75,7 +75,7 @@ def choose_placement(
     free_bytes = scarcest_bytes(world, hosts=hosts)
     choice = choose_layout(blank_copy(model.view.model), settings=settings, free_bytes=free_bytes, hosts=hosts)
     if choice.layout == "zero3":
-        how = "layer by layer" if model.is_collective else "once for each global batch"
+        how = "layer by layer" if model.engine.is_collective else "once for each global batch"
         return InPlaceWeights(model), f"rollouts: the {role}'s weights in place, gathered {how} ({choice.reason})"
     group = None
     if choice.layout == "tensor_parallel":

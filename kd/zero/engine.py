@@ -1,8 +1,7 @@
 """A DeepSpeed engine that trains on one global batch at a time, or only runs inference."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import deepspeed
@@ -85,22 +84,26 @@ class Engine:
         return output
 
     def backward(self, *inputs: object, is_last: bool) -> Tensor:
-        """Forward and backward of one micro-batch: adds to the global batch's gradient.
+        """Forward and backward of one micro-batch: adds to the global batch's gradient, which `discard` removes.
 
         The module returns (loss, sums of the loss terms).
 
         Args:
-            is_last: of all micro-batches before `step`.
+            is_last: whether `step` follows.
 
         Returns:
             The sums of the loss terms over this micro-batch's tokens [terms].
         """
-        with self._accumulating():
-            self.gather()
-            # Before forward: ZeRO-1 and 2 look at the boundary while backward runs.
-            self.deepspeed.set_gradient_accumulation_boundary(is_last)
-            loss, term_sums = self.deepspeed(*inputs)
-            self.deepspeed.backward(loss)
+        if self._accumulation is None:
+            self._accumulation = ExitStack()
+            if self.gathers_once and self.resident.keeps_gradient:
+                # A gathered model keeps its gradient in full; the ranks reduce it once, in `step`.
+                self._accumulation.enter_context(self.deepspeed.coalesce_grad_reduction())
+        self.gather()
+        # Before forward: ZeRO-1 and 2 look at the boundary while backward runs.
+        self.deepspeed.set_gradient_accumulation_boundary(is_last)
+        loss, term_sums = self.deepspeed(*inputs)
+        self.deepspeed.backward(loss)
         measured: Tensor = term_sums
         return measured
 
@@ -116,31 +119,16 @@ class Engine:
         with self.resident.kept():
             self.deepspeed.step()
 
-    @contextmanager
-    def _accumulating(self) -> Iterator[None]:
-        """Accumulate a gradient inside; a gathered model keeps it in full, and the ranks reduce it once, in `step`."""
-        if self._accumulation is None:
-            self._accumulation = ExitStack()
-            if self.gathers_once and self.resident.keeps_gradient:
-                self._accumulation.enter_context(self.deepspeed.coalesce_grad_reduction())
-        is_complete = False
-        try:
-            yield
-            is_complete = True
-        finally:
-            if not is_complete:
-                self.discard()
-
-    def _reduce(self) -> None:
-        if self._accumulation is not None:
-            accumulation, self._accumulation = self._accumulation, None
-            accumulation.close()
-
     def discard(self) -> None:
         """Forget the gradient of a global batch that failed."""
         # DeepSpeed reduces whatever gradient there is, and would wait for ranks that do something else.
         self.deepspeed.module.zero_grad()
         self._reduce()
+
+    def _reduce(self) -> None:
+        if self._accumulation is not None:
+            accumulation, self._accumulation = self._accumulation, None
+            accumulation.close()
 
     @property
     def grad_norm(self) -> Tensor | float:

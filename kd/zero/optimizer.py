@@ -27,8 +27,8 @@ def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str
     """Trainable matrices with weight decay, vectors (norms, biases) without."""
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return [
-        {"params": [p for p in trainable if _num_dimensions(p) >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if _num_dimensions(p) < 2], "weight_decay": 0.0},
+        {"params": [p for p in trainable if len(full_shape(p)) >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if len(full_shape(p)) < 2], "weight_decay": 0.0},
     ]
 
 
@@ -36,10 +36,5 @@ def make_optimizer(
     groups: Iterable[object], *, settings: OptimizerConfig, learning_rate: float
 ) -> torch.optim.Optimizer:
     """The optimizer that DeepSpeed wraps; groups without their own weight decay have none."""
-    if settings.name == "sgd":
-        return torch.optim.SGD(groups, lr=learning_rate, weight_decay=0.0)  # type: ignore[arg-type]
-    return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=0.0)  # type: ignore[arg-type]
-
-
-def _num_dimensions(parameter: nn.Parameter) -> int:
-    return len(full_shape(parameter))
+    optimizer = torch.optim.SGD if settings.name == "sgd" else torch.optim.AdamW
+    return optimizer(groups, lr=learning_rate, weight_decay=0.0)  # type: ignore[arg-type]

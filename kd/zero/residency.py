@@ -10,7 +10,7 @@ setup.py bounds DeepSpeed's version; `tests/unit/zero/test_residency.py` names w
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import deepspeed
 import torch
@@ -20,6 +20,9 @@ from torch import nn
 from kd.config.schema import EngineConfig
 from kd.distributed import World
 from kd.zero.memory import gib, scarcest_bytes
+
+if TYPE_CHECKING:
+    from kd.zero.engine import Engine
 
 _SHARE = 8
 """`auto` keeps a model resident where it takes at most this fraction (1 / 8) of the free memory."""
@@ -137,17 +140,7 @@ class ResidentParameters:
             parameter.ds_active_sub_modules.add(_IN_USE)
 
 
-class PartitionedEngine(Protocol):
-    """An engine whose model may be partitioned."""
-
-    is_partitioned: bool
-    offloads_parameters: bool
-    resident: ResidentParameters
-
-    def gather_once(self) -> None: ...
-
-
-def choose_gathering(engines: Mapping[str, PartitionedEngine], *, settings: EngineConfig, world: World) -> list[str]:
+def choose_gathering(engines: Mapping[str, "Engine"], *, settings: EngineConfig, world: World) -> list[str]:
     """Choose what the engines of partitioned models gather at a time; all ranks call it together.
 
     Args:
