@@ -36,7 +36,7 @@ class SoftPrompt(nn.Module):
 
     def forward(
         self, inputs_embeds: Float[Tensor, "B T H"], attention_mask: Bool[Tensor, "B T"]
-    ) -> tuple[Float[Tensor, "B M+T H"], Bool[Tensor, "B M+T"]]:
+    ) -> tuple[Float[Tensor, "B {self.num_tokens}+T H"], Bool[Tensor, "B {self.num_tokens}+T"]]:
         """Put P next to the text: PAD … PAD, P, x with padding on the left; P, x, PAD … on the right."""
         (num_rows, width, hidden), m = inputs_embeds.shape, self.num_tokens
         start = attention_mask.long().argmax(dim=1, keepdim=True)

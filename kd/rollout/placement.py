@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from transformers import PreTrainedModel
@@ -19,6 +19,7 @@ from kd.rollout.tensor_parallel import UnsplittableError
 from kd.zero.memory import gib, scarcest_bytes
 
 
+@runtime_checkable
 class Placement(Protocol):
     """The weights of a model, ready for decoding."""
 
