@@ -134,11 +134,11 @@ def load_causal_lm(
     Raises:
         UserError: the checkpoint cannot be read, or does not hold all weights of the model.
     """
-    for setting in fused_activations(config):
-        setattr(config, setting, "gelu_pytorch_tanh")
-    if not keep_dropout:
-        # eval() would do the same and switch activation checkpointing off without a word.
-        for setting in dropout_settings(config):
+    for setting, value in training_settings(config).items():
+        if value == "gelu_new":
+            setattr(config, setting, "gelu_pytorch_tanh")
+        elif not keep_dropout:
+            # eval() would do the same and switch activation checkpointing off without a word.
             setattr(config, setting, 0.0)
     partitioning = None
     if zero_stage(deepspeed_config) == 3:
@@ -187,19 +187,16 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
 
 
 def training_settings(config: PretrainedConfig) -> dict[str, object]:
-    """Settings of a model's configuration that training changes, with their values: an export restores them."""
-    return {**dropout_settings(config), **fused_activations(config)}
+    """Settings of a model's configuration that training changes, with their values: an export restores them.
+
+    These are dropout probabilities, and gelu_new, which computes GELU's tanh approximation in eight operations:
+    gelu_pytorch_tanh is the same function in one kernel, which keeps one tensor for backward.
+    """
+    activations = {name: value for name, value in config.to_dict().items() if value == "gelu_new"}
+    return {**dropout_settings(config), **activations}
 
 
 def dropout_settings(config: PretrainedConfig) -> dict[str, float]:
     """Names and values of the dropout probabilities in a model's configuration."""
     values = config.to_dict()
     return {name: value for name, value in values.items() if _DROPOUT_NAME.search(name) and isinstance(value, float)}
-
-
-def fused_activations(config: PretrainedConfig) -> dict[str, str]:
-    """Names and values of settings that ask for GELU's tanh approximation in eight operations instead of one.
-
-    `gelu_pytorch_tanh` is the same function in one kernel, which keeps one tensor for backward.
-    """
-    return {name: value for name, value in config.to_dict().items() if value == "gelu_new"}

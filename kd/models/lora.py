@@ -137,14 +137,18 @@ def gather_adapters(model: PreTrainedModel) -> dict[str, Tensor]:
     return values
 
 
-def adapter_writer(model: PreTrainedModel) -> Callable[[Path], None]:
-    """Gather the adapters, all ranks together; returns what writes them into a directory for peft to load."""
+def adapter_writer(model: PreTrainedModel, *, folder: str) -> Callable[[Path], None]:
+    """Gather the adapters, all ranks together; returns what writes them into a folder of a directory, for peft to load.
+
+    A folder of its own: beside config.json, from_pretrained would look for the adapters' base model.
+    """
     import peft
 
     values = gather_adapters(model)
     settings: peft.LoraConfig = model.peft_config[ADAPTER]  # type: ignore[assignment]
 
-    def write(directory: Path) -> None:
+    def write(parent: Path) -> None:
+        directory = parent / folder
         directory.mkdir(parents=True)
         named: Mapping[str, Tensor] = peft.get_peft_model_state_dict(
             model, state_dict=values, adapter_name=ADAPTER, save_embedding_layers=False

@@ -110,6 +110,4 @@ class Student(TrainedHandle):
 
     def adapter_writer(self) -> Callable[[Path], None]:
         """Gather the adapters, all ranks together; returns a function that writes them into a student's directory."""
-        write = adapter_writer(self.model)
-        # A folder of its own: beside config.json, from_pretrained would look for the adapters' base model.
-        return lambda directory: write(directory / STUDENT_ADAPTER)
+        return adapter_writer(self.model, folder=STUDENT_ADAPTER)

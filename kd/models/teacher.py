@@ -161,8 +161,7 @@ class LoraTeacher(AdaptedTeacher):
 
     def writer(self) -> Callable[[Path], None]:
         """Gather the adapters, all ranks together; returns a function that writes them into a directory."""
-        write = adapter_writer(self.model)
-        return lambda directory: write(directory / TEACHER_ADAPTER)
+        return adapter_writer(self.model, folder=TEACHER_ADAPTER)
 
 
 def _load_frozen(config: Config) -> PreTrainedModel:

@@ -34,17 +34,14 @@ class _Part:
     group_rank: int
 
     @property
-    def shape(self) -> list[int]:
-        return _part_shape(full_shape(self.source.base), dimension=self.dimension, num_ranks=self.num_ranks)
-
-    @property
     def gathered_bytes(self) -> int:
         """Bytes that are gathered on this rank while the part is filled."""
         return sum(full_shape(source).numel() * source.element_size() for source in self.source.sources)
 
     def allocate(self) -> None:
-        if self.target.numel() != math.prod(self.shape):
-            self.target.data = self.target.data.new_empty(self.shape)
+        shape = _part_shape(full_shape(self.source.base), dimension=self.dimension, num_ranks=self.num_ranks)
+        if self.target.numel() != math.prod(shape):
+            self.target.data = self.target.data.new_empty(shape)
 
     def fill(self) -> None:
         """Copy from the source, whose parameters are gathered."""
@@ -84,7 +81,10 @@ class InferenceCopy:
             dimensions = split_dimensions(copy, num_ranks=group.size)
             split_layers(copy, group=group)
         self._parts = _replace_parameters(copy, source, dimensions=dimensions, group=group, device=device)
-        _replace_buffers(copy, source, device=device)
+        for name, _ in list(copy.named_buffers()):
+            owner, _, leaf = name.rpartition(".")
+            storage = torch.empty_like(source.get_buffer(name), device=device)
+            copy.get_submodule(owner).register_buffer(leaf, storage, persistent=False)
         self.view = CausalLM.of(copy.eval())
         if keep:
             self._allocate()
@@ -167,14 +167,6 @@ def _replace_parameters(
         owner, _, leaf = plain.name.rpartition(".")
         copy.get_submodule(owner).register_parameter(leaf, parts[plain.base].target)
     return list(parts.values())
-
-
-def _replace_buffers(copy: PreTrainedModel, source: PreTrainedModel, *, device: torch.device) -> None:
-    """Give `copy` buffers with storage, to be filled at each refresh."""
-    for name, _ in list(copy.named_buffers()):
-        owner, _, leaf = name.rpartition(".")
-        storage = torch.empty_like(source.get_buffer(name), device=device)
-        copy.get_submodule(owner).register_buffer(leaf, storage, persistent=False)
 
 
 def _groups(parts: Sequence[_Part], *, byte_budget: int) -> Iterator[list[_Part]]:

@@ -80,7 +80,10 @@ def choose_placement(
         return InPlaceWeights(model), f"rollouts: the {role}'s weights in place, gathered {how} ({choice.reason})"
     group = None
     if choice.layout == "tensor_parallel":
-        group = world.new_process_group(_groups(hosts, size=choice.num_ranks))
+        size = choice.num_ranks
+        # Consecutive ranks of each host.
+        groups = [ranks[start : start + size] for ranks in hosts for start in range(0, len(ranks), size)]
+        group = world.new_process_group(groups)
     copy = InferenceCopy(model.view.model, keep=settings.keep_weights, device=world.device, group=group)
     where = "each rank" if group is None else f"each group of {choice.num_ranks} ranks"
     return copy, f"rollouts: a copy of the {role} on {where} ({choice.reason})"
@@ -147,11 +150,11 @@ def _choose_by_memory(
     reason = f"a full copy takes {gib(full)}"
     if _fits(full, free_bytes):
         return LayoutChoice(layout="gathered", reason=f"{reason}; {_free(free_bytes)}")
-    sizes = _group_sizes(hosts)
-    if settings.tensor_parallel_size > 1:
-        sizes = [size for size in sizes if size == settings.tensor_parallel_size]
+    common_divisor = math.gcd(*(len(ranks) for ranks in hosts))
     refusal = "the ranks of each host do not divide into groups"
-    for size in sizes:
+    for size in range(2, common_divisor + 1):
+        if common_divisor % size or settings.tensor_parallel_size not in (1, size):
+            continue
         try:
             share = copy_bytes(blank, num_ranks=size)
         except UnsplittableError as error:
@@ -165,12 +168,6 @@ def _choose_by_memory(
     return LayoutChoice(layout="zero3", reason=f"{reason}, {refusal}; {_free(free_bytes)}")
 
 
-def _group_sizes(hosts: list[list[int]]) -> list[int]:
-    """Numbers of ranks, from 2, that divide those of every host."""
-    divisor = math.gcd(*(len(ranks) for ranks in hosts))
-    return [size for size in range(2, divisor + 1) if divisor % size == 0]
-
-
 def _fits(nbytes: int, free_bytes: int) -> bool:
     return nbytes <= free_bytes // 2
 
@@ -178,8 +175,3 @@ def _fits(nbytes: int, free_bytes: int) -> bool:
 def _free(free_bytes: int) -> str:
     # Measured before the first step: half of it is reserved for activations.
     return f"{gib(free_bytes)} free per rank, half of it reserved for activations"
-
-
-def _groups(hosts: list[list[int]], *, size: int) -> list[list[int]]:
-    """Consecutive ranks of each host in groups of `size`."""
-    return [ranks[start : start + size] for ranks in hosts for start in range(0, len(ranks), size)]
