@@ -24,7 +24,7 @@ TermType = TypeVar("TermType", bound="Term")
 TargetTransform = Callable[[Tensor, Tensor], Tensor]
 """(log p of the target, log q of the trained model) [n, V] -> log r [n, V], the distribution to learn from instead.
 
-Such as an interpolation between both. log r is normalised, and no gradient flows through it.
+log r is normalised, such as an interpolation between both; no gradient flows through it.
 """
 
 TokenWeight = Callable[[Tensor, Tensor, Tensor], Tensor]

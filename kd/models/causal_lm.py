@@ -55,8 +55,7 @@ class CausalLM:
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token embeddings [B, T, H] of `input_ids` [B, T]."""
-        embeddings: Tensor = self.model.get_input_embeddings()(input_ids)
-        return embeddings
+        return self.model.get_input_embeddings()(input_ids)  # type: ignore[no-any-return]
 
     def hidden_states(
         self,
@@ -84,8 +83,7 @@ class CausalLM:
             use_cache=cache is not None,
             **positions,
         )
-        hidden: Tensor = output.last_hidden_state
-        return hidden
+        return output.last_hidden_state  # type: ignore[no-any-return]
 
 
 def read_model_config(name: str, *, trust_remote_code: bool) -> PretrainedConfig:
@@ -126,8 +124,7 @@ def load_causal_lm(
 
     Args:
         name: from_pretrained directory or hub name.
-        config: its configuration; without dropout its probabilities are set to 0 here.
-        dtype: bf16, fp16 or fp32.
+        config: its configuration, in which settings change, see `training_settings`.
         deepspeed_config: of the engine that the model will live in.
         keep_dropout: leave dropout probabilities as published, else set all of them to 0.
 

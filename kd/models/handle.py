@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from kd.config.schema import Config
+from kd.data.batch import SequenceBatch
 from kd.data.global_batch import GlobalBatch, MicroBatch
 from kd.losses.fused import FusedLoss, fused_loss
 from kd.losses.outputs import Head, Outputs, chunk_rows
@@ -37,20 +40,33 @@ class ModelContext:
     recorder: Recorder
 
 
+class EngineModule(nn.Module):
+    """A causal language model as the module of an engine."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.view = CausalLM.of(model)
+
+    def response_states(self, batch: SequenceBatch) -> Float[Tensor, "N H"]:
+        """The hidden states that predict the response tokens."""
+        states = self.view.hidden_states(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        return states.flatten(0, 1)[batch.response_positions]
+
+
 class ModelHandle:
     """A model in its DeepSpeed engine, one of several on the same devices."""
 
     def __init__(
         self,
-        module: nn.Module,
-        view: CausalLM,
+        module: EngineModule,
         context: ModelContext,
         *,
         settings: Json,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
         """Start the engine with a DeepSpeed configuration; without an optimizer the model is frozen."""
-        self.view = view
+        self.model, self.view = module.model, module.view
         self.zero_stage = zero_stage(settings)
         self.engine = Engine(module, optimizer=optimizer, settings=settings)
         self._recorder = context.recorder
@@ -101,8 +117,7 @@ class TrainedHandle(ModelHandle):
 
     def __init__(
         self,
-        module: nn.Module,
-        view: CausalLM,
+        module: EngineModule,
         context: ModelContext,
         *,
         settings: Json,
@@ -111,7 +126,7 @@ class TrainedHandle(ModelHandle):
     ) -> None:
         """Start the engine; `learning_rate` is the base of the schedule for the parameters `trained`."""
         optimizer = make_optimizer(trained, settings=context.config.optimizer, learning_rate=learning_rate)
-        super().__init__(module, view, context, settings=settings, optimizer=optimizer)
+        super().__init__(module, context, settings=settings, optimizer=optimizer)
         byte_budget = context.config.engine.loss_chunk_mib * 2**20
         self._chunk_size = chunk_rows(context.vocabulary.size, byte_budget=byte_budget)
         self._schedule = context.config.schedule

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from kd.config.schema import Config, LoraConfig, SoftPromptConfig
@@ -15,7 +15,7 @@ from kd.data.global_batch import GlobalBatch, MicroBatch
 from kd.losses.fused import FusedLoss
 from kd.losses.outputs import Head, Outputs
 from kd.models.causal_lm import CausalLM, enable_checkpointing, load_causal_lm, read_model_config
-from kd.models.handle import Loss, ModelContext, ModelHandle, TrainedHandle
+from kd.models.handle import EngineModule, Loss, ModelContext, ModelHandle, TrainedHandle
 from kd.models.lora import adapter_parameters, adapter_writer, adapters_off, add_adapters
 from kd.models.soft_prompt import FILE_NAME, SoftPrompt, SoftPromptOrigin, initial_values, save_soft_prompt
 from kd.zero.config import teacher_deepspeed_config
@@ -29,11 +29,9 @@ Condition = Literal["adapted", "plain"]
 """p(·|P, x) or p(·|x): the same weights with and without the soft prompt, or the adapters."""
 
 
-class _TeacherModule(nn.Module):
+class _TeacherModule(EngineModule):
     def __init__(self, model: PreTrainedModel, soft_prompt: SoftPrompt | None = None) -> None:
-        super().__init__()
-        self.model = model
-        self.view = CausalLM.of(model)
+        super().__init__(model)
         self.soft_prompt = soft_prompt
 
     def forward(
@@ -41,15 +39,11 @@ class _TeacherModule(nn.Module):
     ) -> Tensor | FusedLoss:
         if condition == "plain":
             with adapters_off(self.model):
-                return self._unprompted(batch)
-        hidden = self._unprompted(batch) if self.soft_prompt is None else self._prompted(batch, self.soft_prompt)
+                return self.response_states(batch)
+        hidden = self.response_states(batch) if self.soft_prompt is None else self._prompted(batch, self.soft_prompt)
         if head is None or loss is None:
             return hidden
         return loss(Outputs(hidden=hidden, head=head))
-
-    def _unprompted(self, batch: SequenceBatch) -> Float[Tensor, "N H"]:
-        states = self.view.hidden_states(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-        return states.flatten(0, 1)[batch.response_positions]
 
     def _prompted(self, batch: SequenceBatch, soft_prompt: SoftPrompt) -> Float[Tensor, "N H"]:
         embeds, mask = soft_prompt(self.view.embed(batch.input_ids), batch.attention_mask)
@@ -67,7 +61,7 @@ class Teacher(ModelHandle):
             UserError: the DeepSpeed JSON or the checkpoint cannot be used.
         """
         module = _TeacherModule(_load_frozen(context.config))
-        super().__init__(module, module.view, context, settings=teacher_deepspeed_config(context.config))
+        super().__init__(module, context, settings=teacher_deepspeed_config(context.config))
 
     def outputs(self, batch: GlobalBatch) -> Outputs:
         """The outputs p(·|x, y_<t) at the response positions, without gradient."""
@@ -85,7 +79,7 @@ class AdaptedTeacher(TrainedHandle):
     ) -> None:
         """Start the engine in which the parameters `trained` are trained."""
         settings = teacher_deepspeed_config(context.config)
-        super().__init__(module, module.view, context, settings=settings, trained=trained, learning_rate=learning_rate)
+        super().__init__(module, context, settings=settings, trained=trained, learning_rate=learning_rate)
 
     def outputs(self, batch: GlobalBatch, *, prompt: bool = True) -> Outputs:
         """The outputs p(·|P, x, y_<t) at the response positions, without gradient.
@@ -149,13 +143,12 @@ class LoraTeacher(AdaptedTeacher):
             UserError: the DeepSpeed JSON, the checkpoint or the adapted layers' names cannot be used.
         """
         config = context.config
-        self.model = _load_frozen(config)
-        name = str(config.model.teacher)
-        add_adapters(self.model, lora, section="teacher_lora", name=name, seed=config.run.seed)
-        for parameter in adapter_parameters(self.model).values():
+        model, name = _load_frozen(config), str(config.model.teacher)
+        add_adapters(model, lora, section="teacher_lora", name=name, seed=config.run.seed)
+        for parameter in adapter_parameters(model).values():
             # As with a soft prompt: fp32 beside bf16 weights, half precision for fp16's loss scale.
             parameter.data = parameter.data.half() if config.model.dtype == "fp16" else parameter.data.float()
-        module = _TeacherModule(self.model)
+        module = _TeacherModule(model)
         trained = parameter_groups(module, weight_decay=config.optimizer.weight_decay)
         super().__init__(module, context, trained=trained, learning_rate=learning_rate)
 

@@ -16,10 +16,7 @@ from kd.rollout.tensor_parallel import split_dimensions, split_layers
 from kd.zero.residency import full_shape, gathered
 
 GATHER_BYTES = 24 * 2**20
-"""Size of the parameters that are gathered together while a copy is refreshed: few collectives, never all of the model.
-
-Gathering takes up to twice these bytes, for the buffer and for the parameters.
-"""
+"""Size of the parameters that are gathered together while a copy is refreshed; their buffer takes as much again."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,9 +73,8 @@ class InferenceCopy:
         self.source = source
         self._keep = keep
         copy = blank_copy(source)
-        dimensions: dict[str, int] = {}
+        dimensions = {} if group is None else split_dimensions(copy, num_ranks=group.size)
         if group is not None:
-            dimensions = split_dimensions(copy, num_ranks=group.size)
             split_layers(copy, group=group)
         self._parts = _replace_parameters(copy, source, dimensions=dimensions, group=group, device=device)
         for name, _ in list(copy.named_buffers()):
@@ -94,8 +90,8 @@ class InferenceCopy:
         """The copy with the student's current weights; the next refresh repairs an interrupted one."""
         try:
             self._allocate()
-            self._refresh()
             with torch.no_grad():
+                self._refresh()
                 yield self.view
         finally:
             if not self._keep:
@@ -114,7 +110,7 @@ class InferenceCopy:
     def _refresh(self) -> None:
         for parts in _groups(self._parts, byte_budget=GATHER_BYTES):
             sources = [parameter for part in parts for parameter in part.source.sources]
-            with gathered(sources), torch.no_grad():
+            with gathered(sources):
                 for part in parts:
                     part.fill()
         # By name: some families replace their buffers.

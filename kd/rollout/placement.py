@@ -21,7 +21,7 @@ from kd.zero.memory import gib, scarcest_bytes
 
 @runtime_checkable
 class Placement(Protocol):
-    """The weights of a model, ready for decoding."""
+    """The weights of a model for decoding."""
 
     @property
     def is_collective(self) -> bool:

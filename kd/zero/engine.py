@@ -78,10 +78,9 @@ class Engine:
         self.deepspeed.module.eval()
         try:
             with torch.no_grad():
-                output: Tensor = self.deepspeed(*inputs)
+                return self.deepspeed(*inputs)  # type: ignore[no-any-return]
         finally:
             self.deepspeed.module.train()
-        return output
 
     def backward(self, *inputs: object, is_last: bool) -> Tensor:
         """Forward and backward of one micro-batch: adds to the global batch's gradient, which `discard` removes.
@@ -104,8 +103,7 @@ class Engine:
         self.deepspeed.set_gradient_accumulation_boundary(is_last)
         loss, term_sums = self.deepspeed(*inputs)
         self.deepspeed.backward(loss)
-        measured: Tensor = term_sums
-        return measured
+        return term_sums  # type: ignore[no-any-return]
 
     def step(self, *, learning_rate: float) -> None:
         """One optimizer step with the accumulated gradient."""
