@@ -59,7 +59,6 @@ class PolicyGradientTerm(Term):
     ratio_clip: float
 
     def validate(self, *, num_rows: int, vocabulary_size: int) -> None:
-        """Raise ValueError unless there is a number of each kind for each of the `num_rows` positions."""
         for name in ("labels", "sampled_log_probs", "importance_weights", "advantages"):
             shape = getattr(self, name).shape
             if shape != (num_rows,):

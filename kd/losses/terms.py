@@ -84,7 +84,6 @@ class DivergenceTerm(Term):
     token_weight: TokenWeight | None = None
 
     def validate(self, *, num_rows: int, vocabulary_size: int) -> None:
-        """Raise ValueError unless the target has `num_rows` positions and the same vocabulary."""
         self.target.validate(role="target")
         if len(self.target) != num_rows:
             raise ValueError(f"target has {len(self.target)} positions, the trained model {num_rows}")
@@ -98,7 +97,6 @@ class DivergenceTerm(Term):
     def per_token(
         self, log_probs: Float[Tensor, "n V"], target: Float[Tensor, "n V"] | None, rows: slice
     ) -> Float[Tensor, " n"]:
-        """Divergence in nats for the positions `rows`, given both log-probabilities [n, V]."""
         assert target is not None
         learned = target if self.transform is None else self.transform(target, log_probs.detach()).detach()
         values = self.divergence(log_probs, learned)
@@ -118,7 +116,6 @@ class CrossEntropyTerm(Term):
     labels: Tensor
 
     def validate(self, *, num_rows: int, vocabulary_size: int) -> None:
-        """Raise ValueError unless there is one int64 label for each of the `num_rows` positions."""
         if self.labels.shape != (num_rows,) or self.labels.dtype != torch.int64:
             raise ValueError(
                 f"labels are {self.labels.dtype} {list(self.labels.shape)}, expected torch.int64 "
@@ -126,7 +123,6 @@ class CrossEntropyTerm(Term):
             )
 
     def per_token(self, log_probs: Float[Tensor, "n V"], target: Tensor | None, rows: slice) -> Float[Tensor, " n"]:
-        """-log p(label) in nats for the positions `rows`, given their log-probabilities [n, V]."""
         # gather instead of nll_loss: an ignore index would drop tokens that the caller has counted.
         return -log_probs.gather(-1, self.labels[rows].unsqueeze(-1)).squeeze(-1)
 

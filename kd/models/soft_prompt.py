@@ -67,11 +67,7 @@ def initial_token_ids(settings: SoftPromptConfig, *, tokenizer: PreTrainedTokeni
 
 
 def initial_values(
-    settings: SoftPromptConfig,
-    *,
-    embedding_weight: Float[Tensor, "V H"],
-    tokenizer: PreTrainedTokenizerBase,
-    seed: int,
+    settings: SoftPromptConfig, *, embedding_weight: Float[Tensor, "V H"], tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> Float[Tensor, "M H"]:
     """Starting values of P from the teacher's (gathered) embedding matrix."""
     if settings.init == "random":

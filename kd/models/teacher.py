@@ -128,7 +128,6 @@ class PromptedTeacher(AdaptedTeacher):
             return self.soft_prompt.values.detach().float().clone()
 
     def writer(self) -> Callable[[Path], None]:
-        """Gather the soft prompt, all ranks together; returns a function that writes it into a directory."""
         values = self.values()
         return lambda directory: save_soft_prompt(values, directory / FILE_NAME, origin=self._origin)
 
@@ -153,7 +152,6 @@ class LoraTeacher(AdaptedTeacher):
         super().__init__(module, context, trained=trained, learning_rate=learning_rate)
 
     def writer(self) -> Callable[[Path], None]:
-        """Gather the adapters, all ranks together; returns a function that writes them into a directory."""
         return adapter_writer(self.model, folder=TEACHER_ADAPTER)
 
 

@@ -80,8 +80,8 @@ def decode(
         One response for each sample of each prompt: all samples of the first prompt, then of the second, ….
     """
     models = [view] if mixture is None else [view, mixture.teacher]
-    rows = DecodingRows(prompts, settings=settings, streams=streams, keep_hidden=keep_hidden)
-    states = rows.repeat(rows.forward(models, rows.prefill(view, soft_prompt, num_models=len(models))))
+    rows = DecodingRows(models, prompts, settings=settings, streams=streams, keep_hidden=keep_hidden)
+    states = rows.prefill(soft_prompt)
     while True:
         # Without the padding columns of the heads.
         logits = [
@@ -94,7 +94,7 @@ def decode(
         if not any_rank_active(rows.has_unfinished):
             return rows.responses()
         rows.compact()
-        states = rows.forward(models, rows.next_inputs())
+        states = rows.forward()
 
 
 class DecodingRows:
@@ -104,8 +104,15 @@ class DecodingRows:
     """
 
     def __init__(
-        self, prompts: PromptBatch, *, settings: DecodingSettings, streams: Sequence[Streams], keep_hidden: bool
+        self,
+        models: Sequence[CausalLM],
+        prompts: PromptBatch,
+        *,
+        settings: DecodingSettings,
+        streams: Sequence[Streams],
+        keep_hidden: bool,
     ) -> None:
+        self._models = models
         self._settings = settings
         self._prompts = prompts
         self._num_samples = len(streams)
@@ -118,40 +125,39 @@ class DecodingRows:
         self._num_chosen = 0
         self._hidden: Tensor | None = None
 
-    def prefill(self, view: CausalLM, soft_prompt: SoftPrompt | None, *, num_models: int) -> dict[str, Tensor]:
-        """Allocate slots for the prompts, padded on the left, and for the new tokens; the inputs of the prefill."""
+    def prefill(self, soft_prompt: SoftPrompt | None) -> list[Float[Tensor, "A _"]]:
+        """Run the prompts, padded on the left; the hidden states of each model at the last slot of each row.
+
+        The prompts run once; their slots are repeated for each sample.
+        """
         ids, mask = self._prompts.input_ids, self._prompts.attention_mask
         inputs = {"input_ids": ids}
         if soft_prompt is not None:
-            embeds, mask = soft_prompt(view.embed(ids), mask)
+            embeds, mask = soft_prompt(self._models[0].embed(ids), mask)
             inputs = {"inputs_embeds": embeds}
         self._mask = torch.cat([mask, mask.new_ones(len(mask), self._settings.max_new_tokens)], dim=1)
         self._num_slots = mask.shape[1]
         self._lengths = mask.sum(dim=1)
-        self._caches = [PreallocatedCache(self._mask.shape[1]) for _ in range(num_models)]
+        self._caches = [PreallocatedCache(self._mask.shape[1]) for _ in self._models]
         positions = (mask.long().cumsum(dim=1) - 1).clamp_min(0)
-        return {**inputs, "attention_mask": mask, "position_ids": positions}
-
-    def forward(self, models: Sequence[CausalLM], inputs: dict[str, Tensor]) -> list[Float[Tensor, "A _"]]:
-        """The hidden states of each model at the last slot of each row; their sizes may differ."""
-        pairs = zip(models, self._caches, strict=True)
-        return [model.hidden_states(**inputs, cache=cache)[:, -1] for model, cache in pairs]
-
-    def repeat(self, states: list[Float[Tensor, "B _"]]) -> list[Float[Tensor, "R _"]]:
-        """Repeat the prefilled slots, and the states of each model, for each sample of each prompt."""
+        states = self._last_states(**inputs, attention_mask=mask, position_ids=positions)
         if self._num_samples == 1:
             return states
-        index = torch.arange(len(self._mask), device=self._mask.device).repeat_interleave(self._num_samples)
+        index = torch.arange(len(mask), device=mask.device).repeat_interleave(self._num_samples)
         self._select(index)
         return [hidden[index] for hidden in states]
 
-    def next_inputs(self) -> dict[str, Tensor]:
-        """The inputs of the next forward pass: the last token of each active row."""
-        return {
-            "input_ids": self._last_tokens[:, None],
-            "attention_mask": self._mask[:, : self._num_slots + self._num_chosen],
-            "position_ids": (self._lengths + self._num_chosen - 1)[:, None],
-        }
+    def forward(self) -> list[Float[Tensor, "A _"]]:
+        """Run the last token of each active row; the hidden states of each model, whose sizes may differ."""
+        return self._last_states(
+            input_ids=self._last_tokens[:, None],
+            attention_mask=self._mask[:, : self._num_slots + self._num_chosen],
+            position_ids=(self._lengths + self._num_chosen - 1)[:, None],
+        )
+
+    def _last_states(self, **inputs: Tensor) -> list[Tensor]:
+        pairs = zip(self._models, self._caches, strict=True)
+        return [model.hidden_states(**inputs, cache=cache)[:, -1] for model, cache in pairs]
 
     @property
     def has_unfinished(self) -> bool:

@@ -36,7 +36,9 @@ class _Part:
         return sum(full_shape(source).numel() * source.element_size() for source in self.source.sources)
 
     def allocate(self) -> None:
-        shape = _part_shape(full_shape(self.source.base), dimension=self.dimension, num_ranks=self.num_ranks)
+        shape = list(full_shape(self.source.base))
+        if self.dimension is not None:
+            shape[self.dimension] //= self.num_ranks
         if self.target.numel() != math.prod(shape):
             self.target.data = self.target.data.new_empty(shape)
 
@@ -131,10 +133,9 @@ def copy_bytes(blank: PreTrainedModel, *, num_ranks: int = 1) -> int:
     Raises:
         UnsplittableError: the model does not divide over so many ranks.
     """
-    dimensions = {} if num_ranks == 1 else split_dimensions(blank, num_ranks=num_ranks)
+    divided = {} if num_ranks == 1 else split_dimensions(blank, num_ranks=num_ranks)
     return sum(
-        math.prod(_part_shape(parameter.shape, dimension=dimensions.get(name), num_ranks=num_ranks))
-        * parameter.element_size()
+        parameter.numel() * parameter.element_size() // (num_ranks if name in divided else 1)
         for name, parameter in blank.named_parameters()
     )
 
@@ -176,8 +177,3 @@ def _groups(parts: Sequence[_Part], *, byte_budget: int) -> Iterator[list[_Part]
         group.append(part)
         size += part.gathered_bytes
     yield group
-
-
-def _part_shape(shape: torch.Size, *, dimension: int | None, num_ranks: int) -> list[int]:
-    """Shape of a rank's part of a parameter."""
-    return [size // num_ranks if index == dimension else size for index, size in enumerate(shape)]

@@ -22,8 +22,10 @@ class PreallocatedLayer(DynamicLayer):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate the buffers in the shapes of the first keys and values."""
         super().lazy_initialization(key_states, value_states)
-        self._key_buffer = _buffer_like(key_states, self._num_slots)
-        self._value_buffer = _buffer_like(value_states, self._num_slots)
+        self._key_buffer, self._value_buffer = (
+            states.new_empty((*states.shape[:-2], self._num_slots, states.shape[-1]))
+            for states in (key_states, value_states)
+        )
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append [B, heads, new slots, head size]; returns keys and values of all filled slots."""
@@ -53,7 +55,3 @@ class PreallocatedCache(Cache):
     def __init__(self, num_slots: int) -> None:
         """Allocate `num_slots` slots in each row, prompt and padding included."""
         super().__init__(layer_class_to_replicate=partial(PreallocatedLayer, num_slots))  # type: ignore[arg-type]
-
-
-def _buffer_like(states: Tensor, num_slots: int) -> Tensor:
-    return states.new_empty((*states.shape[:-2], num_slots, states.shape[-1]))
