@@ -56,7 +56,7 @@ def fused_loss(trained: Outputs, terms: Sequence[Term], *, scale: float, chunk_s
         inputs = [None if tensor is None else tensor.detach() for tensor in inputs]
     # Autocast would choose another dtype for some of the GEMMs than for the buffers they are added to.
     with torch.autocast(trained.hidden.device.type, enabled=False):
-        loss, sums = _WithGradients.apply(*inputs, trained, terms, scale, chunk_size)  # type: ignore[no-untyped-call]
+        loss, sums = _WithGradients.apply(trained, terms, scale, chunk_size, *inputs)  # type: ignore[no-untyped-call]
     return FusedLoss(loss, sums)
 
 
@@ -100,24 +100,18 @@ class _WithGradients(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        trained: Outputs,
-        terms: Sequence[Term],
-        scale: float,
-        chunk_size: int,
+        ctx: Any, trained: Outputs, terms: Sequence[Term], scale: float, chunk_size: int, *inputs: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        dtype, inputs = trained.head.loss_dtype, (hidden, weight, bias)
+        # `inputs` are the tensors of `trained`: hidden states, head weight and bias.
+        dtype = trained.head.loss_dtype
         buffers = [
             torch.empty_like(tensor, dtype=dtype) if tensor is not None and needed else None
-            for tensor, needed in zip(inputs, ctx.needs_input_grad, strict=False)
+            for tensor, needed in zip(inputs, ctx.needs_input_grad[-len(inputs) :], strict=True)
         ]
         gradients = _Gradients(hidden=buffers[0], weight=buffers[1], bias=buffers[2])
-        gradients.clear(trained.head.vocabulary_size if len(hidden) else 0)
-        sums = torch.zeros(len(terms), dtype=dtype, device=hidden.device)
-        for rows in chunks(len(hidden), size=chunk_size):
+        gradients.clear(trained.head.vocabulary_size if len(trained) else 0)
+        sums = torch.zeros(len(terms), dtype=dtype, device=trained.hidden.device)
+        for rows in chunks(len(trained), size=chunk_size):
             _add_chunk(trained, terms, sums, gradients, rows=rows)
         weighted = (term.weight * term_sum for term, term_sum in zip(terms, sums, strict=True) if term.weight != 0)
         ctx.save_for_backward(*buffers)
@@ -131,11 +125,11 @@ class _WithGradients(torch.autograd.Function):
         # One factor, one pass, rounded once at the end: scale alone (1 / tokens) would underflow in float16,
         # where the loss scale in grad_output makes up for it.
         factor = grad_outputs[0] * ctx.scale
-        inputs = [
+        gradients = [
             None if buffer is None else _scaled(buffer, factor, dtype=dtype)
             for buffer, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return (*inputs, None, None, None, None)
+        return (None, None, None, None, *gradients)
 
 
 def _scaled(buffer: Tensor, factor: Tensor, *, dtype: torch.dtype) -> Tensor:

@@ -25,9 +25,9 @@ class _Part:
 
     source: PlainParameter
     target: nn.Parameter
+    shape: Sequence[int]
     dimension: int | None
     """Dimension along which the parameter divides; None for an undivided one."""
-    num_ranks: int
     group_rank: int
 
     @property
@@ -36,17 +36,15 @@ class _Part:
         return sum(full_shape(source).numel() * source.element_size() for source in self.source.sources)
 
     def allocate(self) -> None:
-        shape = list(full_shape(self.source.base))
-        if self.dimension is not None:
-            shape[self.dimension] //= self.num_ranks
-        if self.target.numel() != math.prod(shape):
-            self.target.data = self.target.data.new_empty(shape)
+        if self.target.numel() != math.prod(self.shape):
+            self.target.data = self.target.data.new_empty(self.shape)
 
     def fill(self) -> None:
         """Copy from the source, whose parameters are gathered."""
         value = self.source.value()
         if self.dimension is not None:
-            value = value.chunk(self.num_ranks, self.dimension)[self.group_rank]
+            size = self.shape[self.dimension]
+            value = value.narrow(self.dimension, self.group_rank * size, size)
         self.target.copy_(value)
 
     def free(self) -> None:
@@ -153,13 +151,13 @@ def _replace_parameters(
     parts: dict[nn.Parameter, _Part] = {}
     for plain in plain_parameters(source, remove_duplicate=False):
         if plain.base not in parts:
+            shape, dimension = list(full_shape(plain.base)), dimensions.get(plain.name)
+            if dimension is not None:
+                shape[dimension] //= num_ranks
             empty = torch.empty(0, dtype=plain.base.dtype, device=device)
+            target = nn.Parameter(empty, requires_grad=False)
             parts[plain.base] = _Part(
-                source=plain,
-                target=nn.Parameter(empty, requires_grad=False),
-                dimension=dimensions.get(plain.name),
-                num_ranks=num_ranks,
-                group_rank=group_rank,
+                source=plain, target=target, shape=shape, dimension=dimension, group_rank=group_rank
             )
         owner, _, leaf = plain.name.rpartition(".")
         copy.get_submodule(owner).register_parameter(leaf, parts[plain.base].target)
