@@ -54,7 +54,7 @@ def kl_to_mixture(a: LogProbs, b: LogProbs, *, own_share: float) -> Nats:
 def jsd(trained: LogProbs, target: LogProbs, *, beta: float = 0.5) -> Nats:
     """JSD(β) = β·KL(p‖m) + (1 - β)·KL(q‖m) in nats, m = β·p + (1 - β)·q, p the target (GKD, arXiv 2306.13649).
 
-    It vanishes at both ends of β, divided by β or 1 - β it does not: β = 0 stands for KL(p‖q), β = 1 for KL(q‖p).
+    It vanishes at both ends of β; its quotients by β and 1 - β do not: β = 0 stands for KL(p‖q), β = 1 for KL(q‖p).
     """
     if beta == 0:
         return forward_kl(trained, target)

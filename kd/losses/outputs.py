@@ -72,11 +72,7 @@ class Outputs:
         return self.head.logits(self.hidden[rows])
 
     def token_log_probs(self, labels: Int64[Tensor, " N"], *, chunk_size: int | None = None) -> Float[Tensor, " N"]:
-        """Log-probabilities of `labels` in nats, without gradient.
-
-        Args:
-            chunk_size: positions whose logits exist at a time; None for those that fit into `CHUNK_BYTES`.
-        """
+        """Log-probabilities of `labels` in nats, without gradient; `chunk_size` positions have logits at a time."""
         size = chunk_size or chunk_rows(self.head.vocabulary_size)
         values = torch.empty(len(self), dtype=self.head.loss_dtype, device=self.hidden.device)
         for rows in chunks(len(self), size=size):

@@ -56,7 +56,6 @@ class Term(ABC):
     @abstractmethod
     def validate(self, *, num_rows: int, vocabulary_size: int) -> None:
         """Raise ValueError unless this term covers exactly `num_rows` positions of that vocabulary."""
-        ...
 
     @abstractmethod
     def per_token(
@@ -66,7 +65,6 @@ class Term(ABC):
 
         `target` has the log-probabilities of `self.target` at these positions, if there is one.
         """
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -19,7 +19,6 @@ from kd.zero.config import Json, loading_config, zero_stage
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 # Settings of families whose logits are more than head(hidden), with the value that means "no more".
-# The one table about model families in this project.
 LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
 
 _DROPOUT_NAME = re.compile(r"(drop|dropout|layerdrop|_pdrop)$")

@@ -96,7 +96,6 @@ class AdaptedTeacher(TrainedHandle):
     @abstractmethod
     def writer(self) -> Callable[[Path], None]:
         """Gather the trained part, all ranks together; returns a function that writes it into a directory."""
-        ...
 
 
 class PromptedTeacher(AdaptedTeacher):

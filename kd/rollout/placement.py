@@ -26,16 +26,13 @@ class Placement(Protocol):
     @property
     def is_collective(self) -> bool:
         """Whether a forward pass is a collective operation of all ranks."""
-        ...
 
     @property
     def group(self) -> ProcessGroup | None:
         """Ranks whose forward passes are one collective operation: they decode the same rows together."""
-        ...
 
     def ready(self) -> AbstractContextManager[CausalLM]:
         """The model with its current weights, for decoding inside the context."""
-        ...
 
 
 class InPlaceWeights:

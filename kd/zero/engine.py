@@ -9,14 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kd.errors import UserError
+from kd.zero import residency
 from kd.zero.config import Json, zero_stage
-from kd.zero.residency import (
-    ResidentParameters,
-    disable_shared_memory_extension,
-    records_grad_norm,
-    release_gathered,
-    remove_hooks,
-)
 
 CHECKPOINT_TAG = "state"
 
@@ -24,7 +18,7 @@ CHECKPOINT_TAG = "state"
 def start_deepspeed() -> None:
     """Hand the process group to DeepSpeed; call it before any model is loaded under ZeRO-3."""
     if not torch.cuda.is_available():
-        disable_shared_memory_extension()
+        residency.disable_shared_memory_extension()
     # DeepSpeed calls collectives by names that newer torch renames, hundreds of times in a step.
     warnings.filterwarnings(
         "ignore", message=".*is deprecated. Please use.*", category=FutureWarning, module="torch.distributed"
@@ -40,7 +34,7 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         self.is_partitioned = zero_stage(settings) == 3
         self.offloads_parameters = "offload_param" in settings.get("zero_optimization", {})
-        self.resident = ResidentParameters(module)
+        self.resident = residency.ResidentParameters(module)
         self.gathers_once = False
         """Whether a partitioned model is gathered once for a global batch, until it is released."""
         self._accumulation: ExitStack | None = None
@@ -53,7 +47,7 @@ class Engine:
     def gather_once(self) -> None:
         """Gather the partitioned model once for a global batch from now on, instead of layer by layer."""
         self.gathers_once = True
-        remove_hooks(self.deepspeed)
+        residency.remove_hooks(self.deepspeed)
 
     def gather(self) -> None:
         """Gather a model that is gathered once for a global batch; does nothing for others."""
@@ -69,7 +63,7 @@ class Engine:
         """Partition all parameters."""
         self.resident.partition()
         if self.is_partitioned:
-            release_gathered(self.deepspeed)
+            residency.release_gathered(self.deepspeed)
 
     def infer(self, *inputs: object) -> Tensor:
         """The module's output for `inputs`, without gradient and without dropout."""
@@ -110,7 +104,7 @@ class Engine:
         self._reduce()
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
-        if not records_grad_norm(self.deepspeed):
+        if not residency.records_grad_norm(self.deepspeed):
             gradients = [p.grad for p in self.deepspeed.module.parameters() if p.grad is not None]
             self._plain_grad_norm = torch.nn.utils.get_total_norm(gradients)
         self.resident.partition(trained_only=True)
