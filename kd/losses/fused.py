@@ -133,10 +133,9 @@ class _WithGradients(torch.autograd.Function):
 
 
 def _scaled(buffer: Tensor, factor: Tensor, *, dtype: torch.dtype) -> Tensor:
-    if buffer.dtype == dtype:
-        # In place, for a head's gradient is as large as the head; autograd refuses a second backward by itself.
-        return buffer.mul_(factor)
-    return torch.mul(buffer, factor, out=torch.empty_like(buffer, dtype=dtype))
+    # In place, for a head's gradient is as large as the head; autograd refuses a second backward by itself.
+    result = buffer if buffer.dtype == dtype else torch.empty_like(buffer, dtype=dtype)
+    return torch.mul(buffer, factor, out=result)
 
 
 def _add_chunk(trained: Outputs, terms: Sequence[Term], sums: Tensor, gradients: _Gradients, *, rows: slice) -> None:

@@ -160,8 +160,7 @@ def _read_weights(name: str, *, config: PretrainedConfig, dtype: str, trust_remo
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"model {name}: weights cannot be read ({reason[:300]}); expected safetensors files") from None
-    model: PreTrainedModel = loaded[0]
-    report: dict[str, Any] = loaded[1]
+    model, report = loaded
     # transformers initialises missing weights at random and continues.
     tied = set(getattr(model, "all_tied_weights_keys", {}))
     lacking = sorted((set(report["missing_keys"]) - tied) | {str(key) for key in report["mismatched_keys"]})
@@ -170,7 +169,7 @@ def _read_weights(name: str, *, config: PretrainedConfig, dtype: str, trust_remo
             f"model {name}: the checkpoint lacks {len(lacking)} weights of the model ({', '.join(lacking[:3])} …);"
             " it is incomplete, or its config.json belongs to another model"
         )
-    return model
+    return model  # type: ignore[no-any-return]
 
 
 def enable_checkpointing(model: PreTrainedModel) -> None:

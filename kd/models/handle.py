@@ -143,11 +143,8 @@ class TrainedHandle(ModelHandle):
         """Add a micro-batch's gradient: of the weighted terms' mean over the response tokens of its global batch.
 
         The pass runs with the next call of `backward` or `step`: only then is it known whether this micro-batch is
-        the last one, after which DeepSpeed reduces the gradient.
-
-        Args:
-            terms: at least one loss term; each is logged under its name as a mean over the tokens, without its
-                weight. None leaves a term out.
+        the last one, after which DeepSpeed reduces the gradient. Each of the `terms`, at least one, is logged under
+        its name as a mean over the tokens, without its weight; None leaves a term out.
         """
         self._run_pending(is_last=False)
         self._pending = micro, {name: term for name, term in terms.items() if term is not None}
@@ -157,9 +154,9 @@ class TrainedHandle(ModelHandle):
         self._run_pending(is_last=True)
         learning_rate = self._learning_rate * learning_rate_factor(self._recorder.step, schedule=self._schedule)
         with self._recorder.time("optimizer"):
-            self.engine.step(learning_rate=learning_rate)
+            grad_norm = self.engine.step(learning_rate=learning_rate)
         self._recorder.record(f"{self.metric_prefix}learning_rate", learning_rate)
-        self._recorder.record(f"{self.metric_prefix}grad_norm", self.engine.grad_norm)
+        self._recorder.record(f"{self.metric_prefix}grad_norm", grad_norm)
         self._has_gradient = False
         self._head = None
 

@@ -21,17 +21,13 @@ if TYPE_CHECKING:
 
 ADAPTER = "default"
 """peft's name of the one adapter in a model."""
-ALL_LINEAR = "all-linear"
-"""peft's word for every linear layer but the head."""
 
 
 def add_adapters(model: PreTrainedModel, settings: LoraConfig, *, section: str, name: str, seed: int) -> None:
     """Freeze `model` and put trainable matrices beside its target layers; its outputs do not change yet.
 
-    Args:
-        section: of the configuration, for messages.
-        name: directory or hub name of the model, which the saved adapter refers to.
-        seed: of the random half of the adapters.
+    `section` of the configuration is for messages. The saved adapter refers to `name`, a directory or hub name.
+    `seed` draws the random half of the adapters.
 
     Raises:
         UserError: `targets` names no layers, or the embeddings or the head.
@@ -44,7 +40,8 @@ def add_adapters(model: PreTrainedModel, settings: LoraConfig, *, section: str, 
     wanted = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]
-        target_modules=ALL_LINEAR if targets == [ALL_LINEAR] else targets,
+        # peft takes its word for every linear layer but the head as a string only.
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
         task_type="CAUSAL_LM",
         base_model_name_or_path=name,
     )
@@ -114,8 +111,7 @@ class PlainParameter:
 def plain_parameters(model: PreTrainedModel, *, remove_duplicate: bool = True) -> Iterator[PlainParameter]:
     """The parameters of the published architecture, whether `model` has adapters or not.
 
-    Args:
-        remove_duplicate: leave out the second name of a shared parameter, such as a tied head.
+    `remove_duplicate` leaves out the second name of a shared parameter, such as a tied head.
     """
     layers, adapters = _adapted_layers(model), adapter_parameters(model)
     for name, parameter in model.named_parameters(remove_duplicate=remove_duplicate):

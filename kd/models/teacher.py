@@ -84,11 +84,9 @@ class AdaptedTeacher(TrainedHandle):
     def outputs(self, batch: GlobalBatch, *, prompt: bool = True) -> Outputs:
         """The outputs p(·|P, x, y_<t) at the response positions, without gradient.
 
-        Args:
-            prompt: False for p(·|x, y_<t), the teacher without its soft prompt or adapters.
+        With `prompt` False, p(·|x, y_<t): the teacher without its soft prompt or adapters.
         """
-        condition: Condition = "adapted" if prompt else "plain"
-        return self._infer(batch, condition, phase="teacher")
+        return self._infer(batch, "adapted" if prompt else "plain", phase="teacher")
 
     def _backward(self, micro: MicroBatch, loss: Loss, *, is_last: bool) -> Tensor:
         return self.engine.backward(micro.batch, "adapted", self._current_head(), loss, is_last=is_last)

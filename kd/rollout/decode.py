@@ -67,11 +67,9 @@ def decode(
     """Continue each prompt until its end-of-sequence token or `max_new_tokens`.
 
     Args:
-        view: the model q.
         streams: one for each sample; the prompts are prefilled once for all samples.
         soft_prompt: precedes each prompt.
         mixture: a second model that decodes the same tokens.
-        keep_hidden: return the hidden states, too.
         any_rank_active: from whether this rank has unfinished rows to whether any rank has. Under ZeRO-3's hooks every
             rank must run every forward pass; a rank that has finished runs dummy forwards.
         agreed_tokens: replaces the chosen tokens [A] by those of the first rank, for ranks that decode together.

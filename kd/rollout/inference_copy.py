@@ -76,7 +76,7 @@ class InferenceCopy:
         dimensions = {} if group is None else split_dimensions(copy, num_ranks=group.size)
         if group is not None:
             split_layers(copy, group=group)
-        self._parts = _replace_parameters(copy, source, dimensions=dimensions, group=group, device=device)
+        self._parts = self._replace_parameters(copy, dimensions=dimensions, device=device)
         for name, _ in list(copy.named_buffers()):
             owner, _, leaf = name.rpartition(".")
             storage = torch.empty_like(source.get_buffer(name), device=device)
@@ -84,6 +84,26 @@ class InferenceCopy:
         self.view = CausalLM.of(copy.eval())
         if keep:
             self._allocate()
+
+    def _replace_parameters(
+        self, copy: PreTrainedModel, *, dimensions: dict[str, int], device: torch.device
+    ) -> list[_Part]:
+        """Give `copy` empty parameters; shared ones of the source, such as a tied head, are shared here too."""
+        num_ranks, group_rank = (1, 0) if self.group is None else (self.group.size, self.group.group_rank)
+        parts: dict[nn.Parameter, _Part] = {}
+        for plain in plain_parameters(self.source, remove_duplicate=False):
+            if plain.base not in parts:
+                shape, dimension = list(full_shape(plain.base)), dimensions.get(plain.name)
+                if dimension is not None:
+                    shape[dimension] //= num_ranks
+                empty = torch.empty(0, dtype=plain.base.dtype, device=device)
+                target = nn.Parameter(empty, requires_grad=False)
+                parts[plain.base] = _Part(
+                    source=plain, target=target, shape=shape, dimension=dimension, group_rank=group_rank
+                )
+            owner, _, leaf = plain.name.rpartition(".")
+            copy.get_submodule(owner).register_parameter(leaf, parts[plain.base].target)
+        return list(parts.values())
 
     @contextmanager
     def ready(self) -> Iterator[CausalLM]:
@@ -136,32 +156,6 @@ def copy_bytes(blank: PreTrainedModel, *, num_ranks: int = 1) -> int:
         parameter.numel() * parameter.element_size() // (num_ranks if name in divided else 1)
         for name, parameter in blank.named_parameters()
     )
-
-
-def _replace_parameters(
-    copy: PreTrainedModel,
-    source: PreTrainedModel,
-    *,
-    dimensions: dict[str, int],
-    group: ProcessGroup | None,
-    device: torch.device,
-) -> list[_Part]:
-    """Give `copy` empty parameters; shared ones of `source`, such as a tied head, are shared here too."""
-    num_ranks, group_rank = (1, 0) if group is None else (group.size, group.group_rank)
-    parts: dict[nn.Parameter, _Part] = {}
-    for plain in plain_parameters(source, remove_duplicate=False):
-        if plain.base not in parts:
-            shape, dimension = list(full_shape(plain.base)), dimensions.get(plain.name)
-            if dimension is not None:
-                shape[dimension] //= num_ranks
-            empty = torch.empty(0, dtype=plain.base.dtype, device=device)
-            target = nn.Parameter(empty, requires_grad=False)
-            parts[plain.base] = _Part(
-                source=plain, target=target, shape=shape, dimension=dimension, group_rank=group_rank
-            )
-        owner, _, leaf = plain.name.rpartition(".")
-        copy.get_submodule(owner).register_parameter(leaf, parts[plain.base].target)
-    return list(parts.values())
 
 
 def _groups(parts: Sequence[_Part], *, byte_budget: int) -> Iterator[list[_Part]]:

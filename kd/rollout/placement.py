@@ -99,12 +99,9 @@ class LayoutChoice:
 def choose_layout(
     blank: PreTrainedModel, *, settings: GenerationConfig, free_bytes: int, hosts: list[list[int]]
 ) -> LayoutChoice:
-    """The layout for a ZeRO-3 student.
+    """The layout for a ZeRO-3 student, of which `blank` has the shapes and no storage.
 
-    Args:
-        blank: a model of the student's shapes, without storage.
-        free_bytes: free memory of each rank.
-        hosts: the ranks of each host; a copy is shared within a host.
+    `free_bytes` is the free memory of each rank. `hosts` has the ranks of each host; a copy is shared within a host.
 
     Raises:
         UserError: as `choose_placement`.

@@ -44,8 +44,7 @@ def choose_tokens(
 ) -> Int64[Tensor, " B"]:
     """One token per row: the most likely one, or the one where the row's uniform number in [0, 1) falls.
 
-    Args:
-        history: all tokens of each row so far, prompt included; needed where `settings.reads_history`.
+    `history` has all tokens of each row so far, prompt included; it is needed where `settings.reads_history`.
     """
     logits = logits.float()
     if settings.reads_history:

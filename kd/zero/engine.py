@@ -79,13 +79,8 @@ class Engine:
     def backward(self, *inputs: object, is_last: bool) -> Tensor:
         """Forward and backward of one micro-batch: adds to the global batch's gradient, which `discard` removes.
 
-        The module returns (loss, sums of the loss terms).
-
-        Args:
-            is_last: whether `step` follows.
-
-        Returns:
-            The sums of the loss terms over this micro-batch's tokens [terms].
+        The module returns (loss, sums of the loss terms); this method returns the sums [terms]. `is_last` tells that
+        `step` follows.
         """
         if self._accumulation is None:
             self._accumulation = ExitStack()
@@ -99,17 +94,19 @@ class Engine:
         self.deepspeed.backward(loss)
         return term_sums  # type: ignore[no-any-return]
 
-    def step(self, *, learning_rate: float) -> None:
-        """One optimizer step with the accumulated gradient."""
+    def step(self, *, learning_rate: float) -> Tensor | float:
+        """One optimizer step with the accumulated gradient; returns the gradient's norm before clipping."""
         self._reduce()
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
+        norm: Tensor | float | None = None
         if not residency.records_grad_norm(self.deepspeed):
             gradients = [p.grad for p in self.deepspeed.module.parameters() if p.grad is not None]
-            self._plain_grad_norm = torch.nn.utils.get_total_norm(gradients)
+            norm = torch.nn.utils.get_total_norm(gradients)
         self.resident.partition(trained_only=True)
         with self.resident.kept():
             self.deepspeed.step()
+        return self.deepspeed.get_global_grad_norm() if norm is None else norm
 
     def discard(self) -> None:
         """Forget the gradient of a global batch that failed."""
@@ -121,12 +118,6 @@ class Engine:
         if self._accumulation is not None:
             accumulation, self._accumulation = self._accumulation, None
             accumulation.close()
-
-    @property
-    def grad_norm(self) -> Tensor | float:
-        """Norm of the last step's gradient before clipping."""
-        norm = self.deepspeed.get_global_grad_norm()
-        return self._plain_grad_norm if norm is None else norm
 
     def save(self, directory: Path, *, with_frozen: bool) -> None:
         """Write weights and optimizer state of all ranks into `directory`."""

@@ -141,13 +141,9 @@ class ResidentParameters:
 
 
 def choose_gathering(engines: Mapping[str, "Engine"], *, settings: EngineConfig, world: World) -> list[str]:
-    """Choose what the engines of partitioned models gather at a time; all ranks call it together.
+    """Choose what the engines (by role, such as teacher) of partitioned models gather; all ranks call it together.
 
-    Args:
-        engines: by role, such as teacher.
-
-    Returns:
-        A sentence about each partitioned model: the choice and its reason.
+    Returns a sentence about each partitioned model: the choice and its reason.
     """
     partitioned = {role: engine for role, engine in engines.items() if engine.is_partitioned}
     if not partitioned:
