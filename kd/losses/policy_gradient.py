@@ -5,6 +5,7 @@ the time of sampling. T counts the tokens of one response, N those of all respon
 """
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -12,15 +13,15 @@ from torch import Tensor
 
 from kd.losses.terms import Term
 
+PerToken: TypeAlias = Float[Tensor, " T"]
 
-def token_rewards(
-    student: Float[Tensor, " T"], teacher: Float[Tensor, " T"], *, scale: float, limit: float
-) -> Float[Tensor, " T"]:
+
+def token_rewards(student: PerToken, teacher: PerToken, *, scale: float, limit: float) -> PerToken:
     """r_t = (log p(y_t) - log q(y_t)) / scale, clipped to ±limit."""
     return ((teacher - student) / scale).clamp(-limit, limit)
 
 
-def future_returns(rewards: Float[Tensor, " T"], *, discount: float, length_normalized: bool) -> Float[Tensor, " T"]:
+def future_returns(rewards: PerToken, *, discount: float, length_normalized: bool) -> PerToken:
     """R_{t+1} = Σ over t' > t of γ^(t'-t-1) r_t', divided by T-t, the number of its summands; 0 for the last token."""
     returns: list[float] = []
     total = 0.0
@@ -37,9 +38,7 @@ def whiten(values: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
     return centred * (centred.square().mean() + 1e-8).rsqrt()
 
 
-def importance_weights(
-    student: Float[Tensor, " T"], teacher: Float[Tensor, " T"], *, teacher_share: float
-) -> Float[Tensor, " T"]:
+def importance_weights(student: PerToken, teacher: PerToken, *, teacher_share: float) -> PerToken:
     """w_t = q(y_t) / (α p(y_t) + (1-α) q(y_t)), with α the share of the teacher."""
     return 1 / (1 - teacher_share + teacher_share * (teacher - student).exp())
 

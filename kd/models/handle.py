@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from kd.config.schema import Config
@@ -58,12 +59,7 @@ class ModelHandle:
     """A model in its DeepSpeed engine, one of several on the same devices."""
 
     def __init__(
-        self,
-        module: EngineModule,
-        context: ModelContext,
-        *,
-        settings: Json,
-        optimizer: torch.optim.Optimizer | None = None,
+        self, module: EngineModule, context: ModelContext, *, settings: Json, optimizer: Optimizer | None = None
     ) -> None:
         """Start the engine with a DeepSpeed configuration; without an optimizer the model is frozen."""
         self.model, self.view = module.model, module.view

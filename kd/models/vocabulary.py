@@ -69,7 +69,9 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, *, name: str, directory: 
 
 
 def share_vocabulary(config: Config, *, teacher_slots: int = 0) -> SharedVocabulary:
-    """Check the pair of models without loading their weights; `teacher_slots` precede the teacher's sequences.
+    """Check the pair of models without loading their weights.
+
+    `teacher_slots` soft prompt tokens precede the teacher's sequences.
 
     Raises:
         UserError: tokenizers that differ, a vocabulary that a model does not cover, sequences

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterable
 
-import torch
 from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
 
 from kd.config.schema import OptimizerConfig, ScheduleConfig
 from kd.zero.residency import full_shape
@@ -32,9 +32,7 @@ def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str
     ]
 
 
-def make_optimizer(
-    groups: Iterable[object], *, settings: OptimizerConfig, learning_rate: float
-) -> torch.optim.Optimizer:
+def make_optimizer(groups: Iterable[object], *, settings: OptimizerConfig, learning_rate: float) -> Optimizer:
     """The optimizer that DeepSpeed wraps; groups without their own weight decay have none."""
-    optimizer = torch.optim.SGD if settings.name == "sgd" else torch.optim.AdamW
+    optimizer = SGD if settings.name == "sgd" else AdamW
     return optimizer(groups, lr=learning_rate, weight_decay=0.0)  # type: ignore[arg-type]

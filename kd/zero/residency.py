@@ -113,11 +113,8 @@ class ResidentParameters:
 
     def partition(self, *, trained_only: bool = False) -> None:
         """Partition what was gathered, or only the trained parameters, which an update is about to change."""
-        kept = [
-            parameter
-            for parameter in self._parameters
-            if _IN_USE in parameter.ds_active_sub_modules and (parameter.requires_grad or not trained_only)
-        ]
+        candidates = self._trained if trained_only else self._parameters
+        kept = [parameter for parameter in candidates if _IN_USE in parameter.ds_active_sub_modules]
         for parameter in kept:
             parameter.ds_active_sub_modules.discard(_IN_USE)
         resident = [parameter for parameter in kept if is_gathered(parameter) and not parameter.ds_persist]
@@ -130,9 +127,7 @@ class ResidentParameters:
 
         The trained ones must have been partitioned before.
         """
-        kept = [
-            (parameter, parameter.data) for parameter in self._parameters if _IN_USE in parameter.ds_active_sub_modules
-        ]
+        kept = [(p, p.data) for p in self._parameters if _IN_USE in p.ds_active_sub_modules]
         yield
         for parameter, data in kept:
             parameter.data = data
