@@ -12,35 +12,35 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+LogProbs: TypeAlias = Float[Tensor, "*rows V"]
+Nats: TypeAlias = Float[Tensor, "*rows"]
+
 Divergence: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """(trained, target) log-probabilities [..., V] -> nats per token [...]; may be differentiable in both."""
 
 DivergenceName = Literal["reverse_kl", "forward_kl", "jsd", "skew_kl", "skew_reverse_kl", "total_variation"]
 
 
-def kl(p: Float[Tensor, "*rows V"], q: Float[Tensor, "*rows V"]) -> Float[Tensor, "*rows"]:
+def kl(p: LogProbs, q: LogProbs) -> Nats:
     """KL(p‖q) = Σ_v p_v (log p_v - log q_v) in nats, from log-probabilities, differentiable once in both.
 
     A column whose p_v is 0 (log p_v = -inf, or too small for the dtype) adds 0 to the value and to both
     gradients, whatever q_v is; q_v = 0 where p_v > 0 gives +inf.
     """
-    divergence: Tensor = _KL.apply(p, q)  # type: ignore[no-untyped-call]
-    return divergence
+    return _KL.apply(p, q)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def reverse_kl(trained: Float[Tensor, "*rows V"], target: Float[Tensor, "*rows V"]) -> Float[Tensor, "*rows"]:
+def reverse_kl(trained: LogProbs, target: LogProbs) -> Nats:
     """KL(trained‖target) in nats: mode-seeking for the model being trained (Eq. 1, 2 and 4)."""
     return kl(trained, target)
 
 
-def forward_kl(trained: Float[Tensor, "*rows V"], target: Float[Tensor, "*rows V"]) -> Float[Tensor, "*rows"]:
+def forward_kl(trained: LogProbs, target: LogProbs) -> Nats:
     """KL(target‖trained) in nats: mass-covering for the model being trained (not in the paper's method)."""
     return kl(target, trained)
 
 
-def kl_to_mixture(
-    a: Float[Tensor, "*rows V"], b: Float[Tensor, "*rows V"], *, own_share: float
-) -> Float[Tensor, "*rows"]:
+def kl_to_mixture(a: LogProbs, b: LogProbs, *, own_share: float) -> Nats:
     """KL(a ‖ w·a + (1 - w)·b) in nats, from log-probabilities, differentiable once in both; w = `own_share`.
 
     Between 0 and -log w, so finite also where b_v is 0. A column whose a_v is 0 (log a_v = -inf, or too small
@@ -48,16 +48,13 @@ def kl_to_mixture(
     """
     if not 0 < own_share < 1:
         raise ValueError(f"own_share is {own_share}, expected a number between 0 and 1")
-    divergence: Tensor = _KLToMixture.apply(a, b, own_share)  # type: ignore[no-untyped-call]
-    return divergence
+    return _KLToMixture.apply(a, b, own_share)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def jsd(
-    trained: Float[Tensor, "*rows V"], target: Float[Tensor, "*rows V"], *, beta: float = 0.5
-) -> Float[Tensor, "*rows"]:
+def jsd(trained: LogProbs, target: LogProbs, *, beta: float = 0.5) -> Nats:
     """JSD(β) = β·KL(p‖m) + (1 - β)·KL(q‖m) in nats, m = β·p + (1 - β)·q, p the target (GKD, arXiv 2306.13649).
 
-    It vanishes at both ends of β, divided by β or 1 - β it does not: β = 0 stands for KL(p‖q), β = 1 for KL(q‖p).
+    It vanishes at both ends of β; its quotients by β and 1 - β do not: β = 0 stands for KL(p‖q), β = 1 for KL(q‖p).
     """
     if beta == 0:
         return forward_kl(trained, target)
@@ -68,21 +65,17 @@ def jsd(
     return beta * from_target + (1 - beta) * from_trained
 
 
-def skew_kl(
-    trained: Float[Tensor, "*rows V"], target: Float[Tensor, "*rows V"], *, alpha: float = 0.1
-) -> Float[Tensor, "*rows"]:
+def skew_kl(trained: LogProbs, target: LogProbs, *, alpha: float = 0.1) -> Nats:
     """KL(p‖α·p + (1 - α)·q) in nats, p the target (DistiLLM, arXiv 2402.03898); α = 0 is forward KL."""
     return kl_to_mixture(target, trained, own_share=alpha) if alpha else forward_kl(trained, target)
 
 
-def skew_reverse_kl(
-    trained: Float[Tensor, "*rows V"], target: Float[Tensor, "*rows V"], *, alpha: float = 0.1
-) -> Float[Tensor, "*rows"]:
+def skew_reverse_kl(trained: LogProbs, target: LogProbs, *, alpha: float = 0.1) -> Nats:
     """KL(q‖(1 - α)·p + α·q) in nats, p the target (DistiLLM, arXiv 2402.03898); α = 0 is reverse KL."""
     return kl_to_mixture(trained, target, own_share=alpha) if alpha else reverse_kl(trained, target)
 
 
-def total_variation(trained: Float[Tensor, "*rows V"], target: Float[Tensor, "*rows V"]) -> Float[Tensor, "*rows"]:
+def total_variation(trained: LogProbs, target: LogProbs) -> Nats:
     """½ Σ_v |p_v - q_v|, between 0 and 1; its gradient at p_v = q_v is 0."""
     return (trained.exp() - target.exp()).abs().sum(-1) / 2
 
@@ -128,7 +121,8 @@ class _KL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, p: Tensor, q: Tensor) -> Tensor:
         probability = p.exp()
-        ratio = _log_ratio(p, q, probability)
+        # Asked of the probability, not of log p: a p that underflows would otherwise meet q = 0 as 0 · inf.
+        ratio = (p - q).masked_fill_(probability == 0, 0)
         ctx.save_for_backward(probability, ratio if ctx.needs_input_grad[0] else None)
         return (ratio * probability).sum(-1)
 
@@ -142,11 +136,6 @@ class _KL(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_q = (probability * grad).neg_()
         return grad_p, grad_q
-
-
-def _log_ratio(p: Tensor, q: Tensor, probability: Tensor) -> Tensor:
-    # Asked of the probability, not of log p: a p that underflows would otherwise meet q = 0 as 0 · inf.
-    return (p - q).masked_fill_(probability == 0, 0)
 
 
 class _KLToMixture(torch.autograd.Function):

@@ -11,29 +11,29 @@ N response positions, n of them in a chunk, H hidden size, V shared vocabulary, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kd.losses.outputs import Head, Outputs, chunk_rows, chunks
+from kd.losses.outputs import Outputs, chunk_rows, chunks
 from kd.losses.terms import Term
 
 BLOCK_BYTES = {"cpu": 2**20, "cuda": 16 * 2**20}
 """Size of one [block, V] float32 tensor, of which five to eight are alive at once: a CPU's cache, a GPU's launches."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class FusedLoss:
-    """`loss` (a scaled scalar, differentiable) and `term_sums` [terms] (detached).
+class FusedLoss(NamedTuple):
+    """The loss and its terms; a tuple, because DeepSpeed's hooks look for tensors in what a module returns.
 
-    `term_sums` are the sums over the N positions in nats, without weight and scale, for metrics. Both are
-    float32, or float64 for a float64 head, and on the device of the hidden states.
+    Both tensors are float32, or float64 for a float64 head, and on the device of the hidden states.
     """
 
     loss: Tensor
+    """A scaled scalar, differentiable."""
     term_sums: Tensor
+    """[terms], sums over the N positions in nats, detached, without weight and scale: for metrics."""
 
 
 def fused_loss(trained: Outputs, terms: Sequence[Term], *, scale: float, chunk_size: int) -> FusedLoss:
@@ -50,25 +50,23 @@ def fused_loss(trained: Outputs, terms: Sequence[Term], *, scale: float, chunk_s
         raise ValueError(f"chunk_size is {chunk_size}, expected at least 1 row")
     if not terms:
         raise ValueError("a loss without a term")
-    inputs = (trained.hidden, trained.head.weight, trained.head.bias)
+    inputs = [trained.hidden, trained.head.weight, trained.head.bias]
+    if not torch.is_grad_enabled():
+        # The gradients are computed in forward, where autograd would ask for them in this mode too.
+        inputs = [None if tensor is None else tensor.detach() for tensor in inputs]
     # Autocast would choose another dtype for some of the GEMMs than for the buffers they are added to.
     with torch.autocast(trained.hidden.device.type, enabled=False):
-        if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
-            settings = (terms, trained.head.vocabulary_size, scale, chunk_size)
-            loss, sums = _WithGradients.apply(*inputs, *settings)  # type: ignore[no-untyped-call]
-        else:
-            sums = _all_chunks(trained, terms, _Gradients(), chunk_size=chunk_size)
-            loss = scale * _total(terms, sums)
-    return FusedLoss(loss=loss, term_sums=sums)
+        loss, sums = _WithGradients.apply(trained, terms, scale, chunk_size, *inputs)  # type: ignore[no-untyped-call]
+    return FusedLoss(loss, sums)
 
 
 @dataclass(kw_only=True)
 class _Gradients:
     """Unscaled gradients summed over the chunks so far, float32 for narrower inputs too; None where not needed."""
 
-    hidden: Tensor | None = None
-    weight: Tensor | None = None
-    bias: Tensor | None = None
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
 
     @property
     def needed(self) -> bool:
@@ -102,64 +100,55 @@ class _WithGradients(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        terms: Sequence[Term],
-        vocabulary_size: int,
-        scale: float,
-        chunk_size: int,
+        ctx: Any, trained: Outputs, terms: Sequence[Term], scale: float, chunk_size: int, *inputs: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        head = Head(weight=weight, bias=bias, vocabulary_size=vocabulary_size)
-        trained = Outputs(hidden=hidden, head=head)
+        # `inputs` are the tensors of `trained`: hidden states, head weight and bias.
+        dtype = trained.head.loss_dtype
         buffers = [
-            torch.empty_like(tensor, dtype=head.loss_dtype) if tensor is not None and needed else None
-            for tensor, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
+            torch.empty_like(tensor, dtype=dtype) if tensor is not None and needed else None
+            for tensor, needed in zip(inputs, ctx.needs_input_grad[-len(inputs) :], strict=True)
         ]
         gradients = _Gradients(hidden=buffers[0], weight=buffers[1], bias=buffers[2])
-        gradients.clear(vocabulary_size if len(hidden) else 0)
-        sums = _all_chunks(trained, terms, gradients, chunk_size=chunk_size)
+        gradients.clear(trained.head.vocabulary_size if len(trained) else 0)
+        sums = torch.zeros(len(terms), dtype=dtype, device=trained.hidden.device)
+        for rows in chunks(len(trained), size=chunk_size):
+            _add_chunk(trained, terms, sums, gradients, rows=rows)
+        weighted = (term.weight * term_sum for term, term_sum in zip(terms, sums, strict=True) if term.weight != 0)
         ctx.save_for_backward(*buffers)
         ctx.mark_non_differentiable(sums)
-        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias)]
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in inputs]
         ctx.scale = scale
-        return scale * _total(terms, sums), sums
+        return scale * sum(weighted, start=sums.new_zeros(())), sums
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         # One factor, one pass, rounded once at the end: scale alone (1 / tokens) would underflow in float16,
         # where the loss scale in grad_output makes up for it.
         factor = grad_outputs[0] * ctx.scale
-        inputs = [
+        gradients = [
             None if buffer is None else _scaled(buffer, factor, dtype=dtype)
             for buffer, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return (*inputs, None, None, None, None)
+        return (None, None, None, None, *gradients)
 
 
 def _scaled(buffer: Tensor, factor: Tensor, *, dtype: torch.dtype) -> Tensor:
-    if buffer.dtype == dtype:
-        # In place, for a head's gradient is as large as the head; autograd refuses a second backward by itself.
-        return buffer.mul_(factor)
-    return torch.mul(buffer, factor, out=torch.empty_like(buffer, dtype=dtype))
+    # In place, for a head's gradient is as large as the head; autograd refuses a second backward by itself.
+    result = buffer if buffer.dtype == dtype else torch.empty_like(buffer, dtype=dtype)
+    return torch.mul(buffer, factor, out=result)
 
 
-def _all_chunks(trained: Outputs, terms: Sequence[Term], gradients: _Gradients, *, chunk_size: int) -> Tensor:
-    """Sum each term over all positions, chunk by chunk, and add to the needed `gradients`."""
-    sums = torch.zeros(len(terms), dtype=trained.head.loss_dtype, device=trained.hidden.device)
-    for rows in chunks(len(trained), size=chunk_size):
-        _one_chunk(trained, terms, gradients, sums, rows=rows)
-    return sums
+def _add_chunk(trained: Outputs, terms: Sequence[Term], sums: Tensor, gradients: _Gradients, *, rows: slice) -> None:
+    """Add each term's sum over the positions `rows` to `sums`, and to the needed `gradients` what they contribute.
 
-
-def _one_chunk(trained: Outputs, terms: Sequence[Term], gradients: _Gradients, sums: Tensor, *, rows: slice) -> None:
-    """The same for the positions `rows`; tensors of size [n, V] are freed on return."""
+    A function of its own, because its tensors of size [n, V] are freed on return.
+    """
     logits = trained.logits(rows)
     targets = [None if term.target is None else term.target.logits(rows) for term in terms]
     gradient = logits if logits.dtype == sums.dtype else torch.empty_like(logits, dtype=sums.dtype)
-    for block in chunks(len(logits), size=_block_rows(logits)):
-        _one_block(
+    block_bytes = BLOCK_BYTES.get(logits.device.type, BLOCK_BYTES["cuda"])
+    for block in chunks(len(logits), size=chunk_rows(logits.shape[1], byte_budget=block_bytes)):
+        _add_block(
             logits[block],
             [None if target is None else target[block] for target in targets],
             terms,
@@ -171,7 +160,7 @@ def _one_chunk(trained: Outputs, terms: Sequence[Term], gradients: _Gradients, s
         gradients.add(trained, rows, gradient)
 
 
-def _one_block(
+def _add_block(
     logits: Tensor,
     targets: Sequence[Tensor | None],
     terms: Sequence[Term],
@@ -202,12 +191,3 @@ def _one_block(
     if gradient is not None:
         # The gradient of log_softmax.
         gradient.addcmul_(log_probs.exp_(), gradient.sum(-1, keepdim=True), value=-1)
-
-
-def _block_rows(logits: Tensor) -> int:
-    return chunk_rows(logits.shape[1], byte_budget=BLOCK_BYTES.get(logits.device.type, BLOCK_BYTES["cuda"]))
-
-
-def _total(terms: Sequence[Term], sums: Tensor) -> Tensor:
-    weighted = (term.weight * term_sum for term, term_sum in zip(terms, sums, strict=True) if term.weight != 0)
-    return sum(weighted, start=sums.new_zeros(()))

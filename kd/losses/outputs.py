@@ -33,12 +33,6 @@ class Head:
         """float64 for a float64 head, float32 for any other."""
         return torch.float64 if self.weight.dtype == torch.float64 else torch.float32
 
-    def logits(self, hidden: Float[Tensor, "n H"]) -> Float[Tensor, "n V"]:
-        """Logits over the shared vocabulary, in the head's dtype and without gradient."""
-        weight = self.weight.detach()[: self.vocabulary_size]
-        bias = None if self.bias is None else self.bias.detach()[: self.vocabulary_size]
-        return functional.linear(hidden.detach().to(weight.dtype), weight, bias)
-
 
 @runtime_checkable
 class Positions(Protocol):
@@ -68,15 +62,14 @@ class Outputs:
         return replace(self, hidden=self.hidden[part.tokens], token_indices=part.token_indices)
 
     def logits(self, rows: slice = slice(None)) -> Float[Tensor, "n V"]:
-        """Logits of the positions `rows` over the shared vocabulary, without gradient."""
-        return self.head.logits(self.hidden[rows])
+        """Logits of the positions `rows` over the shared vocabulary, in the head's dtype and without gradient."""
+        head, size = self.head, self.head.vocabulary_size
+        weight = head.weight.detach()[:size]
+        bias = None if head.bias is None else head.bias.detach()[:size]
+        return functional.linear(self.hidden[rows].detach().to(weight.dtype), weight, bias)
 
     def token_log_probs(self, labels: Int64[Tensor, " N"], *, chunk_size: int | None = None) -> Float[Tensor, " N"]:
-        """Log-probabilities of `labels` in nats, without gradient.
-
-        Args:
-            chunk_size: positions whose logits exist at a time; None for those that fit into `CHUNK_BYTES`.
-        """
+        """Log-probabilities of `labels` in nats, without gradient; `chunk_size` positions have logits at a time."""
         size = chunk_size or chunk_rows(self.head.vocabulary_size)
         values = torch.empty(len(self), dtype=self.head.loss_dtype, device=self.hidden.device)
         for rows in chunks(len(self), size=size):

@@ -5,22 +5,23 @@ the time of sampling. T counts the tokens of one response, N those of all respon
 """
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kd.losses.terms import WeightedTerm
+from kd.losses.terms import Term
+
+PerToken: TypeAlias = Float[Tensor, " T"]
 
 
-def token_rewards(
-    student: Float[Tensor, " T"], teacher: Float[Tensor, " T"], *, scale: float, limit: float
-) -> Float[Tensor, " T"]:
+def token_rewards(student: PerToken, teacher: PerToken, *, scale: float, limit: float) -> PerToken:
     """r_t = (log p(y_t) - log q(y_t)) / scale, clipped to ±limit."""
     return ((teacher - student) / scale).clamp(-limit, limit)
 
 
-def future_returns(rewards: Float[Tensor, " T"], *, discount: float, length_normalized: bool) -> Float[Tensor, " T"]:
+def future_returns(rewards: PerToken, *, discount: float, length_normalized: bool) -> PerToken:
     """R_{t+1} = Σ over t' > t of γ^(t'-t-1) r_t', divided by T-t, the number of its summands; 0 for the last token."""
     returns: list[float] = []
     total = 0.0
@@ -37,18 +38,17 @@ def whiten(values: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
     return centred * (centred.square().mean() + 1e-8).rsqrt()
 
 
-def importance_weights(
-    student: Float[Tensor, " T"], teacher: Float[Tensor, " T"], *, teacher_share: float
-) -> Float[Tensor, " T"]:
+def importance_weights(student: PerToken, teacher: PerToken, *, teacher_share: float) -> PerToken:
     """w_t = q(y_t) / (α p(y_t) + (1-α) q(y_t)), with α the share of the teacher."""
     return 1 / (1 - teacher_share + teacher_share * (teacher - student).exp())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PolicyGradientTerm(WeightedTerm):
+class PolicyGradientTerm(Term):
     """max(-A ρ, -A clip(ρ, 1-ε, 1+ε)) with the ratio ρ_t = w_t q_θ(y_t) / q(y_t) to the time of sampling.
 
-    `labels`, `sampled_log_probs` (log q(y_t)), `importance_weights` (w_t) and `advantages` (A_t) are [N].
+    `labels`, `sampled_log_probs` (log q(y_t)), `importance_weights` (w_t) and `advantages` (A_t) are [N]. The teacher
+    enters through the advantages: there is no `target`.
     """
 
     labels: Tensor
@@ -58,16 +58,10 @@ class PolicyGradientTerm(WeightedTerm):
     ratio_clip: float
 
     def validate(self, *, num_rows: int, vocabulary_size: int) -> None:
-        """Raise ValueError unless there is a number of each kind for each of the `num_rows` positions."""
         for name in ("labels", "sampled_log_probs", "importance_weights", "advantages"):
             shape = getattr(self, name).shape
             if shape != (num_rows,):
                 raise ValueError(f"{name} are {list(shape)}, expected [{num_rows}]: one for each response position")
-
-    @property
-    def target(self) -> None:
-        # The teacher enters through the advantages.
-        return None
 
     def per_token(self, log_probs: Float[Tensor, "n V"], target: Tensor | None, rows: slice) -> Float[Tensor, " n"]:
         """The clipped loss at the positions `rows`, whose gradient is that of -A ρ where the ratio is not clipped."""

@@ -7,9 +7,10 @@ place where a direction appears.
 N response positions, n of them in a chunk, V shared vocabulary.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -18,12 +19,12 @@ from torch import Tensor
 from kd.losses.divergences import Divergence, forward_kl, reverse_kl
 from kd.losses.outputs import Outputs
 
-TermType = TypeVar("TermType", bound="WeightedTerm")
+TermType = TypeVar("TermType", bound="Term")
 
 TargetTransform = Callable[[Tensor, Tensor], Tensor]
 """(log p of the target, log q of the trained model) [n, V] -> log r [n, V], the distribution to learn from instead.
 
-Such as an interpolation between both. log r is normalised, and no gradient flows through it.
+log r is normalised, such as an interpolation between both; no gradient flows through it.
 """
 
 TokenWeight = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -40,44 +41,34 @@ class Trained:
 TRAINED = Trained()
 
 
-@runtime_checkable
-class Term(Protocol):
-    """One weighted summand of the per-token loss."""
-
-    @property
-    def weight(self) -> float:
-        """Factor of this term; a term of weight 0 is measured without a part in loss and gradient."""
-        ...
-
-    @property
-    def target(self) -> Outputs | None:
-        """The other model's outputs, if the term compares with a distribution."""
-        ...
-
-    def validate(self, *, num_rows: int, vocabulary_size: int) -> None:
-        """Raise ValueError unless this term covers exactly `num_rows` positions of that vocabulary."""
-        ...
-
-    def per_token(self, log_probs: Tensor, target: Tensor | None, rows: slice) -> Tensor:
-        """Nats [n] for the positions `rows`, differentiable in the trained model's log-probabilities [n, V].
-
-        `target` has the log-probabilities [n, V] of `self.target` at these positions, if there is one.
-        """
-        ...
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
-class WeightedTerm:
-    """What terms have in common: `2 * term` is the term with twice the weight."""
+class Term(ABC):
+    """One weighted summand of the per-token loss; `2 * term` is the term with twice the weight."""
 
     weight: float = 1.0
+    """A term of weight 0 is measured without a part in loss and gradient."""
+    target: Outputs | None = None
+    """The other model's outputs, if the term compares with a distribution."""
 
     def __rmul__(self: TermType, factor: float) -> TermType:
         return replace(self, weight=factor * self.weight)
 
+    @abstractmethod
+    def validate(self, *, num_rows: int, vocabulary_size: int) -> None:
+        """Raise ValueError unless this term covers exactly `num_rows` positions of that vocabulary."""
+
+    @abstractmethod
+    def per_token(
+        self, log_probs: Float[Tensor, "n V"], target: Float[Tensor, "n V"] | None, rows: slice
+    ) -> Float[Tensor, " n"]:
+        """Nats for the positions `rows`, differentiable in the trained model's `log_probs`.
+
+        `target` has the log-probabilities of `self.target` at these positions, if there is one.
+        """
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class DivergenceTerm(WeightedTerm):
+class DivergenceTerm(Term):
     """`divergence(trained, target)` in nats, as in Eq. 3 and 4; the target never gets a gradient.
 
     Two functions extend it to other methods: `transform` replaces the target's distribution, `token_weight` weighs
@@ -85,12 +76,12 @@ class DivergenceTerm(WeightedTerm):
     """
 
     divergence: Divergence
-    target: Outputs
+    # Required, unlike in the base class.
+    target: Outputs = field()
     transform: TargetTransform | None = None
     token_weight: TokenWeight | None = None
 
     def validate(self, *, num_rows: int, vocabulary_size: int) -> None:
-        """Raise ValueError unless the target has `num_rows` positions and the same vocabulary."""
         self.target.validate(role="target")
         if len(self.target) != num_rows:
             raise ValueError(f"target has {len(self.target)} positions, the trained model {num_rows}")
@@ -104,7 +95,6 @@ class DivergenceTerm(WeightedTerm):
     def per_token(
         self, log_probs: Float[Tensor, "n V"], target: Float[Tensor, "n V"] | None, rows: slice
     ) -> Float[Tensor, " n"]:
-        """Divergence in nats for the positions `rows`, given both log-probabilities [n, V]."""
         assert target is not None
         learned = target if self.transform is None else self.transform(target, log_probs.detach()).detach()
         values = self.divergence(log_probs, learned)
@@ -115,7 +105,7 @@ class DivergenceTerm(WeightedTerm):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class CrossEntropyTerm(WeightedTerm):
+class CrossEntropyTerm(Term):
     """Negative log-likelihood in nats of `labels` [N] (int64, each below the shared vocabulary's size).
 
     The range of the labels is not checked: that would synchronise with the device in every step.
@@ -123,12 +113,7 @@ class CrossEntropyTerm(WeightedTerm):
 
     labels: Tensor
 
-    @property
-    def target(self) -> None:
-        return None
-
     def validate(self, *, num_rows: int, vocabulary_size: int) -> None:
-        """Raise ValueError unless there is one int64 label for each of the `num_rows` positions."""
         if self.labels.shape != (num_rows,) or self.labels.dtype != torch.int64:
             raise ValueError(
                 f"labels are {self.labels.dtype} {list(self.labels.shape)}, expected torch.int64 "
@@ -136,7 +121,6 @@ class CrossEntropyTerm(WeightedTerm):
             )
 
     def per_token(self, log_probs: Float[Tensor, "n V"], target: Tensor | None, rows: slice) -> Float[Tensor, " n"]:
-        """-log p(label) in nats for the positions `rows`, given their log-probabilities [n, V]."""
         # gather instead of nll_loss: an ignore index would drop tokens that the caller has counted.
         return -log_probs.gather(-1, self.labels[rows].unsqueeze(-1)).squeeze(-1)
 

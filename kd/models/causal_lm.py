@@ -1,10 +1,8 @@
 """A family-agnostic view of a Hugging Face causal language model: embeddings in, hidden states out, a linear head."""
 
-import contextlib
 import inspect
 import re
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from kd.zero.config import Json, loading_config, zero_stage
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 # Settings of families whose logits are more than head(hidden), with the value that means "no more".
-# The one table about model families in this project.
 LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
 
 _DROPOUT_NAME = re.compile(r"(drop|dropout|layerdrop|_pdrop)$")
@@ -57,8 +54,7 @@ class CausalLM:
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token embeddings [B, T, H] of `input_ids` [B, T]."""
-        embeddings: Tensor = self.model.get_input_embeddings()(input_ids)
-        return embeddings
+        return self.model.get_input_embeddings()(input_ids)  # type: ignore[no-any-return]
 
     def hidden_states(
         self,
@@ -77,19 +73,16 @@ class CausalLM:
             position_ids: [B, T]; needed with padding on the left only.
             cache: keys and values of earlier slots, extended in place.
         """
-        extra: dict[str, Any] = {}
-        if position_ids is not None and self.takes_position_ids:
-            extra["position_ids"] = position_ids
+        positions = {"position_ids": position_ids} if self.takes_position_ids and position_ids is not None else {}
         output = self.model.base_model(
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask.long(),
             past_key_values=cache,
             use_cache=cache is not None,
-            **extra,
+            **positions,
         )
-        hidden: Tensor = output.last_hidden_state
-        return hidden
+        return output.last_hidden_state  # type: ignore[no-any-return]
 
 
 def read_model_config(name: str, *, trust_remote_code: bool) -> PretrainedConfig:
@@ -130,25 +123,27 @@ def load_causal_lm(
 
     Args:
         name: from_pretrained directory or hub name.
-        config: its configuration; without dropout its probabilities are set to 0 here.
-        dtype: bf16, fp16 or fp32.
+        config: its configuration, in which settings change, see `training_settings`.
         deepspeed_config: of the engine that the model will live in.
         keep_dropout: leave dropout probabilities as published, else set all of them to 0.
 
     Raises:
         UserError: the checkpoint cannot be read, or does not hold all weights of the model.
     """
-    for setting in fused_activations(config):
-        setattr(config, setting, "gelu_pytorch_tanh")
-    if not keep_dropout:
-        # eval() would do the same and switch activation checkpointing off without a word.
-        for setting in dropout_settings(config):
+    for setting, value in training_settings(config).items():
+        if value == "gelu_new":
+            setattr(config, setting, "gelu_pytorch_tanh")
+        elif not keep_dropout:
+            # eval() would do the same and switch activation checkpointing off without a word.
             setattr(config, setting, 0.0)
-    partitioned = zero_stage(deepspeed_config) == 3
-    with (
-        _partitioned_loading(loading_config(deepspeed_config, dtype=dtype)) if partitioned else contextlib.nullcontext()
-    ):
+    partitioning = None
+    if zero_stage(deepspeed_config) == 3:
+        partitioning = HfDeepSpeedConfig(loading_config(deepspeed_config, dtype=dtype))
+    try:
         model = _read_weights(name, config=config, dtype=dtype, trust_remote_code=trust_remote_code)
+    finally:
+        # transformers partitions whatever is created while this object lives, inference copies included.
+        del partitioning
     if not keep_dropout:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
@@ -165,8 +160,7 @@ def _read_weights(name: str, *, config: PretrainedConfig, dtype: str, trust_remo
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"model {name}: weights cannot be read ({reason[:300]}); expected safetensors files") from None
-    model: PreTrainedModel = loaded[0]
-    report: dict[str, Any] = loaded[1]
+    model, report = loaded
     # transformers initialises missing weights at random and continues.
     tied = set(getattr(model, "all_tied_weights_keys", {}))
     lacking = sorted((set(report["missing_keys"]) - tied) | {str(key) for key in report["mismatched_keys"]})
@@ -175,45 +169,29 @@ def _read_weights(name: str, *, config: PretrainedConfig, dtype: str, trust_remo
             f"model {name}: the checkpoint lacks {len(lacking)} weights of the model ({', '.join(lacking[:3])} …);"
             " it is incomplete, or its config.json belongs to another model"
         )
-    return model
+    return model  # type: ignore[no-any-return]
 
 
 def enable_checkpointing(model: PreTrainedModel) -> None:
     """Recompute activations in backward."""
-    # The non-reentrant kind compares tensors between forward and recomputation, and takes ZeRO-3's empty partitions
-    # for a mismatch.
     with warnings.catch_warnings():
-        # Its new name does not exist in all versions that this project supports.
+        # The method's new name does not exist in all versions that this project supports.
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing_enable.*", category=FutureWarning)
+        # The non-reentrant kind takes ZeRO-3's empty partitions for a mismatch between forward and recomputation.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
 
 
 def training_settings(config: PretrainedConfig) -> dict[str, object]:
-    """Settings of a model's configuration that training changes, with their values: an export restores them."""
-    return {**dropout_settings(config), **fused_activations(config)}
+    """Settings of a model's configuration that training changes, with their values: an export restores them.
+
+    These are dropout probabilities, and gelu_new, which computes GELU's tanh approximation in eight operations:
+    gelu_pytorch_tanh is the same function in one kernel, which keeps one tensor for backward.
+    """
+    activations = {name: value for name, value in config.to_dict().items() if value == "gelu_new"}
+    return {**dropout_settings(config), **activations}
 
 
 def dropout_settings(config: PretrainedConfig) -> dict[str, float]:
     """Names and values of the dropout probabilities in a model's configuration."""
     values = config.to_dict()
     return {name: value for name, value in values.items() if _DROPOUT_NAME.search(name) and isinstance(value, float)}
-
-
-def fused_activations(config: PretrainedConfig) -> dict[str, str]:
-    """Names and values of settings that ask for GELU's tanh approximation in eight operations instead of one.
-
-    `gelu_pytorch_tanh` is the same function in one kernel, which keeps one tensor for backward.
-    """
-    values = config.to_dict()
-    return {name: value for name, value in values.items() if value == "gelu_new"}
-
-
-@contextlib.contextmanager
-def _partitioned_loading(settings: Json) -> Iterator[None]:
-    # transformers partitions whatever is created while this object lives, inference copies included:
-    # it must not outlive the load.
-    alive = HfDeepSpeedConfig(settings)
-    try:
-        yield
-    finally:
-        del alive

@@ -4,16 +4,20 @@ Gathering and releasing parameters, dummy forwards, heads, accumulation boundari
 live here; a method sees none of them.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
 
 from kd.config.schema import Config
+from kd.data.batch import SequenceBatch
 from kd.data.global_batch import GlobalBatch, MicroBatch
-from kd.losses.fused import fused_loss
+from kd.losses.fused import FusedLoss, fused_loss
 from kd.losses.outputs import Head, Outputs, chunk_rows
 from kd.losses.terms import Term
 from kd.models.causal_lm import CausalLM
@@ -24,19 +28,8 @@ from kd.zero.optimizer import learning_rate_factor, make_optimizer
 from kd.zero.recorder import Phase, Recorder
 from kd.zero.residency import gathered, is_gathered
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class MicroBatchLoss:
-    """The loss of one micro-batch, computed inside the engine's forward pass, where the parameters are gathered."""
-
-    terms: Mapping[str, Term]
-    scale: float
-    chunk_size: int
-
-    def __call__(self, trained: Outputs) -> tuple[Tensor, Tensor]:
-        """The loss and the sums of its terms [terms]; a tuple, because DeepSpeed's hooks look for tensors in it."""
-        result = fused_loss(trained, list(self.terms.values()), scale=self.scale, chunk_size=self.chunk_size)
-        return result.loss, result.term_sums
+Loss = Callable[[Outputs], FusedLoss]
+"""The loss of one micro-batch, computed inside the engine's forward pass, where the parameters are gathered."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,36 +41,33 @@ class ModelContext:
     recorder: Recorder
 
 
+class EngineModule(nn.Module):
+    """A causal language model as the module of an engine."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.view = CausalLM.of(model)
+
+    def response_states(self, batch: SequenceBatch) -> Float[Tensor, "N H"]:
+        """The hidden states that predict the response tokens."""
+        states = self.view.hidden_states(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        return states.flatten(0, 1)[batch.response_positions]
+
+
 class ModelHandle:
     """A model in its DeepSpeed engine, one of several on the same devices."""
 
     def __init__(
-        self,
-        module: nn.Module,
-        view: CausalLM,
-        context: ModelContext,
-        *,
-        settings: Json,
-        optimizer: torch.optim.Optimizer | None = None,
+        self, module: EngineModule, context: ModelContext, *, settings: Json, optimizer: Optimizer | None = None
     ) -> None:
         """Start the engine with a DeepSpeed configuration; without an optimizer the model is frozen."""
-        self.view = view
+        self.model, self.view = module.model, module.view
         self.zero_stage = zero_stage(settings)
         self.engine = Engine(module, optimizer=optimizer, settings=settings)
         self._recorder = context.recorder
         self._vocabulary_size = context.vocabulary.size
-        byte_budget = context.config.engine.loss_chunk_mib * 2**20
-        self._chunk_size = chunk_rows(context.vocabulary.size, byte_budget=byte_budget)
         self._head: Head | None = None
-
-    @property
-    def is_collective(self) -> bool:
-        """Whether a forward pass is a collective operation that all ranks must run together."""
-        return self.engine.is_collective
-
-    def gather(self) -> None:
-        """Gather a model that is gathered once for a global batch; its step, or `release`, partitions it again."""
-        self.engine.gather()
 
     def pause(self) -> None:
         """Release what forward passes have gathered, before another model works on the same global batch."""
@@ -92,34 +82,23 @@ class ModelHandle:
     def _infer(self, batch: GlobalBatch, *inputs: object, phase: Phase) -> Outputs:
         """Outputs at the response positions of this rank's share of a global batch, without gradient."""
         with self._recorder.time(phase):
-            hidden: list[Tensor] = []
-            for index, part in enumerate(batch.inference_batches):
-                states = self.engine.infer(part, *inputs)
-                # The rest are dummy forwards, which keep the ranks' collectives in step.
-                if index < batch.num_own_inference_batches:
-                    hidden.append(states)
-            return self._outputs(torch.cat(hidden))
-
-    def _outputs(self, hidden: Float[Tensor, "N H"]) -> Outputs:
-        return Outputs(hidden=hidden, head=self._current_head())
+            hidden = [self.engine.infer(part, *inputs) for part in batch.inference_batches]
+            # The others are dummy forwards, which keep the ranks' collectives in step.
+            own = hidden[: batch.num_own_inference_batches]
+            return Outputs(hidden=torch.cat(own), head=self._current_head())
 
     def _current_head(self) -> Head:
         """The head, gathered once until the model is updated, paused or released."""
         if self._head is None:
-            self._head = self._read_head()
-        return self._head
-
-    def _read_head(self) -> Head:
-        parameters = self.view.head_parameters
-        if all(is_gathered(parameter) for parameter in parameters):
-            # These tensors outlive the partitioning of a gathered model.
-            tensors = [parameter.detach() for parameter in parameters]
-        else:
+            parameters = self.view.head_parameters
+            # Tensors of a gathered model outlive its partitioning. What is gathered here is copied: the hooks would
+            # release a parameter that is also the embedding after the embedding's forward.
+            copies = not all(is_gathered(parameter) for parameter in parameters)
             with gathered(parameters):
-                # A copy: the hooks would release a gathered parameter that is also the embedding after its forward.
-                tensors = [parameter.detach().clone() for parameter in parameters]
-        bias = tensors[1] if len(tensors) > 1 else None
-        return Head(weight=tensors[0], bias=bias, vocabulary_size=self._vocabulary_size)
+                tensors = [parameter.detach().clone() if copies else parameter.detach() for parameter in parameters]
+            bias = tensors[1] if len(tensors) > 1 else None
+            self._head = Head(weight=tensors[0], bias=bias, vocabulary_size=self._vocabulary_size)
+        return self._head
 
 
 class TrainedHandle(ModelHandle):
@@ -131,8 +110,7 @@ class TrainedHandle(ModelHandle):
 
     def __init__(
         self,
-        module: nn.Module,
-        view: CausalLM,
+        module: EngineModule,
         context: ModelContext,
         *,
         settings: Json,
@@ -141,7 +119,9 @@ class TrainedHandle(ModelHandle):
     ) -> None:
         """Start the engine; `learning_rate` is the base of the schedule for the parameters `trained`."""
         optimizer = make_optimizer(trained, settings=context.config.optimizer, learning_rate=learning_rate)
-        super().__init__(module, view, context, settings=settings, optimizer=optimizer)
+        super().__init__(module, context, settings=settings, optimizer=optimizer)
+        byte_budget = context.config.engine.loss_chunk_mib * 2**20
+        self._chunk_size = chunk_rows(context.vocabulary.size, byte_budget=byte_budget)
         self._schedule = context.config.schedule
         self._learning_rate = learning_rate
         self._pending: tuple[MicroBatch, dict[str, Term]] | None = None
@@ -156,11 +136,8 @@ class TrainedHandle(ModelHandle):
         """Add a micro-batch's gradient: of the weighted terms' mean over the response tokens of its global batch.
 
         The pass runs with the next call of `backward` or `step`: only then is it known whether this micro-batch is
-        the last one, after which DeepSpeed reduces the gradient.
-
-        Args:
-            terms: at least one loss term; each is logged under its name as a mean over the tokens, without its
-                weight. None leaves a term out.
+        the last one, after which DeepSpeed reduces the gradient. Each of the `terms`, at least one, is logged under
+        its name as a mean over the tokens, without its weight; None leaves a term out.
         """
         self._run_pending(is_last=False)
         self._pending = micro, {name: term for name, term in terms.items() if term is not None}
@@ -170,9 +147,9 @@ class TrainedHandle(ModelHandle):
         self._run_pending(is_last=True)
         learning_rate = self._learning_rate * learning_rate_factor(self._recorder.step, schedule=self._schedule)
         with self._recorder.time("optimizer"):
-            self.engine.step(learning_rate=learning_rate)
+            grad_norm = self.engine.step(learning_rate=learning_rate)
         self._recorder.record(f"{self.metric_prefix}learning_rate", learning_rate)
-        self._recorder.record(f"{self.metric_prefix}grad_norm", self.engine.grad_norm)
+        self._recorder.record(f"{self.metric_prefix}grad_norm", grad_norm)
         self._has_gradient = False
         self._head = None
 
@@ -192,11 +169,11 @@ class TrainedHandle(ModelHandle):
                 make_room()
             self._has_gradient = True
         with self._recorder.time(self.training_phase):
-            loss = MicroBatchLoss(terms=terms, scale=micro.loss_scale, chunk_size=self._chunk_size)
+            loss = partial(fused_loss, terms=list(terms.values()), scale=micro.loss_scale, chunk_size=self._chunk_size)
             term_sums = self._backward(micro, loss, is_last=is_last)
         for name, term_sum in zip(terms, term_sums, strict=True):
             self._recorder.add_token_mean(name, term_sum, num_tokens=micro.num_tokens)
 
-    def _backward(self, micro: MicroBatch, loss: MicroBatchLoss, *, is_last: bool) -> Tensor:
+    def _backward(self, micro: MicroBatch, loss: Loss, *, is_last: bool) -> Tensor:
         """Run the engine's forward and backward pass; the sums of the loss terms [terms]."""
         raise NotImplementedError

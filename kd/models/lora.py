@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -21,29 +21,27 @@ if TYPE_CHECKING:
 
 ADAPTER = "default"
 """peft's name of the one adapter in a model."""
-ALL_LINEAR = "all-linear"
-"""peft's word for every linear layer but the head."""
 
 
 def add_adapters(model: PreTrainedModel, settings: LoraConfig, *, section: str, name: str, seed: int) -> None:
     """Freeze `model` and put trainable matrices beside its target layers; its outputs do not change yet.
 
-    Args:
-        section: of the configuration, for messages.
-        name: directory or hub name of the model, which the saved adapter refers to.
-        seed: of the random half of the adapters.
+    `section` of the configuration is for messages. The saved adapter refers to `name`, a directory or hub name.
+    `seed` draws the random half of the adapters.
 
     Raises:
         UserError: `targets` names no layers, or the embeddings or the head.
     """
     # Imported here and below: peft takes a second that most runs need not wait.
     import peft
+    from peft.tuners.lora import LoraLayer
 
     targets = None if settings.targets is None else list(settings.targets)
     wanted = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]
-        target_modules=ALL_LINEAR if targets == [ALL_LINEAR] else targets,
+        # peft takes its word for every linear layer but the head as a string only.
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
         task_type="CAUSAL_LM",
         base_model_name_or_path=name,
     )
@@ -59,7 +57,7 @@ def add_adapters(model: PreTrainedModel, settings: LoraConfig, *, section: str, 
         reason = " ".join(str(error).split())
         raise UserError(f"{section}.targets: {reason[:200]}; name linear layers of {name}, or all-linear") from None
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
-        if _is_adapted(module):
+        if isinstance(module, LoraLayer):
             raise UserError(f"{section}.targets: embeddings and head cannot be adapted; leave them out")
 
 
@@ -113,8 +111,7 @@ class PlainParameter:
 def plain_parameters(model: PreTrainedModel, *, remove_duplicate: bool = True) -> Iterator[PlainParameter]:
     """The parameters of the published architecture, whether `model` has adapters or not.
 
-    Args:
-        remove_duplicate: leave out the second name of a shared parameter, such as a tied head.
+    `remove_duplicate` leaves out the second name of a shared parameter, such as a tied head.
     """
     layers, adapters = _adapted_layers(model), adapter_parameters(model)
     for name, parameter in model.named_parameters(remove_duplicate=remove_duplicate):
@@ -129,21 +126,25 @@ def plain_parameters(model: PreTrainedModel, *, remove_duplicate: bool = True) -
 
 def gather_adapters(model: PreTrainedModel) -> dict[str, Tensor]:
     """Copies of the trainable matrices on the host of every rank; all ranks call it together."""
-    values: dict[str, Tensor] = {}
+    values = {}
     for name, parameter in adapter_parameters(model).items():
         with gathered([parameter]):
             values[name] = parameter.detach().to("cpu", copy=True)
     return values
 
 
-def adapter_writer(model: PreTrainedModel) -> Callable[[Path], None]:
-    """Gather the adapters, all ranks together; returns what writes them into a directory for peft to load."""
+def adapter_writer(model: PreTrainedModel, *, folder: str) -> Callable[[Path], None]:
+    """Gather the adapters, all ranks together; returns what writes them into a folder of a directory, for peft to load.
+
+    A folder of its own: beside config.json, from_pretrained would look for the adapters' base model.
+    """
     import peft
 
     values = gather_adapters(model)
     settings: peft.LoraConfig = model.peft_config[ADAPTER]  # type: ignore[assignment]
 
-    def write(directory: Path) -> None:
+    def write(parent: Path) -> None:
+        directory = parent / folder
         directory.mkdir(parents=True)
         named: Mapping[str, Tensor] = peft.get_peft_model_state_dict(
             model, state_dict=values, adapter_name=ADAPTER, save_embedding_layers=False
@@ -162,9 +163,3 @@ def _adapted_layers(model: PreTrainedModel) -> "dict[str, AdaptedLinear]":
     from peft.tuners.lora import Linear
 
     return {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
-
-
-def _is_adapted(module: Any) -> bool:
-    from peft.tuners.lora import LoraLayer
-
-    return isinstance(module, LoraLayer)

@@ -1,6 +1,6 @@
 """The soft prompt P: m embedding vectors in front of the request (arXiv 2402.12842, §3)."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -38,22 +38,15 @@ class SoftPrompt(nn.Module):
         self, inputs_embeds: Float[Tensor, "B T H"], attention_mask: Bool[Tensor, "B T"]
     ) -> tuple[Float[Tensor, "B {self.num_tokens}+T H"], Bool[Tensor, "B {self.num_tokens}+T"]]:
         """Put P next to the text: PAD … PAD, P, x with padding on the left; P, x, PAD … on the right."""
-        return _put_before(self.values.expand(len(inputs_embeds), -1, -1), inputs_embeds, attention_mask)
-
-
-def _put_before(
-    prompts: Float[Tensor, "B M H"], inputs_embeds: Float[Tensor, "B T H"], attention_mask: Bool[Tensor, "B T"]
-) -> tuple[Float[Tensor, "B M+T H"], Bool[Tensor, "B M+T"]]:
-    num_rows, m, hidden = prompts.shape
-    width = inputs_embeds.shape[1]
-    start = attention_mask.long().argmax(dim=1, keepdim=True)
-    slot = torch.arange(m + width, device=inputs_embeds.device).expand(num_rows, -1)
-    # Indices into [P, text]: text slot t stands at m + t.
-    source = torch.where(slot < start, slot + m, torch.where(slot < start + m, slot - start, slot))
-    embeds = torch.cat([prompts.to(inputs_embeds.dtype), inputs_embeds], dim=1)
-    embeds = embeds.gather(1, source[:, :, None].expand(-1, -1, hidden))
-    mask = torch.cat([attention_mask.new_ones(num_rows, m), attention_mask], dim=1).gather(1, source)
-    return embeds, mask
+        (num_rows, width, hidden), m = inputs_embeds.shape, self.num_tokens
+        start = attention_mask.long().argmax(dim=1, keepdim=True)
+        slot = torch.arange(m + width, device=inputs_embeds.device).expand(num_rows, -1)
+        # Indices into [P, text]: text slot t stands at m + t.
+        source = torch.where(slot < start, slot + m, torch.where(slot < start + m, slot - start, slot))
+        prompts = self.values.expand(num_rows, -1, -1).to(inputs_embeds.dtype)
+        embeds = torch.cat([prompts, inputs_embeds], dim=1).gather(1, source[:, :, None].expand(-1, -1, hidden))
+        mask = torch.cat([attention_mask.new_ones(num_rows, m), attention_mask], dim=1).gather(1, source)
+        return embeds, mask
 
 
 def initial_token_ids(settings: SoftPromptConfig, *, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -74,11 +67,7 @@ def initial_token_ids(settings: SoftPromptConfig, *, tokenizer: PreTrainedTokeni
 
 
 def initial_values(
-    settings: SoftPromptConfig,
-    *,
-    embedding_weight: Float[Tensor, "V H"],
-    tokenizer: PreTrainedTokenizerBase,
-    seed: int,
+    settings: SoftPromptConfig, *, embedding_weight: Float[Tensor, "V H"], tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> Float[Tensor, "M H"]:
     """Starting values of P from the teacher's (gathered) embedding matrix."""
     if settings.init == "random":
@@ -92,12 +81,7 @@ def initial_values(
 
 def save_soft_prompt(values: Float[Tensor, "M H"], path: Path, *, origin: SoftPromptOrigin) -> None:
     """Write P [M, H] with its text, length and teacher name as safetensors."""
-    metadata = {
-        "teacher": origin.teacher,
-        "init": origin.init,
-        "init_text": origin.init_text,
-        "length": str(values.shape[0]),
-    }
+    metadata = asdict(origin) | {"length": str(values.shape[0])}
     save_file({_TENSOR_NAME: values.detach().float().cpu().contiguous()}, path, metadata=metadata)
 
 
@@ -113,9 +97,5 @@ def load_soft_prompt(path: Path | str) -> tuple[SoftPrompt, SoftPromptOrigin]:
             values = file.get_tensor(_TENSOR_NAME)
     except (OSError, SafetensorError) as error:
         raise UserError(f"soft prompt {path}: cannot be read ({error}); expected a {FILE_NAME} of a run") from None
-    origin = SoftPromptOrigin(
-        teacher=metadata.get("teacher", ""),
-        init=metadata.get("init", ""),
-        init_text=metadata.get("init_text", ""),
-    )
-    return SoftPrompt(values), origin
+    origin = {entry.name: metadata.get(entry.name, "") for entry in fields(SoftPromptOrigin)}
+    return SoftPrompt(values), SoftPromptOrigin(**origin)

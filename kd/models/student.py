@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 
 from kd.data.batch import SequenceBatch
 from kd.data.global_batch import GlobalBatch, MicroBatch
+from kd.losses.fused import FusedLoss
 from kd.losses.outputs import Head, Outputs
 from kd.models.causal_lm import CausalLM, enable_checkpointing, load_causal_lm, read_model_config, training_settings
-from kd.models.handle import MicroBatchLoss, ModelContext, TrainedHandle
+from kd.models.handle import EngineModule, Loss, ModelContext, TrainedHandle
 from kd.models.lora import adapter_writer, add_adapters
 from kd.zero.config import student_deepspeed_config
 from kd.zero.optimizer import parameter_groups
@@ -38,26 +39,20 @@ class _TrainableHead(nn.Module):
             if is_zero3(parameter):
                 deepspeed.zero.register_external_parameter(self, parameter)
 
-    def forward(self, hidden: Float[Tensor, "N H"], loss: MicroBatchLoss) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden: Float[Tensor, "N H"], loss: Loss) -> FusedLoss:
         weight, bias = self.view.head_weight, self.view.head_bias
         head = Head(weight=weight, bias=bias, vocabulary_size=self._vocabulary_size)
         return loss(Outputs(hidden=hidden, head=head))
 
 
-class _StudentModule(nn.Module):
+class _StudentModule(EngineModule):
     def __init__(self, model: PreTrainedModel, *, vocabulary_size: int) -> None:
-        super().__init__()
-        self.model = model
-        self.view = CausalLM.of(model)
+        super().__init__(model)
         self.head = _TrainableHead(self.view, vocabulary_size=vocabulary_size)
 
-    def forward(self, batch: SequenceBatch, loss: MicroBatchLoss | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        states = self.view.hidden_states(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-        hidden = states.flatten(0, 1)[batch.response_positions]
-        if loss is None:
-            return hidden
-        result: tuple[Tensor, Tensor] = self.head(hidden, loss)
-        return result
+    def forward(self, batch: SequenceBatch, loss: Loss | None = None) -> Tensor | FusedLoss:
+        hidden = self.response_states(batch)
+        return hidden if loss is None else self.head(hidden, loss)
 
 
 class Student(TrainedHandle):
@@ -72,11 +67,11 @@ class Student(TrainedHandle):
             UserError: the DeepSpeed JSON or the checkpoint cannot be used.
         """
         config, settings = context.config, student_deepspeed_config(context.config)
-        model_config = read_model_config(config.model.student, trust_remote_code=config.model.trust_remote_code)
         self.name = config.model.student
+        model_config = read_model_config(self.name, trust_remote_code=config.model.trust_remote_code)
         self.published_settings = training_settings(model_config)
-        self.model = load_causal_lm(
-            config.model.student,
+        model = load_causal_lm(
+            self.name,
             config=model_config,
             dtype=config.model.dtype,
             deepspeed_config=settings,
@@ -85,13 +80,15 @@ class Student(TrainedHandle):
         )
         self.is_adapted = config.student_lora.is_on
         if self.is_adapted:
-            add_adapters(self.model, config.student_lora, section="student_lora", name=self.name, seed=config.run.seed)
+            add_adapters(model, config.student_lora, section="student_lora", name=self.name, seed=config.run.seed)
         if config.model.gradient_checkpointing:
-            enable_checkpointing(self.model)
-        module = _StudentModule(self.model, vocabulary_size=context.vocabulary.size)
-        trained = parameter_groups(module, weight_decay=config.optimizer.weight_decay)
-        learning_rate = config.optimizer.learning_rate
-        super().__init__(module, module.view, context, settings=settings, trained=trained, learning_rate=learning_rate)
+            enable_checkpointing(model)
+        module = _StudentModule(model, vocabulary_size=context.vocabulary.size)
+        trained, rate = (
+            parameter_groups(module, weight_decay=config.optimizer.weight_decay),
+            config.optimizer.learning_rate,
+        )
+        super().__init__(module, context, settings=settings, trained=trained, learning_rate=rate)
 
     def outputs(self, batch: GlobalBatch) -> Outputs:
         """The outputs q_θ(·|x, y_<t) at the response positions, without gradient.
@@ -100,14 +97,13 @@ class Student(TrainedHandle):
         """
         if batch.student_hidden is None:
             return self._infer(batch, phase="student")
-        return self._outputs(torch.cat([batch.student_hidden[row_id] for row_id in batch.row_ids]))
+        hidden = torch.cat([batch.student_hidden[row_id] for row_id in batch.row_ids])
+        return Outputs(hidden=hidden, head=self._current_head())
 
-    def _backward(self, micro: MicroBatch, loss: MicroBatchLoss, *, is_last: bool) -> Tensor:
+    def _backward(self, micro: MicroBatch, loss: Loss, *, is_last: bool) -> Tensor:
         self._recorder.trained_on(micro.num_tokens)
         return self.engine.backward(micro.batch, loss, is_last=is_last)
 
     def adapter_writer(self) -> Callable[[Path], None]:
         """Gather the adapters, all ranks together; returns a function that writes them into a student's directory."""
-        write = adapter_writer(self.model)
-        # A folder of its own: beside config.json, from_pretrained would look for the adapters' base model.
-        return lambda directory: write(directory / STUDENT_ADAPTER)
+        return adapter_writer(self.model, folder=STUDENT_ADAPTER)

@@ -6,23 +6,18 @@ from pathlib import Path
 from typing import Literal
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from kd.config.schema import Config, LoraConfig, SoftPromptConfig
 from kd.data.batch import SequenceBatch
 from kd.data.global_batch import GlobalBatch, MicroBatch
-from kd.losses.outputs import Outputs
+from kd.losses.fused import FusedLoss
+from kd.losses.outputs import Head, Outputs
 from kd.models.causal_lm import CausalLM, enable_checkpointing, load_causal_lm, read_model_config
-from kd.models.handle import MicroBatchLoss, ModelContext, ModelHandle, TrainedHandle
+from kd.models.handle import EngineModule, Loss, ModelContext, ModelHandle, TrainedHandle
 from kd.models.lora import adapter_parameters, adapter_writer, adapters_off, add_adapters
-from kd.models.soft_prompt import (
-    FILE_NAME,
-    SoftPrompt,
-    SoftPromptOrigin,
-    initial_values,
-    save_soft_prompt,
-)
+from kd.models.soft_prompt import FILE_NAME, SoftPrompt, SoftPromptOrigin, initial_values, save_soft_prompt
 from kd.zero.config import teacher_deepspeed_config
 from kd.zero.optimizer import parameter_groups
 from kd.zero.residency import gathered
@@ -34,47 +29,26 @@ Condition = Literal["adapted", "plain"]
 """p(·|P, x) or p(·|x): the same weights with and without the soft prompt, or the adapters."""
 
 
-class _TeacherModule(nn.Module):
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-        self.view = CausalLM.of(model)
-
-    def forward(
-        self,
-        batch: SequenceBatch,
-        condition: Condition,
-        loss: Callable[[Float[Tensor, "N H"]], tuple[Tensor, Tensor]] | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        hidden = self.plain(batch) if condition == "plain" else self.adapted(batch)
-        return hidden if loss is None else loss(hidden)
-
-    def plain(self, batch: SequenceBatch) -> Float[Tensor, "N H"]:
-        states = self.view.hidden_states(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-        return states.flatten(0, 1)[batch.response_positions]
-
-    def adapted(self, batch: SequenceBatch) -> Float[Tensor, "N H"]:
-        raise TypeError("a plain teacher has no soft prompt")
-
-
-class _PromptedModule(_TeacherModule):
-    def __init__(self, model: PreTrainedModel, soft_prompt: SoftPrompt) -> None:
+class _TeacherModule(EngineModule):
+    def __init__(self, model: PreTrainedModel, soft_prompt: SoftPrompt | None = None) -> None:
         super().__init__(model)
         self.soft_prompt = soft_prompt
 
-    def adapted(self, batch: SequenceBatch) -> Float[Tensor, "N H"]:
-        embeds, mask = self.soft_prompt(self.view.embed(batch.input_ids), batch.attention_mask)
+    def forward(
+        self, batch: SequenceBatch, condition: Condition, head: Head | None = None, loss: Loss | None = None
+    ) -> Tensor | FusedLoss:
+        if condition == "plain":
+            with adapters_off(self.model):
+                return self.response_states(batch)
+        hidden = self.response_states(batch) if self.soft_prompt is None else self._prompted(batch, self.soft_prompt)
+        if head is None or loss is None:
+            return hidden
+        return loss(Outputs(hidden=hidden, head=head))
+
+    def _prompted(self, batch: SequenceBatch, soft_prompt: SoftPrompt) -> Float[Tensor, "N H"]:
+        embeds, mask = soft_prompt(self.view.embed(batch.input_ids), batch.attention_mask)
         states = self.view.hidden_states(inputs_embeds=embeds, attention_mask=mask)
-        return states.flatten(0, 1)[batch.shifted_positions(self.soft_prompt.num_tokens)]
-
-
-class _LoraModule(_TeacherModule):
-    def plain(self, batch: SequenceBatch) -> Float[Tensor, "N H"]:
-        with adapters_off(self.model):
-            return super().plain(batch)
-
-    def adapted(self, batch: SequenceBatch) -> Float[Tensor, "N H"]:
-        return super().plain(batch)
+        return states.flatten(0, 1)[batch.shifted_positions(soft_prompt.num_tokens)]
 
 
 class Teacher(ModelHandle):
@@ -87,7 +61,7 @@ class Teacher(ModelHandle):
             UserError: the DeepSpeed JSON or the checkpoint cannot be used.
         """
         module = _TeacherModule(_load_frozen(context.config))
-        super().__init__(module, module.view, context, settings=teacher_deepspeed_config(context.config))
+        super().__init__(module, context, settings=teacher_deepspeed_config(context.config))
 
     def outputs(self, batch: GlobalBatch) -> Outputs:
         """The outputs p(·|x, y_<t) at the response positions, without gradient."""
@@ -105,29 +79,21 @@ class AdaptedTeacher(TrainedHandle):
     ) -> None:
         """Start the engine in which the parameters `trained` are trained."""
         settings = teacher_deepspeed_config(context.config)
-        super().__init__(module, module.view, context, settings=settings, trained=trained, learning_rate=learning_rate)
+        super().__init__(module, context, settings=settings, trained=trained, learning_rate=learning_rate)
 
     def outputs(self, batch: GlobalBatch, *, prompt: bool = True) -> Outputs:
         """The outputs p(·|P, x, y_<t) at the response positions, without gradient.
 
-        Args:
-            prompt: False for p(·|x, y_<t), the teacher without its soft prompt or adapters.
+        With `prompt` False, p(·|x, y_<t): the teacher without its soft prompt or adapters.
         """
-        condition: Condition = "adapted" if prompt else "plain"
-        return self._infer(batch, condition, phase="teacher")
+        return self._infer(batch, "adapted" if prompt else "plain", phase="teacher")
 
-    def _backward(self, micro: MicroBatch, loss: MicroBatchLoss, *, is_last: bool) -> Tensor:
-        head = self._current_head()
-
-        def prompted(hidden: Float[Tensor, "N H"]) -> tuple[Tensor, Tensor]:
-            return loss(Outputs(hidden=hidden, head=head))
-
-        return self.engine.backward(micro.batch, "adapted", prompted, is_last=is_last)
+    def _backward(self, micro: MicroBatch, loss: Loss, *, is_last: bool) -> Tensor:
+        return self.engine.backward(micro.batch, "adapted", self._current_head(), loss, is_last=is_last)
 
     @abstractmethod
     def writer(self) -> Callable[[Path], None]:
         """Gather the trained part, all ranks together; returns a function that writes it into a directory."""
-        ...
 
 
 class PromptedTeacher(AdaptedTeacher):
@@ -150,8 +116,8 @@ class PromptedTeacher(AdaptedTeacher):
             # DeepSpeed scales the loss for fp16 parameters only, and keeps fp32 values of them itself.
             self.soft_prompt.half()
         self._origin = SoftPromptOrigin(teacher=str(config.model.teacher), init=prompt.init, init_text=prompt.init_text)
-        module, trained = _PromptedModule(model, self.soft_prompt), [self.soft_prompt.values]
-        super().__init__(module, context, trained=trained, learning_rate=prompt.learning_rate)
+        module = _TeacherModule(model, self.soft_prompt)
+        super().__init__(module, context, trained=[self.soft_prompt.values], learning_rate=prompt.learning_rate)
 
     def values(self) -> Float[Tensor, "M H"]:
         """The current soft prompt, gathered, on every rank."""
@@ -159,7 +125,6 @@ class PromptedTeacher(AdaptedTeacher):
             return self.soft_prompt.values.detach().float().clone()
 
     def writer(self) -> Callable[[Path], None]:
-        """Gather the soft prompt, all ranks together; returns a function that writes it into a directory."""
         values = self.values()
         return lambda directory: save_soft_prompt(values, directory / FILE_NAME, origin=self._origin)
 
@@ -174,20 +139,17 @@ class LoraTeacher(AdaptedTeacher):
             UserError: the DeepSpeed JSON, the checkpoint or the adapted layers' names cannot be used.
         """
         config = context.config
-        self.model = _load_frozen(config)
-        name = str(config.model.teacher)
-        add_adapters(self.model, lora, section="teacher_lora", name=name, seed=config.run.seed)
-        for parameter in adapter_parameters(self.model).values():
+        model, name = _load_frozen(config), str(config.model.teacher)
+        add_adapters(model, lora, section="teacher_lora", name=name, seed=config.run.seed)
+        for parameter in adapter_parameters(model).values():
             # As with a soft prompt: fp32 beside bf16 weights, half precision for fp16's loss scale.
             parameter.data = parameter.data.half() if config.model.dtype == "fp16" else parameter.data.float()
-        module = _LoraModule(self.model)
+        module = _TeacherModule(model)
         trained = parameter_groups(module, weight_decay=config.optimizer.weight_decay)
         super().__init__(module, context, trained=trained, learning_rate=learning_rate)
 
     def writer(self) -> Callable[[Path], None]:
-        """Gather the adapters, all ranks together; returns a function that writes them into a directory."""
-        write = adapter_writer(self.model)
-        return lambda directory: write(directory / TEACHER_ADAPTER)
+        return adapter_writer(self.model, folder=TEACHER_ADAPTER)
 
 
 def _load_frozen(config: Config) -> PreTrainedModel:

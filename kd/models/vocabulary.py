@@ -71,8 +71,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, *, name: str, directory: 
 def share_vocabulary(config: Config, *, teacher_slots: int = 0) -> SharedVocabulary:
     """Check the pair of models without loading their weights.
 
-    Args:
-        teacher_slots: soft prompt tokens that precede the teacher's sequences.
+    `teacher_slots` soft prompt tokens precede the teacher's sequences.
 
     Raises:
         UserError: tokenizers that differ, a vocabulary that a model does not cover, sequences

@@ -67,11 +67,9 @@ def decode(
     """Continue each prompt until its end-of-sequence token or `max_new_tokens`.
 
     Args:
-        view: the model q.
         streams: one for each sample; the prompts are prefilled once for all samples.
         soft_prompt: precedes each prompt.
         mixture: a second model that decodes the same tokens.
-        keep_hidden: return the hidden states, too.
         any_rank_active: from whether this rank has unfinished rows to whether any rank has. Under ZeRO-3's hooks every
             rank must run every forward pass; a rank that has finished runs dummy forwards.
         agreed_tokens: replaces the chosen tokens [A] by those of the first rank, for ranks that decode together.
@@ -80,21 +78,21 @@ def decode(
         One response for each sample of each prompt: all samples of the first prompt, then of the second, ….
     """
     models = [view] if mixture is None else [view, mixture.teacher]
-    rows = DecodingRows(prompts, settings=settings, streams=streams)
-    inputs = rows.start(view, soft_prompt, num_models=len(models))
-    states = [rows.repeat(hidden) for hidden in _forward(models, rows, inputs)]
-    rows.repeat_slots()
-    if keep_hidden:
-        rows.keep_hidden(width=states[0].shape[-1], dtype=states[0].dtype)
+    rows = DecodingRows(models, prompts, settings=settings, streams=streams, keep_hidden=keep_hidden)
+    states = rows.prefill(soft_prompt)
     while True:
-        logits = [next_logits(model, hidden, settings) for model, hidden in zip(models, states, strict=True)]
+        # Without the padding columns of the heads.
+        logits = [
+            model.model.get_output_embeddings()(hidden)[:, : settings.vocabulary_size]
+            for model, hidden in zip(models, states, strict=True)
+        ]
         mixed = logits[0] if mixture is None else mixture_log_probs(*logits, teacher_share=mixture.teacher_share)
-        tokens = choose_tokens(mixed, rows.uniforms(), settings=settings, history=rows.history())
+        tokens = choose_tokens(mixed, rows.uniforms, settings=settings, history=rows.history())
         rows.append(tokens if agreed_tokens is None else agreed_tokens(tokens), states[0])
-        if not any_rank_active(rows.num_unfinished > 0):
+        if not any_rank_active(rows.has_unfinished):
             return rows.responses()
         rows.compact()
-        states = _forward(models, rows, rows.next_inputs())
+        states = rows.forward()
 
 
 class DecodingRows:
@@ -103,68 +101,74 @@ class DecodingRows:
     A active rows in the model's batch, R rows in all (prompts times samples).
     """
 
-    def __init__(self, prompts: PromptBatch, *, settings: DecodingSettings, streams: Sequence[Streams]) -> None:
-        device = prompts.input_ids.device
-        num_prompts, num_samples = len(prompts.row_ids), len(streams)
-        self.settings = settings
+    def __init__(
+        self,
+        models: Sequence[CausalLM],
+        prompts: PromptBatch,
+        *,
+        settings: DecodingSettings,
+        streams: Sequence[Streams],
+        keep_hidden: bool,
+    ) -> None:
+        self._models = models
+        self._settings = settings
         self._prompts = prompts
-        self._num_samples = num_samples
+        self._num_samples = len(streams)
+        self._keeps_hidden = keep_hidden
         drawn = [stream(prompts.row_ids, settings.max_new_tokens) for stream in streams]
-        self._uniforms = torch.stack(drawn, dim=1).flatten(0, 1).to(device)
-        self._tokens: list[list[int]] = [[] for _ in range(num_prompts * num_samples)]
+        self._uniforms = torch.stack(drawn, dim=1).flatten(0, 1).to(prompts.input_ids.device)
+        self._tokens: list[list[int]] = [[] for _ in range(len(self._uniforms))]
         self._finished = [False] * len(self._tokens)
         self._active = list(range(len(self._tokens)))
         self._num_chosen = 0
         self._hidden: Tensor | None = None
 
-    def start(self, view: CausalLM, soft_prompt: SoftPrompt | None, *, num_models: int) -> dict[str, Tensor]:
-        """Allocate slots for the prompts, padded on the left, and for the new tokens; the inputs of the prefill."""
-        prompts = self._prompts
-        inputs, mask = {"input_ids": prompts.input_ids}, prompts.attention_mask
+    def prefill(self, soft_prompt: SoftPrompt | None) -> list[Float[Tensor, "A _"]]:
+        """Run the prompts, padded on the left; the hidden states of each model at the last slot of each row.
+
+        The prompts run once; their slots are repeated for each sample.
+        """
+        ids, mask = self._prompts.input_ids, self._prompts.attention_mask
+        inputs = {"input_ids": ids}
         if soft_prompt is not None:
-            embeds, mask = soft_prompt(view.embed(prompts.input_ids), prompts.attention_mask)
+            embeds, mask = soft_prompt(self._models[0].embed(ids), mask)
             inputs = {"inputs_embeds": embeds}
-        self._mask = torch.cat([mask, mask.new_ones(len(mask), self.settings.max_new_tokens)], dim=1)
+        self._mask = torch.cat([mask, mask.new_ones(len(mask), self._settings.max_new_tokens)], dim=1)
         self._num_slots = mask.shape[1]
         self._lengths = mask.sum(dim=1)
-        self.caches = [PreallocatedCache(self._mask.shape[1]) for _ in range(num_models)]
+        self._caches = [PreallocatedCache(self._mask.shape[1]) for _ in self._models]
         positions = (mask.long().cumsum(dim=1) - 1).clamp_min(0)
-        return {**inputs, "attention_mask": mask, "position_ids": positions}
+        states = self._last_states(**inputs, attention_mask=mask, position_ids=positions)
+        if self._num_samples == 1:
+            return states
+        index = torch.arange(len(mask), device=mask.device).repeat_interleave(self._num_samples)
+        self._select(index)
+        return [hidden[index] for hidden in states]
 
-    def repeat(self, hidden: Float[Tensor, "B H"]) -> Float[Tensor, "R H"]:
-        """One row for each sample of each prompt."""
-        return hidden.repeat_interleave(self._num_samples, dim=0) if self._num_samples > 1 else hidden
+    def forward(self) -> list[Float[Tensor, "A _"]]:
+        """Run the last token of each active row; the hidden states of each model, whose sizes may differ."""
+        return self._last_states(
+            input_ids=self._last_tokens[:, None],
+            attention_mask=self._mask[:, : self._num_slots + self._num_chosen],
+            position_ids=(self._lengths + self._num_chosen - 1)[:, None],
+        )
 
-    def repeat_slots(self) -> None:
-        """Repeat the prefilled slots for each sample."""
-        if self._num_samples > 1:
-            index = torch.arange(len(self._mask), device=self._mask.device)
-            self._select(index.repeat_interleave(self._num_samples))
-
-    def next_inputs(self) -> dict[str, Tensor]:
-        """The inputs of the next forward pass: the last token of each active row."""
-        return {
-            "input_ids": self.last_tokens[:, None],
-            "attention_mask": self._mask[:, : self._num_slots + self._num_chosen],
-            "position_ids": (self._lengths + self._num_chosen - 1)[:, None],
-        }
-
-    def keep_hidden(self, *, width: int, dtype: torch.dtype) -> None:
-        """Allocate the hidden states of all rows [R, max_new_tokens, H]."""
-        shape = (len(self._tokens), self.settings.max_new_tokens, width)
-        self._hidden = torch.empty(shape, dtype=dtype, device=self._uniforms.device)
+    def _last_states(self, **inputs: Tensor) -> list[Tensor]:
+        pairs = zip(self._models, self._caches, strict=True)
+        return [model.hidden_states(**inputs, cache=cache)[:, -1] for model, cache in pairs]
 
     @property
-    def num_unfinished(self) -> int:
-        return self._finished.count(False)
+    def has_unfinished(self) -> bool:
+        return not all(self._finished)
 
+    @property
     def uniforms(self) -> Float[Tensor, " A"]:
         """This token's random number of each active row."""
         return self._uniforms[:, self._num_chosen]
 
     def history(self) -> list[list[int]] | None:
         """All tokens of each active row, prompt included, if the settings need them."""
-        if not self.settings.reads_history:
+        if not self._settings.reads_history:
             return None
         prompts = [
             ids[-length:] for ids, length in zip(self._prompts.input_ids.tolist(), self._prompts.lengths, strict=True)
@@ -173,15 +177,18 @@ class DecodingRows:
 
     def append(self, tokens: Int64[Tensor, " A"], hidden: Float[Tensor, "A H"]) -> None:
         """Add one token to each unfinished active row, and note which rows it finishes."""
-        if self._hidden is not None:
+        if self._keeps_hidden:
+            if self._hidden is None:
+                shape = (len(self._tokens), self._settings.max_new_tokens, hidden.shape[-1])
+                self._hidden = hidden.new_empty(shape)
             self._hidden[torch.tensor(self._active, device=hidden.device), self._num_chosen] = hidden
-        self.last_tokens = tokens
+        self._last_tokens = tokens
         self._num_chosen += 1
-        full = self._num_chosen == self.settings.max_new_tokens
+        full = self._num_chosen == self._settings.max_new_tokens
         for index, token in zip(self._active, tokens.tolist(), strict=True):
             if not self._finished[index]:
                 self._tokens[index].append(token)
-                self._finished[index] = full or token == self.settings.eos_id
+                self._finished[index] = full or token == self._settings.eos_id
 
     def compact(self) -> None:
         """Remove finished rows from the batch and the caches once there are enough of them.
@@ -191,13 +198,13 @@ class DecodingRows:
         keep = [row for row, index in enumerate(self._active) if not self._finished[index]] or [0]
         if (len(self._active) - len(keep)) * COMPACT_SHARE <= len(self._active):
             return
-        select = torch.tensor(keep, device=self.last_tokens.device)
+        select = torch.tensor(keep, device=self._last_tokens.device)
         self._active = [self._active[row] for row in keep]
-        self._uniforms, self.last_tokens = self._uniforms[select], self.last_tokens[select]
+        self._uniforms, self._last_tokens = self._uniforms[select], self._last_tokens[select]
         self._select(select)
 
     def _select(self, rows: Int64[Tensor, " A"]) -> None:
-        for cache in self.caches:
+        for cache in self._caches:
             cache.batch_select_indices(rows)
         self._mask, self._lengths = self._mask[rows], self._lengths[rows]
 
@@ -207,15 +214,3 @@ class DecodingRows:
             Response(token_ids=ids, hidden=None if self._hidden is None else self._hidden[index, : len(ids)])
             for index, ids in enumerate(self._tokens)
         ]
-
-
-def _forward(models: Sequence[CausalLM], rows: DecodingRows, inputs: dict[str, Tensor]) -> list[Float[Tensor, "A H"]]:
-    """Hidden states of the last slot of each row, of each model."""
-    pairs = zip(models, rows.caches, strict=True)
-    return [model.hidden_states(**inputs, cache=cache)[:, -1] for model, cache in pairs]
-
-
-def next_logits(view: CausalLM, hidden: Float[Tensor, "A H"], settings: DecodingSettings) -> Float[Tensor, "A V"]:
-    """Logits of the next token over the shared vocabulary, without the head's padding columns."""
-    logits: Tensor = view.model.get_output_embeddings()(hidden)
-    return logits[:, : settings.vocabulary_size]

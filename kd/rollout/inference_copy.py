@@ -16,10 +16,7 @@ from kd.rollout.tensor_parallel import split_dimensions, split_layers
 from kd.zero.residency import full_shape, gathered
 
 GATHER_BYTES = 24 * 2**20
-"""Size of the parameters that are gathered together while a copy is refreshed: few collectives, never all of the model.
-
-Gathering takes up to twice these bytes, for the buffer and for the parameters.
-"""
+"""Size of the parameters that are gathered together while a copy is refreshed; their buffer takes as much again."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,14 +25,10 @@ class _Part:
 
     source: PlainParameter
     target: nn.Parameter
+    shape: Sequence[int]
     dimension: int | None
     """Dimension along which the parameter divides; None for an undivided one."""
-    num_ranks: int
     group_rank: int
-
-    @property
-    def shape(self) -> list[int]:
-        return _part_shape(full_shape(self.source.base), dimension=self.dimension, num_ranks=self.num_ranks)
 
     @property
     def gathered_bytes(self) -> int:
@@ -50,7 +43,8 @@ class _Part:
         """Copy from the source, whose parameters are gathered."""
         value = self.source.value()
         if self.dimension is not None:
-            value = value.chunk(self.num_ranks, self.dimension)[self.group_rank]
+            size = self.shape[self.dimension]
+            value = value.narrow(self.dimension, self.group_rank * size, size)
         self.target.copy_(value)
 
     def free(self) -> None:
@@ -79,23 +73,45 @@ class InferenceCopy:
         self.source = source
         self._keep = keep
         copy = blank_copy(source)
-        dimensions: dict[str, int] = {}
+        dimensions = {} if group is None else split_dimensions(copy, num_ranks=group.size)
         if group is not None:
-            dimensions = split_dimensions(copy, num_ranks=group.size)
             split_layers(copy, group=group)
-        self._parts = _replace_parameters(copy, source, dimensions=dimensions, group=group, device=device)
-        _replace_buffers(copy, source, device=device)
+        self._parts = self._replace_parameters(copy, dimensions=dimensions, device=device)
+        for name, _ in list(copy.named_buffers()):
+            owner, _, leaf = name.rpartition(".")
+            storage = torch.empty_like(source.get_buffer(name), device=device)
+            copy.get_submodule(owner).register_buffer(leaf, storage, persistent=False)
         self.view = CausalLM.of(copy.eval())
         if keep:
             self._allocate()
+
+    def _replace_parameters(
+        self, copy: PreTrainedModel, *, dimensions: dict[str, int], device: torch.device
+    ) -> list[_Part]:
+        """Give `copy` empty parameters; shared ones of the source, such as a tied head, are shared here too."""
+        num_ranks, group_rank = (1, 0) if self.group is None else (self.group.size, self.group.group_rank)
+        parts: dict[nn.Parameter, _Part] = {}
+        for plain in plain_parameters(self.source, remove_duplicate=False):
+            if plain.base not in parts:
+                shape, dimension = list(full_shape(plain.base)), dimensions.get(plain.name)
+                if dimension is not None:
+                    shape[dimension] //= num_ranks
+                empty = torch.empty(0, dtype=plain.base.dtype, device=device)
+                target = nn.Parameter(empty, requires_grad=False)
+                parts[plain.base] = _Part(
+                    source=plain, target=target, shape=shape, dimension=dimension, group_rank=group_rank
+                )
+            owner, _, leaf = plain.name.rpartition(".")
+            copy.get_submodule(owner).register_parameter(leaf, parts[plain.base].target)
+        return list(parts.values())
 
     @contextmanager
     def ready(self) -> Iterator[CausalLM]:
         """The copy with the student's current weights; the next refresh repairs an interrupted one."""
         try:
             self._allocate()
-            self._refresh()
             with torch.no_grad():
+                self._refresh()
                 yield self.view
         finally:
             if not self._keep:
@@ -114,7 +130,7 @@ class InferenceCopy:
     def _refresh(self) -> None:
         for parts in _groups(self._parts, byte_budget=GATHER_BYTES):
             sources = [parameter for part in parts for parameter in part.source.sources]
-            with gathered(sources), torch.no_grad():
+            with gathered(sources):
                 for part in parts:
                     part.fill()
         # By name: some families replace their buffers.
@@ -135,46 +151,11 @@ def copy_bytes(blank: PreTrainedModel, *, num_ranks: int = 1) -> int:
     Raises:
         UnsplittableError: the model does not divide over so many ranks.
     """
-    dimensions = {} if num_ranks == 1 else split_dimensions(blank, num_ranks=num_ranks)
+    divided = {} if num_ranks == 1 else split_dimensions(blank, num_ranks=num_ranks)
     return sum(
-        math.prod(_part_shape(parameter.shape, dimension=dimensions.get(name), num_ranks=num_ranks))
-        * parameter.element_size()
+        parameter.numel() * parameter.element_size() // (num_ranks if name in divided else 1)
         for name, parameter in blank.named_parameters()
     )
-
-
-def _replace_parameters(
-    copy: PreTrainedModel,
-    source: PreTrainedModel,
-    *,
-    dimensions: dict[str, int],
-    group: ProcessGroup | None,
-    device: torch.device,
-) -> list[_Part]:
-    """Give `copy` empty parameters; shared ones of `source`, such as a tied head, are shared here too."""
-    num_ranks, group_rank = (1, 0) if group is None else (group.size, group.group_rank)
-    parts: dict[nn.Parameter, _Part] = {}
-    for plain in plain_parameters(source, remove_duplicate=False):
-        if plain.base not in parts:
-            empty = torch.empty(0, dtype=plain.base.dtype, device=device)
-            parts[plain.base] = _Part(
-                source=plain,
-                target=nn.Parameter(empty, requires_grad=False),
-                dimension=dimensions.get(plain.name),
-                num_ranks=num_ranks,
-                group_rank=group_rank,
-            )
-        owner, _, leaf = plain.name.rpartition(".")
-        copy.get_submodule(owner).register_parameter(leaf, parts[plain.base].target)
-    return list(parts.values())
-
-
-def _replace_buffers(copy: PreTrainedModel, source: PreTrainedModel, *, device: torch.device) -> None:
-    """Give `copy` buffers with storage, to be filled at each refresh."""
-    for name, _ in list(copy.named_buffers()):
-        owner, _, leaf = name.rpartition(".")
-        storage = torch.empty_like(source.get_buffer(name), device=device)
-        copy.get_submodule(owner).register_buffer(leaf, storage, persistent=False)
 
 
 def _groups(parts: Sequence[_Part], *, byte_budget: int) -> Iterator[list[_Part]]:
@@ -188,8 +169,3 @@ def _groups(parts: Sequence[_Part], *, byte_budget: int) -> Iterator[list[_Part]
         group.append(part)
         size += part.gathered_bytes
     yield group
-
-
-def _part_shape(shape: torch.Size, *, dimension: int | None, num_ranks: int) -> list[int]:
-    """Shape of a rank's part of a parameter."""
-    return [size // num_ranks if index == dimension else size for index, size in enumerate(shape)]

@@ -1,8 +1,8 @@
 """A key-value cache with preallocated buffers."""
 
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -22,8 +22,10 @@ class PreallocatedLayer(DynamicLayer):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate the buffers in the shapes of the first keys and values."""
         super().lazy_initialization(key_states, value_states)
-        self._key_buffer = _buffer_like(key_states, self._num_slots)
-        self._value_buffer = _buffer_like(value_states, self._num_slots)
+        self._key_buffer, self._value_buffer = (
+            states.new_empty((*states.shape[:-2], self._num_slots, states.shape[-1]))
+            for states in (key_states, value_states)
+        )
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append [B, heads, new slots, head size]; returns keys and values of all filled slots."""
@@ -52,18 +54,4 @@ class PreallocatedCache(Cache):
 
     def __init__(self, num_slots: int) -> None:
         """Allocate `num_slots` slots in each row, prompt and padding included."""
-        super().__init__(layers=[])
-        self._num_slots = num_slots
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Append to layer `layer_idx`; returns its keys and values of all filled slots."""
-        while len(self.layers) <= layer_idx:
-            self.layers.append(PreallocatedLayer(self._num_slots))
-        states: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        return states
-
-
-def _buffer_like(states: Tensor, num_slots: int) -> Tensor:
-    return torch.empty((*states.shape[:-2], num_slots, states.shape[-1]), dtype=states.dtype, device=states.device)
+        super().__init__(layer_class_to_replicate=partial(PreallocatedLayer, num_slots))  # type: ignore[arg-type]

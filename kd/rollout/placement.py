@@ -21,21 +21,18 @@ from kd.zero.memory import gib, scarcest_bytes
 
 @runtime_checkable
 class Placement(Protocol):
-    """The weights of a model, ready for decoding."""
+    """The weights of a model for decoding."""
 
     @property
     def is_collective(self) -> bool:
         """Whether a forward pass is a collective operation of all ranks."""
-        ...
 
     @property
     def group(self) -> ProcessGroup | None:
         """Ranks whose forward passes are one collective operation: they decode the same rows together."""
-        ...
 
     def ready(self) -> AbstractContextManager[CausalLM]:
         """The model with its current weights, for decoding inside the context."""
-        ...
 
 
 class InPlaceWeights:
@@ -45,11 +42,11 @@ class InPlaceWeights:
 
     def __init__(self, model: ModelHandle) -> None:
         self._model = model
-        self.is_collective = model.is_collective
+        self.is_collective = model.engine.is_collective
 
     @contextmanager
     def ready(self) -> Iterator[CausalLM]:
-        self._model.gather()
+        self._model.engine.gather()
         module = self._model.view.model
         was_training = module.training
         # transformers refuses its cache to a model in training mode with checkpointing.
@@ -76,11 +73,14 @@ def choose_placement(
     free_bytes = scarcest_bytes(world, hosts=hosts)
     choice = choose_layout(blank_copy(model.view.model), settings=settings, free_bytes=free_bytes, hosts=hosts)
     if choice.layout == "zero3":
-        how = "layer by layer" if model.is_collective else "once for each global batch"
+        how = "layer by layer" if model.engine.is_collective else "once for each global batch"
         return InPlaceWeights(model), f"rollouts: the {role}'s weights in place, gathered {how} ({choice.reason})"
     group = None
     if choice.layout == "tensor_parallel":
-        group = world.new_process_group(_groups(hosts, size=choice.num_ranks))
+        size = choice.num_ranks
+        # Consecutive ranks of each host.
+        groups = [ranks[start : start + size] for ranks in hosts for start in range(0, len(ranks), size)]
+        group = world.new_process_group(groups)
     copy = InferenceCopy(model.view.model, keep=settings.keep_weights, device=world.device, group=group)
     where = "each rank" if group is None else f"each group of {choice.num_ranks} ranks"
     return copy, f"rollouts: a copy of the {role} on {where} ({choice.reason})"
@@ -99,12 +99,9 @@ class LayoutChoice:
 def choose_layout(
     blank: PreTrainedModel, *, settings: GenerationConfig, free_bytes: int, hosts: list[list[int]]
 ) -> LayoutChoice:
-    """The layout for a ZeRO-3 student.
+    """The layout for a ZeRO-3 student, of which `blank` has the shapes and no storage.
 
-    Args:
-        blank: a model of the student's shapes, without storage.
-        free_bytes: free memory of each rank.
-        hosts: the ranks of each host; a copy is shared within a host.
+    `free_bytes` is the free memory of each rank. `hosts` has the ranks of each host; a copy is shared within a host.
 
     Raises:
         UserError: as `choose_placement`.
@@ -147,11 +144,11 @@ def _choose_by_memory(
     reason = f"a full copy takes {gib(full)}"
     if _fits(full, free_bytes):
         return LayoutChoice(layout="gathered", reason=f"{reason}; {_free(free_bytes)}")
-    sizes = _group_sizes(hosts)
-    if settings.tensor_parallel_size > 1:
-        sizes = [size for size in sizes if size == settings.tensor_parallel_size]
+    common_divisor = math.gcd(*(len(ranks) for ranks in hosts))
     refusal = "the ranks of each host do not divide into groups"
-    for size in sizes:
+    for size in range(2, common_divisor + 1):
+        if common_divisor % size or settings.tensor_parallel_size not in (1, size):
+            continue
         try:
             share = copy_bytes(blank, num_ranks=size)
         except UnsplittableError as error:
@@ -165,12 +162,6 @@ def _choose_by_memory(
     return LayoutChoice(layout="zero3", reason=f"{reason}, {refusal}; {_free(free_bytes)}")
 
 
-def _group_sizes(hosts: list[list[int]]) -> list[int]:
-    """Numbers of ranks, from 2, that divide those of every host."""
-    divisor = math.gcd(*(len(ranks) for ranks in hosts))
-    return [size for size in range(2, divisor + 1) if divisor % size == 0]
-
-
 def _fits(nbytes: int, free_bytes: int) -> bool:
     return nbytes <= free_bytes // 2
 
@@ -178,8 +169,3 @@ def _fits(nbytes: int, free_bytes: int) -> bool:
 def _free(free_bytes: int) -> str:
     # Measured before the first step: half of it is reserved for activations.
     return f"{gib(free_bytes)} free per rank, half of it reserved for activations"
-
-
-def _groups(hosts: list[list[int]], *, size: int) -> list[list[int]]:
-    """Consecutive ranks of each host in groups of `size`."""
-    return [ranks[start : start + size] for ranks in hosts for start in range(0, len(ranks), size)]

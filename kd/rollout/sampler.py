@@ -1,7 +1,8 @@
 """Rollouts: y ~ q_θ(·|x) for every prompt of a global batch, in one call (arXiv 2402.12842, §3.1)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,7 +16,6 @@ from kd.data.batch import PromptBatch, PromptRow, Row, TokenSequence, split_prom
 from kd.data.encoding import Example
 from kd.distributed import World
 from kd.errors import LoneUserError
-from kd.models.causal_lm import CausalLM
 from kd.models.handle import ModelHandle
 from kd.models.vocabulary import SharedVocabulary
 from kd.rollout.decode import Mixture, Response, decode, row_streams
@@ -47,24 +47,15 @@ class Sampler:
         vocabulary: SharedVocabulary,
         world: World,
         say: Callable[[str], None] | None = None,
-        teacher: InPlaceWeights | None = None,
-        teacher_share: float = 0.0,
     ) -> None:
-        """Describe the rollouts.
-
-        Args:
-            say: receives lines for the run's log.
-            teacher: with it, tokens are drawn from `teacher_share`·p + (1 - `teacher_share`)·q (MiniLLM).
-        """
+        """Describe the rollouts; `say` receives lines for the run's log."""
         self._placement = placement
         self._settings = settings
         self._vocabulary = vocabulary
         self._world = world
-        self._say = say
-        self._teacher = teacher
-        self._teacher_share = teacher_share
+        self._teacher: InPlaceWeights | None = None
+        self._teacher_share = 0.0
         self._group = placement.group
-        self._is_collective = placement.is_collective or (teacher is not None and teacher.is_collective)
         # Ranks that decode together hold a part of each row's keys and values.
         num_together = 1 if self._group is None else self._group.size
         self._budget = TokenBudget(settings.max_batch_tokens * num_together, world=world, say=say)
@@ -78,16 +69,15 @@ class Sampler:
         )
 
     def mixed_with(self, teacher: ModelHandle, *, teacher_share: float) -> "Sampler":
-        """The sampler of the same student that draws a share of the tokens from the teacher."""
-        return Sampler(
-            self._placement,
-            settings=self._settings,
-            vocabulary=self._vocabulary,
-            world=self._world,
-            say=self._say,
-            teacher=InPlaceWeights(teacher),
-            teacher_share=teacher_share,
-        )
+        """A sampler that draws each token from `teacher_share`·p + (1 - `teacher_share`)·q (MiniLLM)."""
+        mixed = copy.copy(self)
+        mixed._teacher, mixed._teacher_share = InPlaceWeights(teacher), teacher_share
+        return mixed
+
+    @property
+    def _is_collective(self) -> bool:
+        """Whether a forward pass is a collective operation of all ranks."""
+        return self._placement.is_collective or (self._teacher is not None and self._teacher.is_collective)
 
     def sample(
         self, examples: Sequence[Example], *, seed: int, step: int, keep_hidden: bool = False
@@ -103,7 +93,12 @@ class Sampler:
         """
         streams = row_streams(seed=seed, step=step)
         own_ids = {example.row_id for example in examples}
-        with self._models() as (view, mixture):
+        with ExitStack() as stack:
+            mixture = None
+            if self._teacher is not None:
+                teacher = stack.enter_context(self._teacher.ready())
+                mixture = Mixture(teacher=teacher, teacher_share=self._teacher_share)
+            view = stack.enter_context(self._placement.ready())
 
             def run(batch: Sequence[PromptRow]) -> dict[int, Response]:
                 prompts = PromptBatch.collate(batch, pad_id=self._vocabulary.pad_id, device=self._world.device)
@@ -120,24 +115,14 @@ class Sampler:
                     # their batches diverge.
                     agreed_tokens=None if self._group is None else self._group.from_first,
                 )
-                responses = zip(prompts.row_ids, within_memory(work), strict=True)
-                return {row_id: self._keep(response) for row_id, response in responses if row_id in own_ids}
+                decoded = zip(prompts.row_ids, within_memory(work), strict=True)
+                return {row_id: self._keep(response) for row_id, response in decoded if row_id in own_ids}
 
-            if self._is_collective or self._group is not None:
-                responses = self._run_together(examples, run)
-            else:
-                responses = self._run_alone(examples, run)
-        return _in_order(examples, responses)
-
-    @contextmanager
-    def _models(self) -> Iterator[tuple[CausalLM, Mixture | None]]:
-        """The student with its current weights, and the teacher if it takes part."""
-        with ExitStack() as stack:
-            mixture = None
-            if self._teacher is not None:
-                teacher = stack.enter_context(self._teacher.ready())
-                mixture = Mixture(teacher=teacher, teacher_share=self._teacher_share)
-            yield stack.enter_context(self._placement.ready()), mixture
+            together = self._is_collective or self._group is not None
+            responses = self._run_together(examples, run) if together else self._run_alone(examples, run)
+        sequences = [row.with_response(np.array(responses[row.row_id].token_ids, dtype=np.int32)) for row in examples]
+        hidden = {row_id: response.hidden for row_id, response in responses.items() if response.hidden is not None}
+        return SampledResponses(sequences=sequences, hidden=hidden or None)
 
     def _keep(self, response: Response) -> Response:
         """The response with hidden states that do not keep those of other ranks' rows alive."""
@@ -161,7 +146,11 @@ class Sampler:
     def _run_together(self, examples: Sequence[Example], run: _Run) -> dict[int, Response]:
         """All rows, where a forward pass is collective: the other ranks cannot restart with a smaller budget."""
         responses: dict[int, Response] = {}
-        batches = self._split(self._pool(examples))
+        rows = [example.with_response(np.zeros(0, dtype=np.int32)) for example in examples]
+        if self._group is not None:
+            # The same list on each rank of the group.
+            rows = [row for share in self._group.gather_objects(rows) for row in share]
+        batches = self._split(rows)
         if self._is_collective:
             most = torch.tensor(len(batches), device=self._world.device)
             # A rank with fewer batches repeats a row, and gets the same response again.
@@ -176,11 +165,6 @@ class Sampler:
             ) from None
         return responses
 
-    def _pool(self, examples: Sequence[Example]) -> list[TokenSequence]:
-        """The prompts of all ranks that decode together, the same list on each of them."""
-        own = [example.with_response(np.zeros(0, dtype=np.int32)) for example in examples]
-        return own if self._group is None else [row for rows in self._group.gather_objects(own) for row in rows]
-
     def _split(self, rows: Sequence[Row]) -> list[list[Row]]:
         """Batches of rows of similar length."""
         return split_prompts(
@@ -191,11 +175,3 @@ class Sampler:
         if not self._is_collective:
             return active
         return bool(self._world.max_across_ranks(torch.tensor(int(active), device=self._world.device)).item())
-
-
-def _in_order(examples: Sequence[Example], responses: Mapping[int, Response]) -> SampledResponses:
-    sequences = [
-        example.with_response(np.array(responses[example.row_id].token_ids, dtype=np.int32)) for example in examples
-    ]
-    hidden = {row_id: response.hidden for row_id, response in responses.items() if response.hidden is not None}
-    return SampledResponses(sequences=sequences, hidden=hidden or None)

@@ -44,8 +44,7 @@ def choose_tokens(
 ) -> Int64[Tensor, " B"]:
     """One token per row: the most likely one, or the one where the row's uniform number in [0, 1) falls.
 
-    Args:
-        history: all tokens of each row so far, prompt included; needed where `settings.reads_history`.
+    `history` has all tokens of each row so far, prompt included; it is needed where `settings.reads_history`.
     """
     logits = logits.float()
     if settings.reads_history:
@@ -118,8 +117,7 @@ def _discourage_repetition(
     for scores, ids in zip(logits.split(1), history, strict=True):
         # Tokens beyond the shared vocabulary cannot be chosen anyway.
         seen = torch.tensor([[token for token in ids if token < scores.shape[-1]]], device=logits.device)
-        if settings.repetition_penalty != 1:
-            penalty = settings.repetition_penalty
+        if (penalty := settings.repetition_penalty) != 1:
             values = scores.gather(1, seen)
             scores = scores.scatter(1, seen, torch.where(values < 0, values * penalty, values / penalty))
         if settings.no_repeat_ngram_size:

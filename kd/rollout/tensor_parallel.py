@@ -74,7 +74,11 @@ def split_dimensions(model: PreTrainedModel, *, num_ranks: int) -> dict[str, int
         UnsplittableError: there is no plan for the family, or its heads or widths are no multiple of `num_ranks`.
     """
     plan = _plan_for(model.config)
-    _check_heads(model.config, num_ranks=num_ranks)
+    for setting in ("num_attention_heads", "num_key_value_heads"):
+        value = getattr(model.config, setting, None)
+        # Families in which queries, keys and values have the same heads name the first only.
+        if isinstance(value, int) and value % num_ranks:
+            raise UnsplittableError(f"{setting}={value} does not divide")
     dimensions: dict[str, int] = {}
     for name, module in model.named_modules():
         style = plan.styles.get(_generic_name(name, model=model))
@@ -120,14 +124,6 @@ def _plan_for(config: PretrainedConfig) -> SplitPlan:
             f"the plan of the family {config.model_type} has parts that are not supported ({unknown[0]})"
         )
     return plan
-
-
-def _check_heads(config: PretrainedConfig, *, num_ranks: int) -> None:
-    for setting in ("num_attention_heads", "num_key_value_heads"):
-        value = getattr(config, setting, None)
-        # Families in which queries, keys and values have the same heads name the first only.
-        if isinstance(value, int) and value % num_ranks:
-            raise UnsplittableError(f"{setting}={value} does not divide")
 
 
 def _generic_name(name: str, *, model: PreTrainedModel) -> str:

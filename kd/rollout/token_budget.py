@@ -1,7 +1,6 @@
 """The number of tokens decoded together, which is halved once when memory runs out."""
 
 from collections.abc import Callable
-from enum import IntEnum
 from typing import TypeVar
 
 import torch
@@ -35,14 +34,6 @@ def within_memory(work: Callable[[], T]) -> T:
     raise DecodingMemoryError(message)
 
 
-class _Status(IntEnum):
-    """Out-of-memory status of a rank; the maximum over the ranks counts."""
-
-    NONE = 0
-    HALVED = 1
-    EXHAUSTED = 2
-
-
 class TokenBudget:
     """generation.max_batch_tokens, halved at most once in a run, on the ranks where that is needed."""
 
@@ -52,17 +43,18 @@ class TokenBudget:
         self._configured = num_tokens
         self._world = world
         self._say = say
-        self._status = _Status.NONE
-        self._is_halved = False
+        self._half = max(1, num_tokens // 2)
+        self._failures = 0
+        """Number of times that memory has run out on this rank."""
+        self._agreed_failures = 0
 
     def halve(self) -> bool:
         """Halve the budget; False if it has been halved before."""
         # The next attempt may need larger blocks than those that torch has kept of the failed one.
         torch.cuda.empty_cache()
-        self._status = _Status.EXHAUSTED if self._is_halved else _Status.HALVED
-        self._is_halved = True
-        self.num_tokens = max(1, self._configured // 2)
-        return self._status == _Status.HALVED
+        self._failures += 1
+        self.num_tokens = self._half
+        return self._failures == 1
 
     def agree(self) -> None:
         """Report that some rank has halved its budget since the last call; all ranks call it together.
@@ -70,16 +62,16 @@ class TokenBudget:
         Raises:
             UserError: on all ranks, when half was too much on some rank.
         """
-        worst = self._world.max_across_ranks(torch.tensor(int(self._status), device=self._world.device)).item()
-        self._status = _Status.NONE
-        half = max(1, self._configured // 2)
-        if worst == _Status.EXHAUSTED:
+        failures = self._failures if self._failures > self._agreed_failures else 0
+        self._agreed_failures = self._failures
+        most = self._world.max_across_ranks(torch.tensor(failures, device=self._world.device)).item()
+        if most > 1:
             raise UserError(
-                f"out of memory while decoding {half} tokens together, half of generation.max_batch_tokens="
+                f"out of memory while decoding {self._half} tokens together, half of generation.max_batch_tokens="
                 f"{self._configured}; lower it, or divide the weights over ranks (generation.layout)"
             )
-        if worst == _Status.HALVED and self._say is not None:
+        if most == 1 and self._say is not None:
             self._say(
-                f"out of memory while decoding: ranks with this error decode {half} tokens together from now on,"
+                f"out of memory while decoding: ranks with this error decode {self._half} tokens together from now on,"
                 f" half of generation.max_batch_tokens={self._configured}"
             )

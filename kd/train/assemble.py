@@ -154,7 +154,7 @@ def build_method(
         placement, sentence = choose_placement(student, settings=config.generation, world=world)
         say(sentence)
         sampler = Sampler(placement, settings=config.generation, vocabulary=vocabulary, world=world, say=say)
-    is_collective = teacher is not None and teacher.is_collective
+    is_collective = teacher is not None and teacher.engine.is_collective
     batcher = GlobalBatcher(
         micro_batch=config.schedule.micro_batch,
         inference_batch_tokens=config.engine.inference_batch_tokens if is_collective else None,

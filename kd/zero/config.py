@@ -120,8 +120,6 @@ def _check_zero_section(section: object, *, name: str) -> None:
 
 
 def _owned_settings(config: Config, *, precision: str, stage: int) -> Json:
-    # Without ZeRO, DeepSpeed has no such option: it accumulates in the precision of the weights.
-    accumulation: Json = {"data_types": {"grad_accum_dtype": "fp32"}} if stage else {}
     return {
         "train_micro_batch_size_per_gpu": config.schedule.micro_batch,
         # A global batch has its own boundaries and one step(); with a count here, DeepSpeed would wait for
@@ -131,7 +129,8 @@ def _owned_settings(config: Config, *, precision: str, stage: int) -> Json:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "communication_data_type": "fp32",
-        **accumulation,
+        # Without ZeRO, DeepSpeed has no such option: it accumulates in the precision of the weights.
+        **({"data_types": {"grad_accum_dtype": "fp32"}} if stage else {}),
         **_precision(precision),
     }
 

@@ -1,8 +1,7 @@
 """A DeepSpeed engine that trains on one global batch at a time, or only runs inference."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import deepspeed
@@ -10,14 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kd.errors import UserError
+from kd.zero import residency
 from kd.zero.config import Json, zero_stage
-from kd.zero.residency import (
-    ResidentParameters,
-    disable_shared_memory_extension,
-    records_grad_norm,
-    release_gathered,
-    remove_hooks,
-)
 
 CHECKPOINT_TAG = "state"
 
@@ -25,7 +18,7 @@ CHECKPOINT_TAG = "state"
 def start_deepspeed() -> None:
     """Hand the process group to DeepSpeed; call it before any model is loaded under ZeRO-3."""
     if not torch.cuda.is_available():
-        disable_shared_memory_extension()
+        residency.disable_shared_memory_extension()
     # DeepSpeed calls collectives by names that newer torch renames, hundreds of times in a step.
     warnings.filterwarnings(
         "ignore", message=".*is deprecated. Please use.*", category=FutureWarning, module="torch.distributed"
@@ -41,7 +34,7 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         self.is_partitioned = zero_stage(settings) == 3
         self.offloads_parameters = "offload_param" in settings.get("zero_optimization", {})
-        self.resident = ResidentParameters(module)
+        self.resident = residency.ResidentParameters(module)
         self.gathers_once = False
         """Whether a partitioned model is gathered once for a global batch, until it is released."""
         self._accumulation: ExitStack | None = None
@@ -54,7 +47,7 @@ class Engine:
     def gather_once(self) -> None:
         """Gather the partitioned model once for a global batch from now on, instead of layer by layer."""
         self.gathers_once = True
-        remove_hooks(self.deepspeed)
+        residency.remove_hooks(self.deepspeed)
 
     def gather(self) -> None:
         """Gather a model that is gathered once for a global batch; does nothing for others."""
@@ -70,7 +63,7 @@ class Engine:
         """Partition all parameters."""
         self.resident.partition()
         if self.is_partitioned:
-            release_gathered(self.deepspeed)
+            residency.release_gathered(self.deepspeed)
 
     def infer(self, *inputs: object) -> Tensor:
         """The module's output for `inputs`, without gradient and without dropout."""
@@ -79,62 +72,41 @@ class Engine:
         self.deepspeed.module.eval()
         try:
             with torch.no_grad():
-                output: Tensor = self.deepspeed(*inputs)
+                return self.deepspeed(*inputs)  # type: ignore[no-any-return]
         finally:
             self.deepspeed.module.train()
-        return output
 
     def backward(self, *inputs: object, is_last: bool) -> Tensor:
-        """Forward and backward of one micro-batch: adds to the global batch's gradient.
+        """Forward and backward of one micro-batch: adds to the global batch's gradient, which `discard` removes.
 
-        The module returns (loss, sums of the loss terms).
-
-        Args:
-            is_last: of all micro-batches before `step`.
-
-        Returns:
-            The sums of the loss terms over this micro-batch's tokens [terms].
+        The module returns (loss, sums of the loss terms); this method returns the sums [terms]. `is_last` tells that
+        `step` follows.
         """
-        with self._accumulating():
-            self.gather()
-            # Before forward: ZeRO-1 and 2 look at the boundary while backward runs.
-            self.deepspeed.set_gradient_accumulation_boundary(is_last)
-            loss, term_sums = self.deepspeed(*inputs)
-            self.deepspeed.backward(loss)
-        measured: Tensor = term_sums
-        return measured
-
-    def step(self, *, learning_rate: float) -> None:
-        """One optimizer step with the accumulated gradient."""
-        self._reduce()
-        for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = learning_rate
-        if not records_grad_norm(self.deepspeed):
-            gradients = [p.grad for p in self.deepspeed.module.parameters() if p.grad is not None]
-            self._plain_grad_norm = torch.nn.utils.get_total_norm(gradients)
-        self.resident.partition(trained_only=True)
-        with self.resident.kept():
-            self.deepspeed.step()
-
-    @contextmanager
-    def _accumulating(self) -> Iterator[None]:
-        """Accumulate a gradient inside; a gathered model keeps it in full, and the ranks reduce it once, in `step`."""
         if self._accumulation is None:
             self._accumulation = ExitStack()
             if self.gathers_once and self.resident.keeps_gradient:
+                # A gathered model keeps its gradient in full; the ranks reduce it once, in `step`.
                 self._accumulation.enter_context(self.deepspeed.coalesce_grad_reduction())
-        is_complete = False
-        try:
-            yield
-            is_complete = True
-        finally:
-            if not is_complete:
-                self.discard()
+        self.gather()
+        # Before forward: ZeRO-1 and 2 look at the boundary while backward runs.
+        self.deepspeed.set_gradient_accumulation_boundary(is_last)
+        loss, term_sums = self.deepspeed(*inputs)
+        self.deepspeed.backward(loss)
+        return term_sums  # type: ignore[no-any-return]
 
-    def _reduce(self) -> None:
-        if self._accumulation is not None:
-            accumulation, self._accumulation = self._accumulation, None
-            accumulation.close()
+    def step(self, *, learning_rate: float) -> Tensor | float:
+        """One optimizer step with the accumulated gradient; returns the gradient's norm before clipping."""
+        self._reduce()
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm: Tensor | float | None = None
+        if not residency.records_grad_norm(self.deepspeed):
+            gradients = [p.grad for p in self.deepspeed.module.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+        self.resident.partition(trained_only=True)
+        with self.resident.kept():
+            self.deepspeed.step()
+        return self.deepspeed.get_global_grad_norm() if norm is None else norm
 
     def discard(self) -> None:
         """Forget the gradient of a global batch that failed."""
@@ -142,11 +114,10 @@ class Engine:
         self.deepspeed.module.zero_grad()
         self._reduce()
 
-    @property
-    def grad_norm(self) -> Tensor | float:
-        """Norm of the last step's gradient before clipping."""
-        norm = self.deepspeed.get_global_grad_norm()
-        return self._plain_grad_norm if norm is None else norm
+    def _reduce(self) -> None:
+        if self._accumulation is not None:
+            accumulation, self._accumulation = self._accumulation, None
+            accumulation.close()
 
     def save(self, directory: Path, *, with_frozen: bool) -> None:
         """Write weights and optimizer state of all ranks into `directory`."""

@@ -9,8 +9,7 @@ from kd.distributed import World
 def scarcest_bytes(world: World, *, hosts: list[list[int]]) -> int:
     """Free memory for this rank's part, on the rank that has least; all ranks call it together.
 
-    Args:
-        hosts: the ranks of each host, who share its memory where there is no GPU.
+    The ranks of each host, in `hosts`, share its memory where there is no GPU.
     """
     if world.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(world.device)

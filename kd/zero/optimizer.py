@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterable
 
-import torch
 from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
 
 from kd.config.schema import OptimizerConfig, ScheduleConfig
 from kd.zero.residency import full_shape
@@ -27,19 +27,12 @@ def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str
     """Trainable matrices with weight decay, vectors (norms, biases) without."""
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return [
-        {"params": [p for p in trainable if _num_dimensions(p) >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if _num_dimensions(p) < 2], "weight_decay": 0.0},
+        {"params": [p for p in trainable if len(full_shape(p)) >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if len(full_shape(p)) < 2], "weight_decay": 0.0},
     ]
 
 
-def make_optimizer(
-    groups: Iterable[object], *, settings: OptimizerConfig, learning_rate: float
-) -> torch.optim.Optimizer:
+def make_optimizer(groups: Iterable[object], *, settings: OptimizerConfig, learning_rate: float) -> Optimizer:
     """The optimizer that DeepSpeed wraps; groups without their own weight decay have none."""
-    if settings.name == "sgd":
-        return torch.optim.SGD(groups, lr=learning_rate, weight_decay=0.0)  # type: ignore[arg-type]
-    return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=0.0)  # type: ignore[arg-type]
-
-
-def _num_dimensions(parameter: nn.Parameter) -> int:
-    return len(full_shape(parameter))
+    optimizer = SGD if settings.name == "sgd" else AdamW
+    return optimizer(groups, lr=learning_rate, weight_decay=0.0)  # type: ignore[arg-type]

@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
-        self._spans: list[tuple[Phase, float | torch.cuda.Event, float | torch.cuda.Event]] = []
+        # Phase, start and end: seconds of the clock, or events on a GPU.
+        self._spans: list[tuple[Phase, Any, Any]] = []
         self._is_running = False
 
     @contextmanager
@@ -45,7 +46,8 @@ class Stopwatch:
             torch.cuda.synchronize()
         total: dict[Phase, float] = {}
         for phase, start, end in self._spans:
-            total[phase] = total.get(phase, 0.0) + _elapsed(start, end)
+            seconds = start.elapsed_time(end) / 1000 if self._on_gpu else end - start
+            total[phase] = total.get(phase, 0.0) + seconds
         return total
 
     def _now(self) -> float | torch.cuda.Event:
@@ -56,14 +58,7 @@ class Stopwatch:
         return event
 
 
-def _elapsed(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
-    if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
-        return float(start.elapsed_time(end)) / 1000
-    assert isinstance(start, float) and isinstance(end, float)
-    return end - start
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class StepMetrics:
     """Measurements of one optimizer step on one rank."""
 
@@ -86,39 +81,29 @@ class Recorder:
     def start(self, *, step: int) -> None:
         """Begin optimizer step `step`, which counts from 1."""
         self.step = step
-        self._stopwatch = Stopwatch(self._device)
-        self._num_tokens = 0
-        self._means: dict[str, Tensor] = {}
-        self._values: dict[str, float | Tensor] = {}
+        self._metrics = StepMetrics(stopwatch=Stopwatch(self._device))
 
-    @contextmanager
-    def time(self, phase: Phase) -> Iterator[None]:
+    def time(self, phase: Phase) -> AbstractContextManager[None]:
         """Add the time of the body to a phase of the step."""
-        with self._stopwatch.time(phase):
-            yield
+        return self._metrics.stopwatch.time(phase)
 
     def trained_on(self, num_tokens: int) -> None:
         """Note the size of the batch that the student is trained on; the first one counts."""
-        self._num_tokens = self._num_tokens or num_tokens
+        self._metrics.num_tokens = self._metrics.num_tokens or num_tokens
 
     def add_token_mean(self, name: str, token_sum: Tensor, *, num_tokens: int) -> None:
         """Add this rank's sum over some response tokens to a mean over `num_tokens` tokens of all ranks."""
-        part = token_sum / num_tokens
-        self._means[name] = self._means[name] + part if name in self._means else part
+        means, part = self._metrics.token_means, token_sum / num_tokens
+        means[name] = means[name] + part if name in means else part
 
     def record(self, name: str, value: float | Tensor) -> None:
         """Note a number that is the same on all ranks."""
-        self._values[name] = value
+        self._metrics.values[name] = value
 
     def finish(self) -> StepMetrics:
         """The measurements of the step."""
-        return StepMetrics(
-            num_tokens=self._num_tokens,
-            token_means=self._means,
-            values=self._values,
-            stopwatch=self._stopwatch,
-        )
+        return self._metrics
 
     def skip(self) -> StepMetrics:
         """The measurements of a step without a response token."""
-        return StepMetrics(stopwatch=self._stopwatch)
+        return StepMetrics(stopwatch=self._metrics.stopwatch)

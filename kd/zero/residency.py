@@ -10,7 +10,7 @@ setup.py bounds DeepSpeed's version; `tests/unit/zero/test_residency.py` names w
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import deepspeed
 import torch
@@ -20,6 +20,9 @@ from torch import nn
 from kd.config.schema import EngineConfig
 from kd.distributed import World
 from kd.zero.memory import gib, scarcest_bytes
+
+if TYPE_CHECKING:
+    from kd.zero.engine import Engine
 
 _SHARE = 8
 """`auto` keeps a model resident where it takes at most this fraction (1 / 8) of the free memory."""
@@ -110,11 +113,8 @@ class ResidentParameters:
 
     def partition(self, *, trained_only: bool = False) -> None:
         """Partition what was gathered, or only the trained parameters, which an update is about to change."""
-        kept = [
-            parameter
-            for parameter in self._parameters
-            if _IN_USE in parameter.ds_active_sub_modules and (parameter.requires_grad or not trained_only)
-        ]
+        candidates = self._trained if trained_only else self._parameters
+        kept = [parameter for parameter in candidates if _IN_USE in parameter.ds_active_sub_modules]
         for parameter in kept:
             parameter.ds_active_sub_modules.discard(_IN_USE)
         resident = [parameter for parameter in kept if is_gathered(parameter) and not parameter.ds_persist]
@@ -127,9 +127,7 @@ class ResidentParameters:
 
         The trained ones must have been partitioned before.
         """
-        kept = [
-            (parameter, parameter.data) for parameter in self._parameters if _IN_USE in parameter.ds_active_sub_modules
-        ]
+        kept = [(p, p.data) for p in self._parameters if _IN_USE in p.ds_active_sub_modules]
         yield
         for parameter, data in kept:
             parameter.data = data
@@ -137,25 +135,10 @@ class ResidentParameters:
             parameter.ds_active_sub_modules.add(_IN_USE)
 
 
-@runtime_checkable
-class PartitionedEngine(Protocol):
-    """An engine whose model may be partitioned."""
+def choose_gathering(engines: Mapping[str, "Engine"], *, settings: EngineConfig, world: World) -> list[str]:
+    """Choose what the engines (by role, such as teacher) of partitioned models gather; all ranks call it together.
 
-    is_partitioned: bool
-    offloads_parameters: bool
-    resident: ResidentParameters
-
-    def gather_once(self) -> None: ...
-
-
-def choose_gathering(engines: Mapping[str, PartitionedEngine], *, settings: EngineConfig, world: World) -> list[str]:
-    """Choose what the engines of partitioned models gather at a time; all ranks call it together.
-
-    Args:
-        engines: by role, such as teacher.
-
-    Returns:
-        A sentence about each partitioned model: the choice and its reason.
+    Returns a sentence about each partitioned model: the choice and its reason.
     """
     partitioned = {role: engine for role, engine in engines.items() if engine.is_partitioned}
     if not partitioned:
