@@ -4,9 +4,9 @@ Masks and positions come from lengths, never from token ids: a padding id may al
 are computed on the host, so that building a batch never synchronises with a device.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,17 @@ class TokenSequence(PromptRow):
     @property
     def num_tokens(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sequence for a checkpoint."""
+        prompt, response = torch.from_numpy(self.prompt_ids), torch.from_numpy(self.response_ids)
+        return {"row_id": self.row_id, "prompt_ids": prompt, "response_ids": response}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "TokenSequence":
+        """The sequence of a `state_dict`."""
+        prompt, response = state["prompt_ids"].numpy(), state["response_ids"].numpy()
+        return cls(row_id=state["row_id"], prompt_ids=prompt, response_ids=response)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

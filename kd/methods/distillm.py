@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from kd.config.fields import Count, NonNegativeFloat, Share, option
 from kd.config.schema import Config
@@ -74,24 +73,14 @@ class ReplayBuffer:
         """Different rows, uniformly."""
         return [self._rows[index] for index in generator.choice(len(self), size=num_rows, replace=False)]
 
-    def state_dict(self) -> dict[str, list[Any]]:
+    def state_dict(self) -> list[dict[str, Any]]:
         """All rows, oldest first."""
-        return {
-            "row_ids": [row.row_id for row in self._rows],
-            "prompts": [torch.from_numpy(row.prompt_ids) for row in self._rows],
-            "responses": [torch.from_numpy(row.response_ids) for row in self._rows],
-        }
+        return [row.state_dict() for row in self._rows]
 
-    def load_state_dict(self, state: Mapping[str, list[Any]]) -> None:
+    def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
         """Replace all rows by those of `state`."""
-        columns = zip(state["row_ids"], state["prompts"], state["responses"], strict=True)
         self._rows.clear()
-        self.add(
-            [
-                TokenSequence(row_id=row_id, prompt_ids=prompt.numpy(), response_ids=response.numpy())
-                for row_id, prompt, response in columns
-            ]
-        )
+        self.add([TokenSequence.from_state(row) for row in state])
 
 
 class DistiLLM(PlainTeacherMethod):
@@ -172,11 +161,8 @@ class DistiLLM(PlainTeacherMethod):
 
     def state_dict(self) -> dict[str, Any]:
         """The threshold, the reference loss and the buffer; the same on all ranks."""
-        return {
-            "threshold": self.threshold,
-            "reference_loss": self._reference_loss,
-            "buffer": self.buffer.state_dict(),
-        }
+        buffer = self.buffer.state_dict()
+        return {"threshold": self.threshold, "reference_loss": self._reference_loss, "buffer": buffer}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""

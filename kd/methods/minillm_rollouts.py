@@ -63,15 +63,8 @@ class ScoredRollout:
 
 def score(rollouts: Sequence[Rollout], *, settings: MiniLLMSettings) -> list[ScoredRollout]:
     """Rewards, advantages and importance weights of the rollouts of one global batch."""
-    rewards = [
-        token_rewards(
-            rollout.student_log_probs.double(),
-            rollout.teacher_log_probs.double(),
-            scale=settings.reward_scale,
-            limit=settings.reward_limit,
-        )
-        for rollout in rollouts
-    ]
+    log_probs = [(rollout.student_log_probs.double(), rollout.teacher_log_probs.double()) for rollout in rollouts]
+    rewards = [token_rewards(q, p, scale=settings.reward_scale, limit=settings.reward_limit) for q, p in log_probs]
     advantages = torch.cat(
         [
             future_returns(row, discount=settings.discount, length_normalized=settings.length_normalized)
@@ -82,21 +75,17 @@ def score(rollouts: Sequence[Rollout], *, settings: MiniLLMSettings) -> list[Sco
         # Over all tokens, including the last ones with their returns of 0: a shift of some tokens only would bias the
         # gradient's mean.
         advantages = whiten(advantages)
+    weights = [importance_weights(q, p, teacher_share=settings.teacher_share) for q, p in log_probs]
+    columns = zip(rollouts, weights, rewards, advantages.split([len(row) for row in rewards]), strict=True)
     return [
         ScoredRollout(
             sequence=rollout.sequence,
             sampled_log_probs=rollout.student_log_probs,
-            importance_weights=importance_weights(
-                rollout.student_log_probs.double(),
-                rollout.teacher_log_probs.double(),
-                teacher_share=settings.teacher_share,
-            ),
-            rewards=earned,
+            importance_weights=weight,
+            rewards=reward,
             advantages=advantage,
         )
-        for rollout, earned, advantage in zip(
-            rollouts, rewards, advantages.split([len(row) for row in rewards]), strict=True
-        )
+        for rollout, weight, reward, advantage in columns
     ]
 
 
@@ -138,30 +127,13 @@ class RolloutStore:
 
     def state_dict(self) -> dict[str, Any]:
         """The current collection, in tensors, numbers, lists and dictionaries."""
-        rows = [
-            {
-                "row_id": rollout.sequence.row_id,
-                "prompt_ids": torch.from_numpy(rollout.sequence.prompt_ids),
-                "response_ids": torch.from_numpy(rollout.sequence.response_ids),
-                "student_log_probs": rollout.student_log_probs,
-                "teacher_log_probs": rollout.teacher_log_probs,
-            }
-            for rollout in self._rollouts
-        ]
-        return {"collection": self._collection, "rollouts": rows}
+        rollouts = [{**vars(rollout), "sequence": rollout.sequence.state_dict()} for rollout in self._rollouts]
+        return {"collection": self._collection, "rollouts": rollouts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the collection that `state_dict` returned."""
         self._collection = state["collection"]
         self._rollouts = [
-            Rollout(
-                sequence=TokenSequence(
-                    row_id=row["row_id"],
-                    prompt_ids=row["prompt_ids"].numpy(),
-                    response_ids=row["response_ids"].numpy(),
-                ),
-                student_log_probs=row["student_log_probs"],
-                teacher_log_probs=row["teacher_log_probs"],
-            )
-            for row in state["rollouts"]
+            Rollout(**{**rollout, "sequence": TokenSequence.from_state(rollout["sequence"])})
+            for rollout in state["rollouts"]
         ]

@@ -93,7 +93,7 @@ def test_the_buffer_keeps_the_newest_rows() -> None:
     assert not buffer.is_full
     buffer.add([sequence(row_id) for row_id in range(3, 6)])
     assert buffer.is_full
-    assert buffer.state_dict()["row_ids"] == [2, 3, 4, 5]
+    assert [row["row_id"] for row in buffer.state_dict()] == [2, 3, 4, 5]
 
 
 def test_every_stored_row_is_drawn_as_often_and_none_twice() -> None:
