@@ -19,7 +19,8 @@ MixtureShare = Annotated[float, Field(ge=0, lt=1)]
 
 def option(default: T, *, help: str) -> T:
     """A field with a default and its line in `--help`."""
-    return field(default=default, metadata={"help": help})
+    made: T = field(default=default, metadata={"help": help})
+    return made
 
 
 def required(*, help: str) -> Any:

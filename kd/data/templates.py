@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jinja2
 import jinja2.meta
@@ -27,6 +27,7 @@ _VARIABLES = frozenset({"instruction", "input"})
 _RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError)
 
 
+@runtime_checkable
 class Template(Protocol):
     def render(self, instruction: Instruction) -> str:
         """Text of the prompt, up to the start of the response.

@@ -101,9 +101,7 @@ def find_rendezvous(info: RankInfo) -> tuple[str, int]:
                 socket.getaddrinfo(address, None)
             except socket.gaierror:
                 here = socket.gethostname()
-                raise UserError(
-                    f"{here} cannot resolve {address}, the host of rank 0; set MASTER_ADDR to its IP address"
-                ) from None
+                raise UserError(f"{here} cannot resolve {address}, rank 0's host; set MASTER_ADDR to its IP") from None
         elif "SLURM_STEP_NODELIST" in os.environ:
             address = _first_slurm_host()
         else:
