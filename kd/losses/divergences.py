@@ -113,10 +113,7 @@ def at_temperature(divergence: Divergence, temperature: float) -> Divergence:
 
 
 class _KL(torch.autograd.Function):
-    """The closed form of both gradients.
-
-    Composed from torch operations the same formula makes and reads about twice as many [..., V] tensors.
-    """
+    """Both gradients in closed form; composed of torch operations they make and read twice as many [..., V] tensors."""
 
     @staticmethod
     def forward(ctx: Any, p: Tensor, q: Tensor) -> Tensor:

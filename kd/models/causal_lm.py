@@ -154,13 +154,12 @@ def load_causal_lm(
 
 def _read_weights(name: str, *, config: PretrainedConfig, dtype: str, trust_remote_code: bool) -> PreTrainedModel:
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             name, config=config, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"model {name}: weights cannot be read ({reason[:300]}); expected safetensors files") from None
-    model, report = loaded
     # transformers initialises missing weights at random and continues.
     tied = set(getattr(model, "all_tied_weights_keys", {}))
     lacking = sorted((set(report["missing_keys"]) - tied) | {str(key) for key in report["mismatched_keys"]})

@@ -141,7 +141,6 @@ def adapter_writer(model: PreTrainedModel, *, folder: str) -> Callable[[Path], N
     import peft
 
     values = gather_adapters(model)
-    settings: peft.LoraConfig = model.peft_config[ADAPTER]  # type: ignore[assignment]
 
     def write(parent: Path) -> None:
         directory = parent / folder
@@ -151,7 +150,7 @@ def adapter_writer(model: PreTrainedModel, *, folder: str) -> Callable[[Path], N
         )
         tensors = {f"base_model.model.{name}": value.contiguous() for name, value in named.items()}
         save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-        settings.save_pretrained(str(directory))
+        model.peft_config[ADAPTER].save_pretrained(str(directory))
 
     return write
 
