@@ -113,15 +113,12 @@ def at_temperature(divergence: Divergence, temperature: float) -> Divergence:
 
 
 class _KL(torch.autograd.Function):
-    """The closed form of both gradients.
-
-    Composed from torch operations the same formula makes and reads about twice as many [..., V] tensors.
-    """
+    """Both gradients in closed form; composed of torch operations they make and read twice as many [..., V] tensors."""
 
     @staticmethod
     def forward(ctx: Any, p: Tensor, q: Tensor) -> Tensor:
         probability = p.exp()
-        # Asked of the probability, not of log p: a p that underflows would otherwise meet q = 0 as 0 · inf.
+        # Masked by the probability, not by log p: a p that underflows would otherwise meet q = 0 as 0 · inf.
         ratio = (p - q).masked_fill_(probability == 0, 0)
         ctx.save_for_backward(probability, ratio if ctx.needs_input_grad[0] else None)
         return (ratio * probability).sum(-1)
@@ -144,7 +141,7 @@ class _KLToMixture(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, own_share: float) -> Tensor:
         probability = a.exp()
-        # Asked of the probability, not of log a: where both are -inf, d is not a number.
+        # Masked by the probability, not by log a: where both are -inf, d is not a number.
         difference = (b - a).masked_fill_(probability == 0, 0)
         log_own, log_other = math.log(own_share), math.log1p(-own_share)
         # log a - log m = -log(w + (1 - w) e^d)

@@ -25,7 +25,7 @@ BLOCK_BYTES = {"cpu": 2**20, "cuda": 16 * 2**20}
 
 
 class FusedLoss(NamedTuple):
-    """The loss and its terms; a tuple, because DeepSpeed's hooks look for tensors in what a module returns.
+    """The loss and the sums of its terms; a tuple, because DeepSpeed's hooks look for tensors in what a module returns.
 
     Both tensors are float32, or float64 for a float64 head, and on the device of the hidden states.
     """

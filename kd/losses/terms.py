@@ -35,7 +35,7 @@ No gradient flows through the weights. They scale each token's divergence; the m
 
 
 class Trained:
-    """The place of the model being trained in a loss term; its outputs exist in the engine's forward pass only."""
+    """The model being trained, in a loss term; its outputs exist in the engine's forward pass only."""
 
 
 TRAINED = Trained()

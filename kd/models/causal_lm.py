@@ -18,7 +18,7 @@ from kd.zero.config import Json, loading_config, zero_stage
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
-# Settings of families whose logits are more than head(hidden), with the value that means "no more".
+# Settings of families whose logits are more than head(hidden), with the value that leaves logits unchanged.
 LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
 
 _DROPOUT_NAME = re.compile(r"(drop|dropout|layerdrop|_pdrop)$")
@@ -69,7 +69,7 @@ class CausalLM:
 
         Args:
             attention_mask: [B, cached + T], True on real slots.
-            input_ids: [B, T], or `inputs_embeds` [B, T, H] in their place.
+            input_ids: [B, T], or `inputs_embeds` [B, T, H] instead.
             position_ids: [B, T]; needed with padding on the left only.
             cache: keys and values of earlier slots, extended in place.
         """
@@ -92,7 +92,7 @@ def read_model_config(name: str, *, trust_remote_code: bool) -> PretrainedConfig
         UserError: there is none, or its logits are not a linear function of its hidden states.
     """
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        # No hub has such names: do not ask one.
+        # No hub model has such a name.
         raise UserError(f"model {name}: no such directory; give a from_pretrained directory or a hub name")
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
@@ -134,7 +134,7 @@ def load_causal_lm(
         if value == "gelu_new":
             setattr(config, setting, "gelu_pytorch_tanh")
         elif not keep_dropout:
-            # eval() would do the same and switch activation checkpointing off without a word.
+            # eval() would do the same and silently switch activation checkpointing off.
             setattr(config, setting, 0.0)
     partitioning = None
     if zero_stage(deepspeed_config) == 3:

@@ -128,9 +128,9 @@ class TrainedHandle(ModelHandle):
         self._has_gradient = False
         self._before_backward: list[Callable[[], None]] = []
 
-    def before_backward(self, make_room: Callable[[], None]) -> None:
-        """Call `make_room` before the first backward pass of each global batch: another model frees its memory."""
-        self._before_backward.append(make_room)
+    def before_backward(self, free_memory: Callable[[], None]) -> None:
+        """Call `free_memory` before the first backward pass of each global batch: another model frees its memory."""
+        self._before_backward.append(free_memory)
 
     def backward(self, micro: MicroBatch, **terms: Term | None) -> None:
         """Add a micro-batch's gradient: of the weighted terms' mean over the response tokens of its global batch.
@@ -165,8 +165,8 @@ class TrainedHandle(ModelHandle):
             return
         (micro, terms), self._pending = self._pending, None
         if not self._has_gradient:
-            for make_room in self._before_backward:
-                make_room()
+            for free_memory in self._before_backward:
+                free_memory()
             self._has_gradient = True
         with self._recorder.time(self.training_phase):
             loss = partial(fused_loss, terms=list(terms.values()), scale=micro.loss_scale, chunk_size=self._chunk_size)

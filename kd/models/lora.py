@@ -49,8 +49,8 @@ def add_adapters(model: PreTrainedModel, settings: LoraConfig, *, section: str, 
         # Adapters are drawn on the host: the same on all ranks, and in every layout of the weights.
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             torch.manual_seed(seed)
-            # That GPT-2 stores matrices the other way round, which it finds out by itself, and that the head is
-            # tied, which is refused below where it matters.
+            # peft warns that GPT-2 stores matrices transposed, which it detects itself, and that the head is tied,
+            # which is refused below where it matters.
             warnings.simplefilter("ignore", UserWarning)
             peft.inject_adapter_in_model(wanted, model)
     except ValueError as error:
@@ -141,7 +141,6 @@ def adapter_writer(model: PreTrainedModel, *, folder: str) -> Callable[[Path], N
     import peft
 
     values = gather_adapters(model)
-    settings: peft.LoraConfig = model.peft_config[ADAPTER]  # type: ignore[assignment]
 
     def write(parent: Path) -> None:
         directory = parent / folder
@@ -151,13 +150,13 @@ def adapter_writer(model: PreTrainedModel, *, folder: str) -> Callable[[Path], N
         )
         tensors = {f"base_model.model.{name}": value.contiguous() for name, value in named.items()}
         save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-        settings.save_pretrained(str(directory))
+        model.peft_config[ADAPTER].save_pretrained(str(directory))
 
     return write
 
 
 def _adapted_layers(model: PreTrainedModel) -> "dict[str, AdaptedLinear]":
-    # Set by peft; asked first, so that models without adapters do not wait for its import.
+    # Set by peft; checked first, so that models without adapters do not import it.
     if not hasattr(model, "peft_config"):
         return {}
     from peft.tuners.lora import Linear

@@ -71,7 +71,7 @@ def initial_values(
 ) -> Float[Tensor, "M H"]:
     """Starting values of P from the teacher's (gathered) embedding matrix."""
     if settings.init == "random":
-        # Vectors as long as the model's own embeddings, or attention would not see them.
+        # As large as the model's own embeddings: attention would ignore smaller vectors.
         scale = embedding_weight.float().std().item()
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(settings.length, embedding_weight.shape[1], generator=generator) * scale

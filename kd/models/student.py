@@ -84,10 +84,8 @@ class Student(TrainedHandle):
         if config.model.gradient_checkpointing:
             enable_checkpointing(model)
         module = _StudentModule(model, vocabulary_size=context.vocabulary.size)
-        trained, rate = (
-            parameter_groups(module, weight_decay=config.optimizer.weight_decay),
-            config.optimizer.learning_rate,
-        )
+        trained = parameter_groups(module, weight_decay=config.optimizer.weight_decay)
+        rate = config.optimizer.learning_rate
         super().__init__(module, context, settings=settings, trained=trained, learning_rate=rate)
 
     def outputs(self, batch: GlobalBatch) -> Outputs:

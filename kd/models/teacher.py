@@ -1,7 +1,7 @@
 """The teacher p: frozen and, under ZeRO-3, partitioned; its soft prompt or adapters are its only trainable part."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -74,13 +74,6 @@ class AdaptedTeacher(TrainedHandle):
     training_phase = "prompt"
     metric_prefix = "prompt_"
 
-    def __init__(
-        self, module: _TeacherModule, context: ModelContext, *, trained: Sequence[object], learning_rate: float
-    ) -> None:
-        """Start the engine in which the parameters `trained` are trained."""
-        settings = teacher_deepspeed_config(context.config)
-        super().__init__(module, context, settings=settings, trained=trained, learning_rate=learning_rate)
-
     def outputs(self, batch: GlobalBatch, *, prompt: bool = True) -> Outputs:
         """The outputs p(·|P, x, y_<t) at the response positions, without gradient.
 
@@ -117,7 +110,8 @@ class PromptedTeacher(AdaptedTeacher):
             self.soft_prompt.half()
         self._origin = SoftPromptOrigin(teacher=str(config.model.teacher), init=prompt.init, init_text=prompt.init_text)
         module = _TeacherModule(model, self.soft_prompt)
-        super().__init__(module, context, trained=[self.soft_prompt.values], learning_rate=prompt.learning_rate)
+        settings, trained = teacher_deepspeed_config(config), [self.soft_prompt.values]
+        super().__init__(module, context, settings=settings, trained=trained, learning_rate=prompt.learning_rate)
 
     def values(self) -> Float[Tensor, "M H"]:
         """The current soft prompt, gathered, on every rank."""
@@ -146,7 +140,8 @@ class LoraTeacher(AdaptedTeacher):
             parameter.data = parameter.data.half() if config.model.dtype == "fp16" else parameter.data.float()
         module = _TeacherModule(model)
         trained = parameter_groups(module, weight_decay=config.optimizer.weight_decay)
-        super().__init__(module, context, trained=trained, learning_rate=learning_rate)
+        settings = teacher_deepspeed_config(config)
+        super().__init__(module, context, settings=settings, trained=trained, learning_rate=learning_rate)
 
     def writer(self) -> Callable[[Path], None]:
         return adapter_writer(self.model, folder=TEACHER_ADAPTER)

@@ -170,17 +170,15 @@ class DecodingRows:
         """All tokens of each active row, prompt included, if the settings need them."""
         if not self._settings.reads_history:
             return None
-        prompts = [
-            ids[-length:] for ids, length in zip(self._prompts.input_ids.tolist(), self._prompts.lengths, strict=True)
-        ]
+        padded = zip(self._prompts.input_ids.tolist(), self._prompts.lengths, strict=True)
+        prompts = [ids[-length:] for ids, length in padded]
         return [prompts[index // self._num_samples] + self._tokens[index] for index in self._active]
 
     def append(self, tokens: Int64[Tensor, " A"], hidden: Float[Tensor, "A H"]) -> None:
         """Add one token to each unfinished active row, and note which rows it finishes."""
         if self._keeps_hidden:
             if self._hidden is None:
-                shape = (len(self._tokens), self._settings.max_new_tokens, hidden.shape[-1])
-                self._hidden = hidden.new_empty(shape)
+                self._hidden = hidden.new_empty(len(self._tokens), self._settings.max_new_tokens, hidden.shape[-1])
             self._hidden[torch.tensor(self._active, device=hidden.device), self._num_chosen] = hidden
         self._last_tokens = tokens
         self._num_chosen += 1

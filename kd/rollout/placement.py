@@ -126,7 +126,7 @@ def _choose_to_divide(
         share = copy_bytes(blank, num_ranks=num_ranks)
     except UnsplittableError as error:
         full, refusal = copy_bytes(blank), f"the model cannot be divided over {num_ranks} ranks: {error}"
-        if not _fits(full, free_bytes):
+        if 2 * full > free_bytes:
             raise UserError(
                 f"generation.layout=tensor_parallel: {refusal}; and a full copy of {gib(full)} does not fit"
                 f" ({_free(free_bytes)}); use generation.layout=zero3"
@@ -142,7 +142,7 @@ def _choose_by_memory(
     """The full copy, else the smallest groups whose shares fit, else the partitioned weights in place."""
     full = copy_bytes(blank)
     reason = f"a full copy takes {gib(full)}"
-    if _fits(full, free_bytes):
+    if 2 * full <= free_bytes:
         return LayoutChoice(layout="gathered", reason=f"{reason}; {_free(free_bytes)}")
     common_divisor = math.gcd(*(len(ranks) for ranks in hosts))
     refusal = "the ranks of each host do not divide into groups"
@@ -155,15 +155,11 @@ def _choose_by_memory(
             refusal = f"it cannot be divided over {size} ranks: {error}"
             continue
         refusal = f"a share of {size} ranks {gib(share)}"
-        if _fits(share, free_bytes):
+        if 2 * share <= free_bytes:
             return LayoutChoice(
                 layout="tensor_parallel", num_ranks=size, reason=f"{reason}, {refusal}; {_free(free_bytes)}"
             )
     return LayoutChoice(layout="zero3", reason=f"{reason}, {refusal}; {_free(free_bytes)}")
-
-
-def _fits(nbytes: int, free_bytes: int) -> bool:
-    return nbytes <= free_bytes // 2
 
 
 def _free(free_bytes: int) -> str:

@@ -10,7 +10,7 @@ from kd.config.packaged import find_ds_config
 from kd.config.schema import Config
 from kd.errors import UserError
 
-# What a file may set. Everything that changes the result of training has one home: the YAML.
+# What a file may set. Everything that changes the result of training is set in the YAML only.
 FILE_KEYS = (
     "zero_optimization",
     "activation_checkpointing",

@@ -21,5 +21,5 @@ def scarcest_bytes(world: World, *, hosts: list[list[int]]) -> int:
 
 
 def gib(num_bytes: int) -> str:
-    """A size for people."""
+    """A size in GiB, for messages."""
     return f"{num_bytes / 2**30:.2f} GiB"

@@ -57,7 +57,7 @@ def gathered(parameters: Sequence[nn.Parameter]) -> deepspeed.zero.GatheredParam
 def remove_hooks(engine: deepspeed.DeepSpeedEngine) -> None:
     """Stop an engine's hooks from gathering its parameters; the caller gathers them from now on."""
     optimizer = engine.optimizer
-    # Without an optimizer, the engine has the object that gathers in its place.
+    # Without an optimizer, the engine has the object that gathers instead.
     getattr(optimizer, "parameter_offload", optimizer).destroy()
     # After an update DeepSpeed gathers small parameters again, the frozen ones too.
     optimizer.persistent_parameters = [p for p in optimizer.persistent_parameters if p.requires_grad]
