@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import json
 import math
-import os
 import resource
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ import torch
 from kd.config.schema import Config
 from kd.distributed import World
 from kd.errors import UserError
+from kd.files import read_log, write_atomically
 from kd.train.console import Record
 from kd.zero.recorder import PHASES, StepMetrics
 
@@ -127,24 +127,26 @@ class MetricLog:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """All records of a run."""
-    return [json.loads(line) for line in _complete_lines(run_dir / FILE_NAME)]
+    """Read all records of a run, which may still be in progress.
 
-
-def _complete_lines(path: Path) -> list[str]:
-    """All lines but half of one at the end, which a killed writer leaves, or one that is writing."""
-    text = path.read_text(encoding="utf-8")
-    return text[: text.rfind("\n") + 1].splitlines()
+    Raises:
+        UserError: no metrics in `run_dir`, or a line that is not a record.
+    """
+    path = run_dir / FILE_NAME
+    if not path.exists():
+        raise UserError(f"{run_dir}: has no {FILE_NAME}; give the run.dir of a training")
+    records = read_log(path)
+    for number, record in enumerate(records, start=1):
+        if "step" not in record:
+            raise UserError(f"{path}:{number}: expected a record with a step; remove that line")
+    return records
 
 
 def _forget_steps_after(path: Path, last_step: int) -> None:
     """Remove records that a resumed run will write again."""
-    if not path.exists():
-        return
-    kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= last_step]
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    if path.exists():
+        kept = [record for record in read_log(path) if record["step"] <= last_step]
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def check_trackers(config: Config) -> None:

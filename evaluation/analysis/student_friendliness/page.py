@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from evaluation.intervals import Estimate
-from evaluation.student_friendliness.summary import Column, RowSet
-from evaluation.terminal import results_console
+from evaluation.analysis.student_friendliness.summary import Column, RowSet
+from evaluation.display import results_console
+from evaluation.statistics import Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShownExample:
-    """One request and what everyone answers to it."""
+    """One row and the responses of all models to it."""
 
     row: int
     prompt: str
@@ -23,6 +23,8 @@ class ShownExample:
     final_student: str
 
 
+SHOWN_MODELS = ("teacher_without_prompt", "teacher_with_prompt", "initial_student", "final_student")
+"""The models whose responses a `ShownExample` has, in their order on the page."""
 HEADINGS = (
     "KL(p‖q) to the initial student",
     "to the final student",
@@ -68,15 +70,8 @@ def page(sets: Mapping[str, RowSet], examples: Sequence[ShownExample], *, subtit
     lines += ["", "Divergences in nats per token of the outputs; brackets hold 95 % intervals over rows.", ""]
     for example in examples:
         lines += [f"## Row {example.row}", ""]
-        for label, text in (
-            ("Prompt", example.prompt),
-            ("Reference", example.reference),
-            ("Teacher without prompt", example.teacher_without_prompt),
-            ("Teacher with prompt", example.teacher_with_prompt),
-            ("Initial student", example.initial_student),
-            ("Final student", example.final_student),
-        ):
-            lines += [f"**{label}**", "", *_quoted(text), ""]
+        for name in ("prompt", "reference", *SHOWN_MODELS):
+            lines += [f"**{name.replace('_', ' ').capitalize()}**", "", *_quoted(getattr(example, name)), ""]
     return "\n".join(lines)
 
 
@@ -85,5 +80,5 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _quoted(text: str) -> list[str]:
-    """A block of code, in which nothing that a model says is taken for Markdown."""
+    """A block of code, in which no part of a response is taken for Markdown."""
     return [f"    {line}" for line in text.split("\n")] if text.strip() else ["*(nothing)*"]

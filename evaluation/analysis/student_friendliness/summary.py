@@ -3,16 +3,15 @@
 B rows; conditions are: without prompt, with prompt.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
-from evaluation.intervals import Estimate, ratio, resample
-from evaluation.lineup import Lineup
-from evaluation.sequences import SampleSet
-from kd.data.batch import TokenIds
+from evaluation.analysis.tokens import SampleSet
+from evaluation.models import EvaluatedModel
+from evaluation.statistics import Estimate, ratio, resample
 from kd.data.encoding import Encoded
 from kd.text_metrics import rouge_l
 
@@ -58,33 +57,32 @@ class Measured:
     rows: Encoded
     nats: dict[str, Float[np.ndarray, "B 2 2"]]
     """For initial and final student: KL(p‖q) and KL(q‖p) under both conditions, summed over each row's tokens."""
-    samples: tuple[SampleSet, SampleSet]
-    """The teacher's responses."""
+    samples: Sequence[SampleSet]
+    """The teacher's responses, under both conditions."""
+    model: EvaluatedModel
 
 
-def summarise(data: str, measured: Measured, *, lineup: Lineup) -> RowSet:
+def summarise(data: str, measured: Measured, *, num_resamples: int) -> RowSet:
     """Means with intervals; the conditions are compared row by row."""
     examples = measured.rows.examples
     num_tokens = np.array([len(example.with_response().response_ids) for example in examples], dtype=np.float64)
-    resamples = resample(len(examples), num_resamples=lineup.options.resamples)
+    draws = resample(len(examples), num_resamples=num_resamples)
     ones = np.ones(len(examples))
-    rouge, lengths = (
-        np.stack([measure_of(samples) for samples in measured.samples], axis=1)
-        for measure_of in (lambda samples: _rouge(samples, measured.rows, lineup=lineup), _mean_lengths)
-    )
+    rouge = np.stack([_rouge(samples, measured) for samples in measured.samples], axis=1)
+    lengths = np.stack([_mean_lengths(samples) for samples in measured.samples], axis=1)
 
     def column(pick: Callable[[Float[np.ndarray, "B 2"]], Float[np.ndarray, " B"]]) -> Column:
         distances = {
             role: Distance(
-                forward_kl=ratio(pick(nats[:, :, 0]), num_tokens, resamples=resamples),
-                reverse_kl=ratio(pick(nats[:, :, 1]), num_tokens, resamples=resamples),
+                forward_kl=ratio(pick(nats[:, :, 0]), num_tokens, draws=draws),
+                reverse_kl=ratio(pick(nats[:, :, 1]), num_tokens, draws=draws),
             )
             for role, nats in measured.nats.items()
         }
         return Column(
             **distances,
-            rougeL=ratio(pick(rouge), ones, resamples=resamples),
-            response_tokens=ratio(pick(lengths), ones, resamples=resamples),
+            rougeL=ratio(pick(rouge), ones, draws=draws),
+            response_tokens=ratio(pick(lengths), ones, draws=draws),
         )
 
     return RowSet(
@@ -98,20 +96,15 @@ def summarise(data: str, measured: Measured, *, lineup: Lineup) -> RowSet:
     )
 
 
-def _rouge(samples: SampleSet, rows: Encoded, *, lineup: Lineup) -> Float[np.ndarray, " B"]:
+def _rouge(samples: SampleSet, measured: Measured) -> Float[np.ndarray, " B"]:
     """ROUGE-L ×100 of each row, its mean over the seeds."""
     return np.array(
         [
-            100 * np.mean([rouge_l(response_text(one.response_ids, lineup), example.references) for one in of_row])
-            for of_row, example in zip(samples, rows.examples, strict=True)
+            100 * np.mean([rouge_l(measured.model.text(one.response_ids), example.references) for one in of_row])
+            for of_row, example in zip(samples, measured.rows.examples, strict=True)
         ]
     )
 
 
 def _mean_lengths(samples: SampleSet) -> Float[np.ndarray, " B"]:
     return np.array([np.mean([len(one.response_ids) for one in of_row]) for of_row in samples])
-
-
-def response_text(ids: TokenIds, lineup: Lineup) -> str:
-    """What a response says, without special tokens."""
-    return str(lineup.tokenizer.decode(ids, skip_special_tokens=True))

@@ -1,6 +1,6 @@
 """Excess accumulated error from divergences at every step (arXiv 2402.12842, Eq. 5-7; Arora et al. 2022).
 
-N requests, L generation steps, R resamples of the requests.
+N rows, L generation steps, R resamples of the rows.
 """
 
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int64
 
-from evaluation.intervals import Estimate, Resamples, defined, interval
+from evaluation.statistics import Draws, Estimate, finite, interval
 
-MIN_REQUESTS = 10
-"""A step that the samples of fewer requests reach says nothing: the curves end before it."""
+MIN_ROWS = 10
+"""Curves end before a step that the samples of fewer rows reach: their mean would be noise."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepSums:
-    """KL(p‖q) at the steps of one model's samples, summed over the samples of each request."""
+    """KL(p‖q) at the steps of one model's samples, summed over the samples of each row."""
 
     nats: Float[np.ndarray, "N L"]
     counts: Int64[np.ndarray, "N L"]
@@ -25,14 +25,14 @@ class StepSums:
 
     @classmethod
     def of(cls, divergences: Sequence[Sequence[Float[np.ndarray, " T"]]], *, num_steps: int) -> "StepSums":
-        """Add up `divergences` of each request's samples, each as long as its sample, over the first `num_steps`."""
+        """Sum `divergences` of each row's samples, each as long as its sample, over the first `num_steps`."""
         shape = (len(divergences), num_steps)
         nats, counts = np.zeros(shape), np.zeros(shape, dtype=np.int64)
-        for request, samples in enumerate(divergences):
+        for row, samples in enumerate(divergences):
             for values in samples:
                 reached = min(len(values), num_steps)
-                nats[request, :reached] += values[:reached]
-                counts[request, :reached] += 1
+                nats[row, :reached] += values[:reached]
+                counts[row, :reached] += 1
         return cls(nats=nats, counts=counts)
 
     def accumulated(self, draws: Int64[np.ndarray, "R N"]) -> Float[np.ndarray, "R L"]:
@@ -67,17 +67,17 @@ class ExposureBias:
     ExAccErr: Series
 
 
-def exposure_bias(student: StepSums, teacher: StepSums, *, resamples: Resamples) -> ExposureBias:
-    """R from the student's samples, E from the teacher's; a resample draws a request's samples of both together."""
+def exposure_bias(student: StepSums, teacher: StepSums, *, draws: Draws) -> ExposureBias:
+    """R from the student's samples, E from the teacher's; a resample draws a row's samples of both together."""
     everyone = np.ones((1, len(student.nats)), dtype=np.int64)
     # The first row is the estimate itself.
-    draws = np.concatenate([everyone, resamples])
+    draws = np.concatenate([everyone, draws])
     risk, least = student.accumulated(draws), teacher.accumulated(draws)
     with np.errstate(divide="ignore", invalid="ignore"):
         excess = 100 * (risk - least) / least
     reached = np.minimum((student.counts > 0).sum(axis=0), (teacher.counts > 0).sum(axis=0))
     for values in (risk, least, excess):
-        values[:, reached < MIN_REQUESTS] = np.nan
+        values[:, reached < MIN_ROWS] = np.nan
     return ExposureBias(
         num_student_samples=tuple(student.counts.sum(axis=0).tolist()),
         num_teacher_samples=tuple(teacher.counts.sum(axis=0).tolist()),
@@ -95,4 +95,4 @@ def _series(values: Float[np.ndarray, "1+R L"]) -> Series:
 
 
 def _tuple(numbers: Float[np.ndarray, " L"]) -> tuple[float | None, ...]:
-    return tuple(defined(number) for number in numbers)
+    return tuple(finite(number) for number in numbers)

@@ -1,4 +1,4 @@
-"""Figure 3: excess accumulated error over generation steps and over training progress."""
+"""Figure 3: excess accumulated error over generation steps and over training."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,18 @@ WIDTH, HEIGHT = 4.6, 3.4
 
 
 def draw(results: Mapping[str, Any], *, stem: Path) -> None:
-    """Write `stem`.png and `stem`.svg from the contents of exposure_bias.json, a panel for each kind of curve.
+    """Write `stem`.png and `stem`.svg from the contents of exposure_bias.json.
+
+    Raises:
+        UserError: matplotlib is missing.
+    """
+    figure = make_figure(results)
+    save(figure, stem)
+    load_pyplot().close(figure)
+
+
+def make_figure(results: Mapping[str, Any]) -> Any:
+    """A matplotlib figure of the contents of exposure_bias.json, a panel for each kind of curve.
 
     Raises:
         UserError: matplotlib is missing.
@@ -31,8 +42,7 @@ def draw(results: Mapping[str, Any], *, stem: Path) -> None:
         panel.set_ylabel("ExAccErr [%]")
         panel.legend(frameon=False)
         panel.spines[["top", "right"]].set_visible(False)
-    save(figure, stem)
-    plt.close(figure)
+    return figure
 
 
 def _draw_steps(panel: Any, name: str, content: Mapping[str, Any], look: Mapping[str, str]) -> None:

@@ -1,8 +1,19 @@
-"""Names for directories that can be told apart."""
+"""How commands print their tables: where to, and with which names."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from rich.console import Console
+
+LOG_WIDTH = 160
+"""Columns of a table in a log or a pipe, which have no width of their own."""
+
+
+def results_console() -> Console:
+    """Standard output; where it is no terminal, tables are wide enough for their names and digits."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
 
 
 def short_names(directories: Sequence[Path]) -> list[str]:
@@ -16,3 +27,8 @@ def short_names(directories: Sequence[Path]) -> list[str]:
             length += 1
         names.append("/".join(own[-length:]))
     return names
+
+
+def metric_label(name: str) -> str:
+    """A metric's name in tables and sentences."""
+    return {"rougeL": "ROUGE-L"}.get(name, name.replace("_", " "))

@@ -1,0 +1,161 @@
+"""The configuration of the exposure-bias analysis, and the exports that stand for a training (Fig. 3b)."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from evaluation.command import flag
+from evaluation.settings import AnalysisConfig, AnalysisRows, Loading, prompt_values, run_config
+from kd.config.fields import Count, help_text
+from kd.config.load import Values
+from kd.errors import UserError
+from kd.train.metric_log import FILE_NAME, read_metrics
+
+EXPORTS = "exports"
+"""Directory of a run with its students in from_pretrained form, each in step-<n>."""
+NUM_PARTS = 10
+_STEP = re.compile(r"step-(\d+)")
+_CHECKPOINT = re.compile(r"(.+):(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A student after `step` optimizer steps."""
+
+    step: int
+    model: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """Students of one training in the order of their steps."""
+
+    best_step: int | None
+    """Step of the best validation; None where it is not known."""
+    snapshots: tuple[Snapshot, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSection(AnalysisRows):
+    file: str = field(metadata=flag("--data", "rows with an instruction; their outputs are not used"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSection(Loading):
+    teacher: str = field(metadata=help_text("p: from_pretrained directory or hub name"))
+    students: dict[str, str] | None = field(
+        default=None, metadata=flag("--student", "NAME: directory of q, for Fig. 3(a); the flag is repeated")
+    )
+    runs: dict[str, str] | None = field(
+        default=None,
+        metadata=flag(
+            "--run",
+            "NAME: run.dir of a training with checkpoints.export_every, for Fig. 3(b): its exports nearest to tenths"
+            " of the best step",
+        ),
+    )
+    checkpoints: dict[str, str] | None = field(
+        default=None, metadata=flag("--checkpoint", "NAME:STEP: for Fig. 3(b), the student after STEP optimizer steps")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExposureConfig(AnalysisConfig):
+    data: RowSection
+    model: ModelSection
+    progress_steps: Count = field(default=50, metadata=help_text("l of Fig. 3(b)"))
+    out: Path = field(metadata=help_text("directory for exposure_bias.json, .png and .svg"))
+
+    def __post_init__(self) -> None:
+        runs, names = self.model.runs or {}, {_parse_checkpoint(key)[0] for key in self.model.checkpoints or {}}
+        if both := sorted(runs.keys() & names):
+            raise UserError(f"model.runs and model.checkpoints both have {both[0]}; give each its own name")
+        if not (self.model.students or runs or names):
+            raise UserError("nothing to measure: give --student, --run or --checkpoint; see --help")
+
+    def courses(self) -> dict[str, Course]:
+        """The students that stand for each training, by its name.
+
+        Raises:
+            UserError: a run without exports or without metrics.
+        """
+        found = {name: course_of_run(Path(run)) for name, run in (self.model.runs or {}).items()}
+        snapshots: dict[str, list[Snapshot]] = {}
+        for key, model in (self.model.checkpoints or {}).items():
+            name, step = _parse_checkpoint(key)
+            snapshots.setdefault(name, []).append(Snapshot(step=step, model=model))
+        for name, own in snapshots.items():
+            ordered = sorted(own, key=lambda snapshot: snapshot.step)
+            found[name] = Course(best_step=None, snapshots=tuple(ordered))
+        return found
+
+
+def _parse_checkpoint(key: str) -> tuple[str, int]:
+    match = _CHECKPOINT.fullmatch(key)
+    if match is None:
+        raise UserError(f"model.checkpoints: {key!r} is not NAME:STEP, such as promptkd:100=runs/a/exports/step-100")
+    return match[1], int(match[2])
+
+
+def run_defaults(values: Values) -> Values:
+    """Teacher, template and limits of the first run that `values` name."""
+    runs = (values.get("model") or {}).get("runs")
+    if not isinstance(runs, dict) or not runs:
+        return {}
+    config = run_config(next(iter(runs.values())))
+    return {
+        "model": {"teacher": config.model.teacher},
+        "data": prompt_values(config),
+        "generation": {"max_new_tokens": config.generation.max_new_tokens},
+    }
+
+
+def course_of_run(run_dir: Path) -> Course:
+    """The student that a run began with, if it can be found, and its exports nearest to tenths of the best step.
+
+    Raises:
+        UserError: no exports, or none of the run's files.
+    """
+    exports = {
+        int(match[1]): path for path in (run_dir / EXPORTS).glob("step-*") if (match := _STEP.fullmatch(path.name))
+    }
+    if not exports:
+        raise UserError(
+            f"{run_dir}: has no {EXPORTS}/step-<n>; train with checkpoints.export_every=N, or name directories with"
+            " --checkpoint NAME:STEP=DIR"
+        )
+    best_step = find_best_step(run_dir)
+    steps = nearest_steps(sorted(exports), best=best_step)
+    snapshots = [Snapshot(step=step, model=str(exports[step])) for step in steps]
+    start = run_config(run_dir).model.student
+    if Path(start).is_dir():
+        snapshots.insert(0, Snapshot(step=0, model=start))
+    return Course(best_step=best_step, snapshots=tuple(snapshots))
+
+
+def nearest_steps(steps: Sequence[int], *, best: int) -> list[int]:
+    """For j = 1 … 10 the one of `steps` nearest to j/10 · best, each once; the earlier of two that are as near."""
+    chosen = {
+        min(steps, key=lambda step: (abs(NUM_PARTS * step - part * best), step)) for part in range(1, NUM_PARTS + 1)
+    }
+    return sorted(chosen)
+
+
+def find_best_step(run_dir: Path) -> int:
+    """Step of a run's best validation by the metric that selects best/; its last step without a validation.
+
+    Raises:
+        UserError: no metrics there, or none yet.
+    """
+    records = read_metrics(run_dir)
+    if not records:
+        raise UserError(f"{run_dir / FILE_NAME}: has no record yet; wait for the run's first validation")
+    selecting = f"validation/{run_config(run_dir).validation.metric}"
+    for key in (selecting, "validation/loss"):
+        validated = [record for record in records if key in record]
+        if validated:
+            sign = -1 if key == "validation/loss" else 1
+            # The first of equals, as the trainer keeps it.
+            return int(max(validated, key=lambda record: sign * record[key])["step"])
+    return int(records[-1]["step"])

@@ -1,0 +1,233 @@
+"""Samples a model's responses to benchmarks and scores them: the command `evaluation/evaluate.py`."""
+
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+import kd
+from evaluation.command import Command
+from evaluation.display import metric_label, results_console
+from evaluation.examples import read_examples
+from evaluation.generations import Response, generations_file, read_generations, sample_responses, write_generations
+from evaluation.models import EvaluatedModel, check_positions, choose_dtype, load_model
+from evaluation.results import (
+    RESULTS_FILE,
+    SamplingSettings,
+    Summary,
+    claim,
+    describe_weights,
+    digest,
+    kept_benchmarks,
+    summarise,
+    write_json,
+)
+from evaluation.scoring_config import EvaluationConfig, run_defaults
+from kd.data.batch import TokenIds
+from kd.data.encoding import Encoded, Example
+from kd.distributed import World
+from kd.models.causal_lm import read_model_config
+from kd.models.soft_prompt import SoftPrompt, load_soft_prompt
+from kd.models.vocabulary import load_tokenizer, vocabulary_size
+from kd.rollout.sampling import DecodingSettings
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "rouge_score")
+
+
+COMMAND = Command(
+    config=EvaluationConfig,
+    program="evaluate.py",
+    description="Sample a model's responses to benchmarks, and score them. Finished seeds are not sampled again.",
+    defaults=run_defaults,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate as the command line says, and return the exit code."""
+    return COMMAND.run_on_ranks(lambda config, world: evaluate_model(config, world=world), argv)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Inputs:
+    """What is read before weights are loaded."""
+
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    soft_prompt: SoftPrompt | None
+    dtype: str
+    rows: dict[str, Encoded]
+    """By the name of the benchmark."""
+
+
+def evaluate_model(config: EvaluationConfig, *, world: World) -> None:
+    """Sample the responses that are missing, score all of them and write results.json; all ranks call it together.
+
+    Raises:
+        UserError: on every rank, if an input cannot be used.
+    """
+    missing: dict[str, list[int]] = {}
+    with world.agreed():
+        inputs = _read_inputs(config)
+        if world.is_main:
+            # Before hours of work, not only when it is written.
+            _kept(config, inputs)
+            missing = _claim(config, inputs)
+    # Only the main rank needs to see the files.
+    missing = world.from_main(missing)
+    if any(missing.values()):
+        _sample_missing(config, inputs, missing=missing, world=world)
+    with world.agreed():
+        if world.is_main:
+            _report(config, inputs, world=world)
+
+
+def _read_inputs(config: EvaluationConfig) -> _Inputs:
+    name, trust = config.model.path, config.model.trust_remote_code
+    model_config = read_model_config(name, trust_remote_code=trust)
+    tokenizer = load_tokenizer(name, trust_remote_code=trust)
+    data = config.data
+    rows = {
+        benchmark: read_examples(
+            source, tokenizer=tokenizer, prompts=data, overlong=data.overlong, responses="required"
+        )
+        for benchmark, source in data.benchmarks.items()
+    }
+    soft_prompt = None if config.model.soft_prompt is None else load_soft_prompt(config.model.soft_prompt)[0]
+    slots = config.generation.max_new_tokens + (0 if soft_prompt is None else soft_prompt.num_tokens)
+    longest = max(len(example.prompt_ids) for encoded in rows.values() for example in encoded.examples)
+    check_positions(model_config, name=name, longest=longest + slots)
+    dtype = choose_dtype(config.model.dtype, config=model_config)
+    return _Inputs(config=model_config, tokenizer=tokenizer, soft_prompt=soft_prompt, dtype=dtype, rows=rows)
+
+
+def _claim(config: EvaluationConfig, inputs: _Inputs) -> dict[str, list[int]]:
+    """Reserve the benchmarks' directories, report which rows were lost, and return the seeds that each one lacks."""
+    missing = {}
+    for name, rows in inputs.rows.items():
+        for line in rows.report.lines():
+            print(line, file=sys.stderr)
+        content = digest([(example.row_id, example.prompt, example.references) for example in rows.examples])
+        settings: SamplingSettings = {**_weights(config, inputs), "rows": content, **config.decoding}
+        claim(config.out, benchmark=name, settings=settings)
+        files = {seed: generations_file(config.out, benchmark=name, seed=seed) for seed in config.generation.seeds}
+        missing[name] = [seed for seed, path in files.items() if not path.exists()]
+    return missing
+
+
+def _weights(config: EvaluationConfig, inputs: _Inputs) -> dict[str, str | None]:
+    prompt = inputs.soft_prompt
+    return {
+        **describe_weights(config.model.path),
+        "soft_prompt": None if prompt is None else digest(prompt.values.tolist()),
+        "dtype": inputs.dtype,
+    }
+
+
+def _kept(config: EvaluationConfig, inputs: _Inputs) -> dict[str, Any]:
+    """Results of other benchmarks that earlier calls left in the same directory."""
+    weights = _weights(config, inputs)
+    return kept_benchmarks(config.out, named=inputs.rows, weights=weights, seeds=config.generation.seeds)
+
+
+def _sample_missing(config: EvaluationConfig, inputs: _Inputs, *, missing: dict[str, list[int]], world: World) -> None:
+    """Load the model and write the responses of the missing seeds, each as soon as it is complete."""
+    with world.agreed():
+        model = load_model(
+            config.model.path,
+            config=inputs.config,
+            soft_prompt=inputs.soft_prompt,
+            tokenizer=inputs.tokenizer,
+            loading=config.model,
+            world=world,
+        )
+    choice = asdict(config.generation)
+    max_batch_tokens = choice.pop("max_batch_tokens")
+    del choice["seeds"]
+    settings = DecodingSettings(
+        vocabulary_size=vocabulary_size(inputs.tokenizer), eos_id=int(inputs.tokenizer.eos_token_id), **choice
+    )
+    for name, seeds in missing.items():
+        examples = inputs.rows[name].examples
+        responses: list[Response] = []
+        for seed in seeds:
+            if not (settings.greedy and responses):
+                sampled = sample_responses(
+                    model,
+                    examples,
+                    seed=seed,
+                    settings=settings,
+                    max_batch_tokens=max_batch_tokens,
+                    world=world,
+                    label=name,
+                )
+                responses = [_response(one, ids, model=model) for one, ids in zip(examples, sampled, strict=True)]
+            with world.agreed():
+                if world.is_main:
+                    write_generations(generations_file(config.out, benchmark=name, seed=seed), responses)
+
+
+def _response(example: Example, ids: TokenIds, *, model: EvaluatedModel) -> Response:
+    return Response(
+        row=example.row_id,
+        prompt=example.prompt,
+        response=model.text(ids),
+        references=example.references,
+        response_tokens=len(ids),
+        ended=bool(ids[-1] == model.eos_id),
+    )
+
+
+def _report(config: EvaluationConfig, inputs: _Inputs, *, world: World) -> None:
+    """Score the responses of all seeds, write results.json, and print the scores."""
+    benchmarks = _kept(config, inputs)
+    seeds = config.generation.seeds
+    headings = [metric_label(name) for name in config.metrics]
+    table = Table("benchmark", *headings, "samples", "truncated %", "empty %", "tokens", title=config.model.path)
+    for name, rows in inputs.rows.items():
+        scored = {seed: _score_file(config, benchmark=name, seed=seed) for seed in seeds}
+        summary = summarise(scored, metrics=config.metrics)
+        benchmarks[name] = {
+            "source": config.data.benchmarks[name],
+            **summary.to_json(),
+            "source_rows": rows.report.num_rows,
+            "dropped_rows": len(rows.report.dropped),
+            "truncated_prompts": len(rows.report.truncated_prompts),
+            "decoding": config.decoding,
+        }
+        table.add_row(name, *_cells(summary, num_seeds=len(seeds)))
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    results = {
+        "model": config.model.path,
+        "soft_prompt": None if config.model.soft_prompt is None else str(config.model.soft_prompt),
+        "dtype": inputs.dtype,
+        "seeds": seeds,
+        "num_ranks": world.size,
+        "versions": {"python": platform.python_version(), "kd": kd.__version__, **versions},
+        "benchmarks": benchmarks,
+    }
+    write_json(config.out / RESULTS_FILE, results)
+    results_console().print(table)
+
+
+def _score_file(config: EvaluationConfig, *, benchmark: str, seed: int) -> list[Response]:
+    """The scored responses of one seed; scores that are not in the file yet are added to it."""
+    path = generations_file(config.out, benchmark=benchmark, seed=seed)
+    responses = read_generations(path)
+    scored = [response.scored(config.find_metrics()) for response in responses]
+    if scored != responses:
+        write_generations(path, scored)
+    return scored
+
+
+def _cells(summary: Summary, *, num_seeds: int) -> list[str]:
+    scores = [
+        f"{score.mean:.2f}" + ("" if score.standard_error is None else f" ± {score.standard_error:.2f}")
+        for score in summary.scores.values()
+    ]
+    shares = [f"{100 * share:.1f}" for share in (summary.truncated_share, summary.empty_share)]
+    return [*scores, f"{summary.num_samples} × {num_seeds}", *shares, f"{summary.response_tokens.mean:.1f}"]

@@ -1,0 +1,104 @@
+"""Sections of a configuration that several commands have, and the values that a training run gives them."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from kd.config.fields import Count, NonNegativeInt, Section, help_text
+from kd.config.load import Values
+from kd.config.schema import Config
+from kd.errors import UserError
+
+DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading(Section):
+    """How models are loaded."""
+
+    dtype: DtypeName = field(default="auto", metadata=help_text("precision; auto is the checkpoint's own"))
+    trust_remote_code: bool = field(default=False, metadata=help_text("run model code that comes with a checkpoint"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts(Section):
+    """How rows become prompts."""
+
+    rows: Count | None = field(default=None, metadata=help_text("number of rows, from the start; null for all"))
+    template: str = field(default="alpaca", metadata=help_text("alpaca, chat, or a Jinja file, as in training"))
+    max_prompt_tokens: Count = field(default=256, metadata=help_text("longest prompt, soft prompt not included"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(Section):
+    """How responses are sampled."""
+
+    max_new_tokens: Count = field(default=256, metadata=help_text("longest response [tokens]"))
+    seeds: tuple[NonNegativeInt, ...] = field(
+        default=(10, 20, 30, 40, 50), metadata=help_text("one response to each row per seed")
+    )
+    max_batch_tokens: Count = field(
+        default=16384,
+        metadata=help_text("rows × (prompt + max_new_tokens) decoded together; ranks share the batches [tokens]"),
+    )
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"generation.seeds is {list(self.seeds)}; give at least one, each once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalysisRows(Prompts):
+    rows: Count = field(default=1000, metadata=help_text("number of rows, from the start"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalysisSampling(Sampling):
+    micro_batch: Count = field(default=8, metadata=help_text("sequences in a forward pass that scores them"))
+
+
+RUN_HELP = help_text("run.dir of a training: gives models, template and limits that are not set here")
+"""Metadata of the field `run` of a configuration."""
+
+
+def run_config(run: str | Path) -> Config:
+    """The configuration of a training run.
+
+    Raises:
+        UserError: `run` is not a run directory, or its method cannot be imported.
+    """
+    from kd.methods import load_config
+
+    path = Path(run) / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{run}: has no config.yaml; give the run.dir of a training")
+    return load_config(path)
+
+
+def trained_student(run: str | Path) -> str:
+    """The directory of a run's student: best/ if the run was validated, else final/."""
+    best = Path(run) / "best"
+    return str(best if best.is_dir() else Path(run) / "final")
+
+
+def prompt_values(config: Config) -> Values:
+    """The fields of `Prompts` that a run sets."""
+    return {"template": config.data.template, "max_prompt_tokens": config.data.max_prompt_tokens}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalysisConfig(Section):
+    """Fields of the analyses that sample models; a subclass extends the sections."""
+
+    data: AnalysisRows
+    generation: AnalysisSampling
+    model: Loading
+    resamples: Count = field(default=1000, metadata=help_text("resamples of the rows, for intervals"))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that the results of an analysis show."""
+        sections = (self.data, self.generation, self.model)
+        common = [entry.name for kind in (AnalysisRows, AnalysisSampling, Loading) for entry in fields(kind)]
+        values = {name: value for section in sections for name, value in vars(section).items() if name in common}
+        return values | {"resamples": self.resamples}
