@@ -47,7 +47,7 @@ class Command(Generic[ConfigType]):
         values = merge_layers([*layers, _nested(given)])
         # A section is there even if none of its fields is given: the first missing field can be named then.
         sections: Values = {name.split(".")[0]: {} for name, _, _ in _all_fields(self.config) if "." in name}
-        defaults = {} if self.defaults is None else self.defaults(values)
+        defaults = {} if self.defaults is None else _without_none(self.defaults(values))
         values = merge_layers([sections, defaults, values])
         return build(self.config, values, source=path or "command line")
 
@@ -176,3 +176,8 @@ def _nested(given: Values) -> Values:
         section, _, last = name.rpartition(".")
         (values.setdefault(section, {}) if section else values)[last] = value
     return values
+
+
+def _without_none(values: Values) -> Values:
+    known = {name: _without_none(value) if isinstance(value, dict) else value for name, value in values.items()}
+    return {name: value for name, value in known.items() if value is not None}

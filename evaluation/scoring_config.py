@@ -94,9 +94,11 @@ def run_defaults(values: Values) -> Values:
         return {}
     config = run_config(run)
     pattern = config.validation.answer_pattern
+    metrics = None if pattern is None else ["rougeL", "exact_match", _ACCURACY]
     return {
         "model": {"path": trained_student(run)},
         "data": prompt_values(config),
         "generation": {"max_new_tokens": config.generation.max_new_tokens},
-        **({} if pattern is None else {"answer_pattern": pattern, "metrics": ["rougeL", "exact_match", _ACCURACY]}),
+        "answer_pattern": pattern,
+        "metrics": metrics,
     }

@@ -31,7 +31,6 @@ from kd.losses.divergences import forward_kl, reverse_kl
 from kd.models.soft_prompt import load_soft_prompt
 from kd.models.vocabulary import load_tokenizer
 
-
 _MEANS = ("reverse_kl", "forward_kl", "student_cross_entropy")
 
 

@@ -1,4 +1,4 @@
-"""From the published files of a benchmark to rows of the project: which are kept, and whether they are all there."""
+"""From the published files of a benchmark to rows of the project: which are kept, and whether all are there."""
 
 import json
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from transformers import PreTrainedTokenizerBase
 
 from evaluation.benchmarks.formats import Original, read_row_format
 from evaluation.benchmarks.specs import BenchmarkSpec, RowFilter
-from evaluation.results import write_atomically
 from kd.data.instructions import Instruction
 from kd.data.templates import AlpacaTemplate
 from kd.errors import UserError
+from kd.files import write_atomically
 from kd.models.vocabulary import vocabulary_size
 
 GPT2_ENTRIES = 50257
@@ -24,7 +24,7 @@ _TEXTS_PER_CALL = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """The rows that stay, in the order of their source, and how many went for which reason."""
+    """The rows that are kept, in the order of their source, and how many were dropped for which reason."""
 
     rows: tuple[Instruction, ...]
     num_read: int
@@ -43,7 +43,7 @@ class Prepared:
 
 
 def check_counts_as_published(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Check that lengths are counted in GPT-2 tokens, as those of the published subsets.
+    """Check that lengths are counted in GPT-2 tokens, as for the published subsets.
 
     Raises:
         UserError: another tokenizer.
@@ -127,7 +127,7 @@ def write_rows(path: Path, rows: Sequence[Instruction]) -> None:
 
 def _count_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
     if tokenizer is None:
-        raise UserError("the rows are chosen by GPT-2 tokens; give --tokenizer, a directory with GPT-2's tokenizer")
+        raise UserError("rows are selected by their GPT-2 tokens; give --tokenizer, a directory with GPT-2's tokenizer")
     lengths: list[int] = []
     for start in range(0, len(texts), _TEXTS_PER_CALL):
         part = list(texts[start : start + _TEXTS_PER_CALL])

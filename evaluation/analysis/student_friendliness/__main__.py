@@ -37,7 +37,6 @@ def run_defaults(values: Values) -> Values:
         return {}
     config = run_config(run)
     final = Path(run) / "final"
-    rows = {"seen": config.data.train, "unseen": config.data.validation}
     return {
         "model": {
             "teacher": config.model.teacher,
@@ -47,7 +46,8 @@ def run_defaults(values: Values) -> Values:
         },
         "data": {
             **prompt_values(config),
-            **{name: source for name, source in rows.items() if source is not None},
+            "seen": config.data.train,
+            "unseen": config.data.validation,
             "max_sequence_tokens": config.data.max_sequence_tokens,
         },
         "generation": {"max_new_tokens": config.generation.max_new_tokens},

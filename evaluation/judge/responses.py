@@ -1,15 +1,14 @@
-"""What a judge replied: two scores or none, and the files that keep every reply."""
+"""Responses of a judge: two scores or none, and the files that keep every response."""
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kd.errors import UserError
+from kd.files import write_atomically
 
 LOWEST, HIGHEST = 1.0, 10.0
 _NUMBER = r"([0-9]{1,2}(?:\.[0-9]+)?)"
@@ -25,8 +24,8 @@ class Scores:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reply:
-    """What an endpoint answered; counts are None where it did not say them."""
+class JudgeResponse:
+    """One response of the judge; the counts of tokens are None where the server did not send them."""
 
     text: str
     input_tokens: int | None
@@ -36,7 +35,7 @@ class Reply:
 def parse_scores(text: str) -> Scores | None:
     """The two numbers that are all of the first line, with white space or a comma between them; else None.
 
-    Anything else is left to another try. "8/10" is one score of ten as often as it is two, and is not guessed at.
+    "8/10" may be one score of ten or two scores: nothing is guessed.
     """
     lines = text.strip().splitlines()
     match = _TWO_SCORES.fullmatch(lines[0].strip()) if lines else None
@@ -48,42 +47,35 @@ def parse_scores(text: str) -> Scores | None:
     return Scores(first=first, second=second)
 
 
-class ReplyCache:
-    """A directory with a file for each reply, named after everything that was asked for."""
+class ResponseCache:
+    """A directory with a file for each response of a judge, named after the complete request."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def find(self, request: Mapping[str, object]) -> Reply | None:
-        """The reply to an earlier `request` that was the same in every value.
+    def find(self, request: Mapping[str, object]) -> JudgeResponse | None:
+        """The response to an earlier `request` that was the same in every value.
 
         Raises:
             UserError: its file is broken.
         """
         path = self._path(request)
         try:
-            return Reply(**json.loads(path.read_text(encoding="utf-8"))["reply"])
+            return JudgeResponse(**json.loads(path.read_text(encoding="utf-8"))["reply"])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError):
-            raise UserError(f"{path}: is no reply of a judge; delete the file to ask again") from None
+            raise UserError(f"{path}: is no response of a judge; delete the file to ask again") from None
 
-    def keep(self, request: Mapping[str, object], reply: Reply) -> None:
-        """Write a reply so that it is there as a whole or not at all, whatever ends this process.
+    def keep(self, request: Mapping[str, object], response: JudgeResponse) -> None:
+        """Write a response to its file.
 
         Raises:
             UserError: it cannot be written.
         """
-        path = self._path(request)
-        text = json.dumps({"request": dict(request), "reply": asdict(reply)}, indent=1)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Another name for each writer: two processes may ask the same.
-            with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".partial", delete=False) as file:
-                file.write(text)
-            os.replace(file.name, path)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); choose a writable --cache") from None
+        # "reply" is its name in caches of earlier versions.
+        content = {"request": dict(request), "reply": asdict(response)}
+        write_atomically(self._path(request), json.dumps(content, indent=1))
 
     def _path(self, request: Mapping[str, object]) -> Path:
         name = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
