@@ -31,8 +31,8 @@ class Command(Generic[ConfigType]):
     config: type[ConfigType]
     program: str
     description: str
-    defaults: Callable[[Values], Values] | None = None
-    """From the given values to values of lower precedence, such as those of the run that they name."""
+    run_values: Callable[[Any], Values] | None = None
+    """From the field `run`, the directory of a training, to values for fields that are not given."""
 
     def read(self, argv: Sequence[str] | None = None) -> ConfigType:
         """Read the configuration from a command line (`sys.argv` if None).
@@ -45,9 +45,12 @@ class Command(Generic[ConfigType]):
         given.pop("local_rank")
         layers = read_layers(path, overrides=overrides, names=_NO_NAMES, notify=print)
         values = merge_layers([*layers, _nested(given)])
+        names = [name for name, _, _ in _all_fields(self.config)]
         # A section is there even if none of its fields is given: the first missing field can be named then.
-        sections: Values = {name.split(".")[0]: {} for name, _, _ in _all_fields(self.config) if "." in name}
-        defaults = {} if self.defaults is None else _without_none(self.defaults(values))
+        sections: Values = {name.split(".")[0]: {} for name in names if "." in name}
+        run = values.get("run")
+        found = {} if self.run_values is None or run is None else _flat(self.run_values(run))
+        defaults = _nested({name: value for name, value in found.items() if name in names and value is not None})
         values = merge_layers([sections, defaults, values])
         return build(self.config, values, source=path or "command line")
 
@@ -178,6 +181,13 @@ def _nested(given: Values) -> Values:
     return values
 
 
-def _without_none(values: Values) -> Values:
-    known = {name: _without_none(value) if isinstance(value, dict) else value for name, value in values.items()}
-    return {name: value for name, value in known.items() if value is not None}
+def _flat(values: Values) -> Values:
+    """From sections to names such as `data.rows`."""
+    flat: Values = {}
+    for section, content in values.items():
+        flat |= (
+            {f"{section}.{name}": value for name, value in content.items()}
+            if isinstance(content, dict)
+            else {section: content}
+        )
+    return flat

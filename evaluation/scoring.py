@@ -27,7 +27,8 @@ from evaluation.results import (
     summarise,
     write_json,
 )
-from evaluation.scoring_config import EvaluationConfig, run_defaults
+from evaluation.scoring_config import EvaluationConfig
+from evaluation.settings import run_values
 from kd.data.batch import TokenIds
 from kd.data.encoding import Encoded, Example
 from kd.distributed import World
@@ -43,7 +44,7 @@ COMMAND = Command(
     config=EvaluationConfig,
     program="evaluate.py",
     description="Sample a model's responses to benchmarks, and score them. Finished seeds are not sampled again.",
-    defaults=run_defaults,
+    run_values=run_values,
 )
 
 

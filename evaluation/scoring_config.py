@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evaluation.command import flag
-from evaluation.settings import RUN_HELP, Loading, Prompts, Sampling, prompt_values, run_config, trained_student
+from evaluation.settings import RUN_HELP, Loading, Prompts, Sampling
 from kd.config.fields import MixtureShare, NonNegativeInt, PositiveFloat, Probability, Section, help_text
-from kd.config.load import Values
 from kd.errors import UserError
 from kd.text_metrics import METRICS, Metric, find_metric
 
@@ -85,20 +84,3 @@ class EvaluationConfig(Section):
         del choice["seeds"], choice["max_batch_tokens"]
         prompts = {name: getattr(self.data, name) for name in ("max_prompt_tokens", "template", "overlong")}
         return {"max_new_tokens": choice.pop("max_new_tokens"), **prompts, **choice}
-
-
-def run_defaults(values: Values) -> Values:
-    """The student, the template, the limits and the answer pattern of the run that `values` name."""
-    run = values.get("run")
-    if run is None:
-        return {}
-    config = run_config(run)
-    pattern = config.validation.answer_pattern
-    metrics = None if pattern is None else ["rougeL", "exact_match", _ACCURACY]
-    return {
-        "model": {"path": trained_student(run)},
-        "data": prompt_values(config),
-        "generation": {"max_new_tokens": config.generation.max_new_tokens},
-        "answer_pattern": pattern,
-        "metrics": metrics,
-    }

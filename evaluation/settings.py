@@ -9,6 +9,7 @@ from kd.config.load import Values
 from kd.config.schema import Config
 from kd.errors import UserError
 
+SOFT_PROMPT_FILE = "soft_prompt.safetensors"
 DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -61,7 +62,7 @@ RUN_HELP = help_text("run.dir of a training: gives models, template and limits t
 """Metadata of the field `run` of a configuration."""
 
 
-def run_config(run: str | Path) -> Config:
+def read_run(run: str | Path) -> Config:
     """The configuration of a training run.
 
     Raises:
@@ -75,15 +76,37 @@ def run_config(run: str | Path) -> Config:
     return load_config(path)
 
 
-def trained_student(run: str | Path) -> str:
-    """The directory of a run's student: best/ if the run was validated, else final/."""
-    best = Path(run) / "best"
-    return str(best if best.is_dir() else Path(run) / "final")
+def run_values(run: str | Path) -> Values:
+    """Values of a run for the fields that commands have, under the names that they have there.
 
+    The student is best/ if the run was validated, else final/.
 
-def prompt_values(config: Config) -> Values:
-    """The fields of `Prompts` that a run sets."""
-    return {"template": config.data.template, "max_prompt_tokens": config.data.max_prompt_tokens}
+    Raises:
+        UserError: `run` is not a run directory, or its method cannot be imported.
+    """
+    config, directory = read_run(run), Path(run)
+    best, final, pattern = directory / "best", directory / "final", config.validation.answer_pattern
+    student = str(best if best.is_dir() else final)
+    return {
+        "model": {
+            "path": student,
+            "student": student,
+            "teacher": config.model.teacher,
+            "trained_prompt": str(final / SOFT_PROMPT_FILE),
+            "initial": config.model.student,
+            "final": str(final),
+        },
+        "data": {
+            "template": config.data.template,
+            "max_prompt_tokens": config.data.max_prompt_tokens,
+            "max_sequence_tokens": config.data.max_sequence_tokens,
+            "seen": config.data.train,
+            "unseen": config.data.validation,
+        },
+        "generation": {"max_new_tokens": config.generation.max_new_tokens},
+        "answer_pattern": pattern,
+        "metrics": None if pattern is None else ["rougeL", "exact_match", "accuracy"],
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

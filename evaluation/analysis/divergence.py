@@ -19,10 +19,9 @@ from evaluation.analysis.tokens import score_tokens
 from evaluation.command import Command, flag
 from evaluation.examples import read_examples, row_limits
 from evaluation.results import write_json
-from evaluation.settings import RUN_HELP, DtypeName, Loading, Prompts, prompt_values, run_config, trained_student
+from evaluation.settings import RUN_HELP, DtypeName, Loading, Prompts, run_values
 from evaluation.statistics import finite
 from kd.config.fields import Count, Section, help_text
-from kd.config.load import Values
 from kd.data.batch import TokenSequence
 from kd.data.encoding import Encoded, read_responses
 from kd.distributed import World
@@ -81,23 +80,11 @@ class Distance:
     num_tokens: int
 
 
-def run_defaults(values: Values) -> Values:
-    """The models, the template and the limits of the run that `values` name."""
-    run = values.get("run")
-    if run is None:
-        return {}
-    config = run_config(run)
-    return {
-        "model": {"student": trained_student(run), "teacher": config.model.teacher},
-        "data": {**prompt_values(config), "max_sequence_tokens": config.data.max_sequence_tokens},
-    }
-
-
 COMMAND = Command(
     config=DivergenceConfig,
     program="python -m evaluation.analysis.divergence",
     description=__doc__,
-    defaults=run_defaults,
+    run_values=run_values,
 )
 
 

@@ -23,15 +23,16 @@ The same command resumes a killed measurement: unfinished.json has the students 
 import sys
 from collections.abc import Sequence
 
-from evaluation.analysis.exposure_bias.config import ExposureConfig, run_defaults
+from evaluation.analysis.exposure_bias.config import ExposureConfig
 from evaluation.analysis.exposure_bias.measure import measure
 from evaluation.command import Command
+from evaluation.settings import run_values
 
 COMMAND = Command(
     config=ExposureConfig,
     program="python -m evaluation.analysis.exposure_bias",
     description=__doc__,
-    defaults=run_defaults,
+    run_values=lambda runs: run_values(next(iter(runs.values()))),
 )
 
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evaluation.command import flag
-from evaluation.settings import AnalysisConfig, AnalysisRows, Loading, prompt_values, run_config
+from evaluation.settings import AnalysisConfig, AnalysisRows, Loading, read_run
 from kd.config.fields import Count, help_text
-from kd.config.load import Values
 from kd.errors import UserError
 from kd.train.metric_log import FILE_NAME, read_metrics
 
@@ -47,14 +46,6 @@ class ModelSection(Loading):
     students: dict[str, str] | None = field(
         default=None, metadata=flag("--student", "NAME: directory of q, for Fig. 3(a); the flag is repeated")
     )
-    runs: dict[str, str] | None = field(
-        default=None,
-        metadata=flag(
-            "--run",
-            "NAME: run.dir of a training with checkpoints.export_every, for Fig. 3(b): its exports nearest to tenths"
-            " of the best step",
-        ),
-    )
     checkpoints: dict[str, str] | None = field(
         default=None, metadata=flag("--checkpoint", "NAME:STEP: for Fig. 3(b), the student after STEP optimizer steps")
     )
@@ -64,13 +55,20 @@ class ModelSection(Loading):
 class ExposureConfig(AnalysisConfig):
     data: RowSection
     model: ModelSection
+    run: dict[str, str] | None = field(
+        default=None,
+        metadata=help_text(
+            "NAME: run.dir of a training with checkpoints.export_every, for Fig. 3(b): its exports nearest to tenths"
+            " of the best step. The first run gives teacher, template and limits that are not set here"
+        ),
+    )
     progress_steps: Count = field(default=50, metadata=help_text("l of Fig. 3(b)"))
     out: Path = field(metadata=help_text("directory for exposure_bias.json, .png and .svg"))
 
     def __post_init__(self) -> None:
-        runs, names = self.model.runs or {}, {_parse_checkpoint(key)[0] for key in self.model.checkpoints or {}}
+        runs, names = self.run or {}, {_parse_checkpoint(key)[0] for key in self.model.checkpoints or {}}
         if both := sorted(runs.keys() & names):
-            raise UserError(f"model.runs and model.checkpoints both have {both[0]}; give each its own name")
+            raise UserError(f"run and model.checkpoints both have {both[0]}; give each its own name")
         if not (self.model.students or runs or names):
             raise UserError("nothing to measure: give --student, --run or --checkpoint; see --help")
 
@@ -80,7 +78,7 @@ class ExposureConfig(AnalysisConfig):
         Raises:
             UserError: a run without exports or without metrics.
         """
-        found = {name: course_of_run(Path(run)) for name, run in (self.model.runs or {}).items()}
+        found = {name: course_of_run(Path(run)) for name, run in (self.run or {}).items()}
         snapshots: dict[str, list[Snapshot]] = {}
         for key, model in (self.model.checkpoints or {}).items():
             name, step = _parse_checkpoint(key)
@@ -96,19 +94,6 @@ def _parse_checkpoint(key: str) -> tuple[str, int]:
     if match is None:
         raise UserError(f"model.checkpoints: {key!r} is not NAME:STEP, such as promptkd:100=runs/a/exports/step-100")
     return match[1], int(match[2])
-
-
-def run_defaults(values: Values) -> Values:
-    """Teacher, template and limits of the first run that `values` name."""
-    runs = (values.get("model") or {}).get("runs")
-    if not isinstance(runs, dict) or not runs:
-        return {}
-    config = run_config(next(iter(runs.values())))
-    return {
-        "model": {"teacher": config.model.teacher},
-        "data": prompt_values(config),
-        "generation": {"max_new_tokens": config.generation.max_new_tokens},
-    }
 
 
 def course_of_run(run_dir: Path) -> Course:
@@ -128,7 +113,7 @@ def course_of_run(run_dir: Path) -> Course:
     best_step = find_best_step(run_dir)
     steps = nearest_steps(sorted(exports), best=best_step)
     snapshots = [Snapshot(step=step, model=str(exports[step])) for step in steps]
-    start = run_config(run_dir).model.student
+    start = read_run(run_dir).model.student
     if Path(start).is_dir():
         snapshots.insert(0, Snapshot(step=0, model=start))
     return Course(best_step=best_step, snapshots=tuple(snapshots))
@@ -151,7 +136,7 @@ def find_best_step(run_dir: Path) -> int:
     records = read_metrics(run_dir)
     if not records:
         raise UserError(f"{run_dir / FILE_NAME}: has no record yet; wait for the run's first validation")
-    selecting = f"validation/{run_config(run_dir).validation.metric}"
+    selecting = f"validation/{read_run(run_dir).validation.metric}"
     for key in (selecting, "validation/loss"):
         validated = [record for record in records if key in record]
         if validated:

@@ -21,44 +21,16 @@ Divergences are means over tokens, end token included; intervals come from resam
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from evaluation.analysis.student_friendliness.measure import FriendlinessConfig, measure
 from evaluation.command import Command
-from evaluation.settings import prompt_values, run_config
-from kd.config.load import Values
-from kd.models.soft_prompt import FILE_NAME
-
-
-def run_defaults(values: Values) -> Values:
-    """The models, rows, template and limits of the run that `values` name."""
-    run = values.get("run")
-    if run is None:
-        return {}
-    config = run_config(run)
-    final = Path(run) / "final"
-    return {
-        "model": {
-            "teacher": config.model.teacher,
-            "soft_prompt": str(final / FILE_NAME),
-            "initial": config.model.student,
-            "final": str(final),
-        },
-        "data": {
-            **prompt_values(config),
-            "seen": config.data.train,
-            "unseen": config.data.validation,
-            "max_sequence_tokens": config.data.max_sequence_tokens,
-        },
-        "generation": {"max_new_tokens": config.generation.max_new_tokens},
-    }
-
+from evaluation.settings import run_values
 
 COMMAND = Command(
     config=FriendlinessConfig,
     program="python -m evaluation.analysis.student_friendliness",
     description=__doc__,
-    defaults=run_defaults,
+    run_values=run_values,
 )
 
 

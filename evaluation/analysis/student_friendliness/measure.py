@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Float
 
 from evaluation.analysis.models import ModelSet, find_models
-from evaluation.analysis.student_friendliness.page import SHOWN_MODELS, ShownExample, page, print_table
+from evaluation.analysis.student_friendliness.page import SHOWN_MODELS, ShownExample, page, table
 from evaluation.analysis.student_friendliness.summary import Measured, summarise
 from evaluation.analysis.tokens import SampleSet, sample_sequences, score_tokens
+from evaluation.command import flag
 from evaluation.examples import read_examples
 from evaluation.models import EvaluatedModel
 from evaluation.settings import RUN_HELP, AnalysisConfig, AnalysisRows, AnalysisSampling, Loading
@@ -32,7 +33,7 @@ STUDENTS = ("initial", "final")
 @dataclass(frozen=True, kw_only=True)
 class ModelSection(Loading):
     teacher: str = field(metadata=help_text("p: from_pretrained directory or hub name"))
-    soft_prompt: str = field(metadata=help_text("P: soft_prompt.safetensors of a run"))
+    trained_prompt: str = field(metadata=flag("--soft-prompt", "P: soft_prompt.safetensors of a run"))
     initial: str = field(metadata=help_text("the student at the beginning of distillation"))
     final: str = field(metadata=help_text("the student at its end"))
 
@@ -104,7 +105,7 @@ def measure(config: FriendlinessConfig, *, world: World) -> None:
 
 
 def _prepare(config: FriendlinessConfig, *, world: World) -> tuple[ModelSet, dict[str, Encoded], SoftPrompt]:
-    prompt, _ = load_soft_prompt(config.model.soft_prompt)
+    prompt, _ = load_soft_prompt(config.model.trained_prompt)
     students = [config.model.initial, config.model.final]
     models = find_models(config.model.teacher, students, loading=config.model, world=world)
     rows = {
@@ -176,7 +177,13 @@ def _report(
         )
         for index, example in enumerate(unseen.rows.examples[: config.examples])
     ]
-    models = {name: getattr(config.model, name) for name in ("teacher", "soft_prompt", "initial", "final")}
+    model = config.model
+    models = {
+        "teacher": model.teacher,
+        "soft_prompt": model.trained_prompt,
+        "initial": model.initial,
+        "final": model.final,
+    }
     results = {
         "format": "student_friendliness",
         "version": 1,
@@ -190,4 +197,4 @@ def _report(
     subtitle = ", ".join(f"{name.replace('_', ' ')} `{path}`" for name, path in models.items())
     write_atomically(config.out / RESULTS, json.dumps(results, indent=1, allow_nan=False) + "\n")
     write_atomically(config.out / PAGE, page(sets, shown, subtitle=subtitle))
-    print_table(sets)
+    print(table(sets))
