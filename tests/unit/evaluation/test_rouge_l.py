@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.rouge_l import exact_match, main, rouge_l, score
+from evaluation.rouge_l import main
+from kd.text_metrics import answer_accuracy, exact_match, rouge_l
 
 
 def test_f_measure_of_the_longest_common_subsequence() -> None:
@@ -39,10 +40,11 @@ def test_exact_match_ignores_case_punctuation_and_white_space() -> None:
     assert not exact_match("the odd hats", ["the odd hat"])
 
 
-def test_score_is_the_mean_times_one_hundred() -> None:
-    scores = score(["red house", "tree"], [["red"], ["tree"]])
-    assert scores.rouge_l == pytest.approx(100 * (2 / 3 + 1) / 2)
-    assert scores.exact_match == pytest.approx(50.0)
+def test_accuracy_compares_extracted_answers() -> None:
+    accuracy = answer_accuracy(r"#### (.+)")
+    assert accuracy("3 + 1\n#### 5\nno: #### 4", ["so\n#### 4.", "#### 7"]) == 1
+    assert accuracy("#### 5", ["#### 4"]) == accuracy("4", ["#### 4"]) == accuracy("4", ["4"]) == 0
+    assert answer_accuracy(r"\d+")("it is 12", ["12"]) == 1
 
 
 def test_command_scores_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,8 +86,3 @@ def test_unusable_file_is_one_line(
     assert message.startswith(f"error: {path}")
     assert expected in message
     assert message.count("\n") == 1
-
-
-def test_a_mistake_on_the_command_line_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--generation-file", "x"]) == 2
-    assert capsys.readouterr().err == "error: the following arguments are required: --generations; see --help\n"

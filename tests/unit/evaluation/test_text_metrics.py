@@ -1,12 +1,10 @@
-"""ROUGE-L against the library that defines its words and stems, a plain table, and the clock."""
-
-import time
+"""ROUGE-L against the library that defines its words and stems, and a plain table."""
 
 import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from evaluation.rouge_l import _stem, common_subsequence_length, rouge_l, score
+from kd.text_metrics import common_subsequence_length, rouge_l
 
 TEXT = (
     "the a of to and Running runs runner happily happiness happy generously generalisation generalise universities"
@@ -84,23 +82,3 @@ def test_common_subsequences_equal_a_plain_table() -> None:
     for _ in range(200):
         a, b = (generator.integers(0, generator.integers(1, 9), generator.integers(0, 90)).tolist() for _ in range(2))
         assert common_subsequence_length(a, b) == plain_length(a, b) == common_subsequence_length(b, a)
-
-
-def test_ten_thousand_responses_take_less_than_eight_seconds() -> None:
-    """As long as Dolly's responses: 61 words in the mean, half of them at most 31."""
-    generator = np.random.default_rng(3)
-    vocabulary = np.array(["".join(chr(97 + letter) for letter in generator.integers(0, 26, 7)) for _ in range(20_000)])
-    frequency = 1 / np.arange(1, len(vocabulary) + 1)
-    frequency /= frequency.sum()
-
-    def texts() -> list[str]:
-        lengths = np.clip(np.exp(generator.normal(3.4, 1.25, size=10_000)), 1, 1745).astype(int)
-        words = vocabulary[generator.choice(len(vocabulary), size=lengths.sum(), p=frequency)]
-        return [" ".join(part) for part in np.split(words, np.cumsum(lengths)[:-1])]
-
-    responses, references = texts(), [[text] for text in texts()]
-    _stem.cache_clear()
-    # Of this process: other processes of a busy machine do not count.
-    start = time.process_time()
-    assert score(responses, references).num_responses == 10_000
-    assert time.process_time() - start < 8

@@ -12,31 +12,21 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from evaluation.command_options import AnalysisOptions
-from evaluation.lineup import line_up
-from evaluation.sequences import Work, sample, token_divergences
+from evaluation.analysis.models import ModelSet, find_models
+from evaluation.analysis.tokens import TokenScores, sample_sequences, score_tokens
+from evaluation.models import EvaluatedModel
+from evaluation.settings import Loading, Sampling
 from kd.data.batch import TokenSequence
 from kd.data.encoding import Example
 from kd.distributed import World
-from kd.losses.divergences import forward_kl, reverse_kl
-from kd.losses.fused import chunk_rows
+from kd.losses.divergences import Divergence, forward_kl, reverse_kl
+from kd.losses.outputs import chunk_rows
 from kd.models.soft_prompt import SoftPrompt
 from tests.tiny_models import save_tiny_model
 from tests.tiny_tokenizers import NUM_ENTRIES
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
-OPTIONS = AnalysisOptions(
-    rows=10,
-    template="alpaca",
-    max_prompt_tokens=64,
-    max_new_tokens=9,
-    seeds=(3, 1),
-    resamples=10,
-    max_batch_tokens=60,
-    micro_batch=3,
-    dtype="fp32",
-    trust_remote_code=False,
-)
+SAMPLING = Sampling(max_new_tokens=9, seeds=(3, 1), max_batch_tokens=60)
 LENGTHS = ((5, 4), (1, 9), (12, 1), (3, 6), (7, 9))
 """Of prompt and response; an even number would fit the micro-batches."""
 
@@ -57,8 +47,14 @@ SEQUENCES = [
 EXAMPLES = [example(row, prompt) for row, (prompt, _) in enumerate(LENGTHS)]
 
 
-def work_with(teacher: Path, student: Path, *, options: AnalysisOptions = OPTIONS) -> Work:
-    return Work(lineup=line_up(str(teacher), [str(student)], options=options), world=ALONE)
+def models_in(teacher: Path, student: Path) -> ModelSet:
+    return find_models(str(teacher), [str(student)], loading=Loading(dtype="fp32"), world=ALONE)
+
+
+def scores(
+    student: EvaluatedModel, teachers: Sequence[EvaluatedModel], *, divergences: Sequence[Divergence]
+) -> list[TokenScores]:
+    return score_tokens(student, teachers, SEQUENCES, divergences=divergences, micro_batch=3, world=ALONE, label="")
 
 
 @torch.no_grad()
@@ -78,18 +74,15 @@ def test_divergences_at_every_token_equal_a_plain_loop(family: str, tmp_path: Pa
     teacher = save_tiny_model(tmp_path / "teacher", family, seed=1, padding=30)
     student = save_tiny_model(tmp_path / "student", family, seed=2, layers=1)
     prompt = torch.randn(3, 32, generator=torch.Generator().manual_seed(4))
-    work = work_with(teacher, student)
-    prompted = work.lineup.load(str(teacher), world=ALONE, soft_prompt=SoftPrompt(prompt))
-    found = token_divergences(
-        work,
-        work.lineup.load(str(student), world=ALONE),
-        [replace(prompted, soft_prompt=None), prompted],
-        SEQUENCES,
-        divergences=[forward_kl, reverse_kl],
-        what="",
-    )
-    for sequence, values in zip(SEQUENCES, found, strict=True):
+    models = models_in(teacher, student)
+    prompted = models.load(str(teacher), soft_prompt=SoftPrompt(prompt))
+    teachers = [replace(prompted, soft_prompt=None), prompted]
+    found = scores(models.load(str(student)), teachers, divergences=[forward_kl, reverse_kl])
+    for sequence, of_sequence in zip(SEQUENCES, found, strict=True):
         q = plain_log_probs(student, sequence, None)
+        values = of_sequence.divergences
+        nats = -q[range(len(q)), sequence.response_ids.astype(int)].numpy()
+        np.testing.assert_allclose(of_sequence.cross_entropy, nats, atol=1e-5, rtol=1e-4)
         assert values.shape == (2, 2, len(sequence.response_ids))
         for place, prefix in enumerate((None, prompt)):
             p = plain_log_probs(teacher, sequence, prefix)
@@ -99,42 +92,33 @@ def test_divergences_at_every_token_equal_a_plain_loop(family: str, tmp_path: Pa
 
 def test_a_small_chunk_of_the_vocabulary_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher, student = (save_tiny_model(tmp_path / str(seed), "gpt2", seed=seed) for seed in (1, 2))
-    work = work_with(teacher, student)
-    models = [work.lineup.load(str(path), world=ALONE) for path in (student, teacher)]
-
-    def measure() -> list[np.ndarray]:
-        return token_divergences(work, models[0], models[1:], SEQUENCES, divergences=[forward_kl], what="")
-
-    whole = measure()
-    monkeypatch.setattr("evaluation.sequences.chunk_rows", partial(chunk_rows, byte_budget=2 * 4 * NUM_ENTRIES))
-    for one, other in zip(whole, measure(), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-6)
+    models = models_in(teacher, student)
+    loaded = [models.load(str(path)) for path in (student, teacher)]
+    whole = scores(loaded[0], loaded[1:], divergences=[forward_kl])
+    monkeypatch.setattr("evaluation.analysis.tokens.chunk_rows", partial(chunk_rows, byte_budget=2 * 4 * NUM_ENTRIES))
+    for one, other in zip(whole, scores(loaded[0], loaded[1:], divergences=[forward_kl]), strict=True):
+        np.testing.assert_allclose(one.divergences, other.divergences, atol=1e-6)
 
 
 def response_ids(samples: Sequence[Sequence[TokenSequence]]) -> list[list[list[int]]]:
     return [[one.response_ids.tolist() for one in of_request] for of_request in samples]
 
 
-def test_a_sample_depends_on_its_seed_and_row_alone(tmp_path: Path) -> None:
+def test_samples_of_all_seeds_follow_their_prompts(tmp_path: Path) -> None:
     directory = save_tiny_model(tmp_path, "gpt2", seed=1)
-    work = work_with(directory, directory)
-    model = work.lineup.load(str(directory), world=ALONE)
-    together = response_ids(sample(work, model, EXAMPLES, max_new_tokens=9, what=""))
-    assert [len(of_request) for of_request in together] == [2] * len(EXAMPLES)
-    assert all(first != second for first, second in together)
-    swapped = work_with(directory, directory, options=replace(OPTIONS, seeds=(1, 3), max_batch_tokens=10_000))
-    assert response_ids(sample(swapped, model, EXAMPLES[::-1], max_new_tokens=9, what=""))[::-1] == [
-        [second, first] for first, second in together
-    ]
-    # A lower limit cuts the samples, and leaves them as they are otherwise.
-    shorter = response_ids(sample(work, model, EXAMPLES, max_new_tokens=4, what=""))
-    assert shorter == [[ids[:4] for ids in of_request] for of_request in together]
+    model = models_in(directory, directory).load(str(directory))
 
+    def sample(sampling: Sampling, **extra: int) -> list[list[TokenSequence]]:
+        return sample_sequences(model, EXAMPLES, sampling=sampling, world=ALONE, label="", **extra)
 
-def test_samples_follow_their_own_prompts(tmp_path: Path) -> None:
-    directory = save_tiny_model(tmp_path, "gpt2", seed=1)
-    work = work_with(directory, directory)
-    samples = sample(work, work.lineup.load(str(directory), world=ALONE), EXAMPLES, max_new_tokens=2, what="")
-    for row, of_request in zip(EXAMPLES, samples, strict=True):
-        for one in of_request:
+    together = sample(SAMPLING)
+    assert all(len(of_row) == 2 for of_row in together)
+    assert all(first != second for first, second in response_ids(together))
+    for row, of_row in zip(EXAMPLES, together, strict=True):
+        for one in of_row:
             assert (one.row_id, one.prompt_ids.tolist()) == (row.row_id, row.prompt_ids.tolist())
+    swapped = response_ids(sample(replace(SAMPLING, seeds=(1, 3), max_batch_tokens=10_000)))
+    assert swapped == [[second, first] for first, second in response_ids(together)]
+    # A lower limit clips the samples, and leaves them unchanged otherwise.
+    shorter = response_ids(sample(SAMPLING, max_new_tokens=4))
+    assert shorter == [[ids[:4] for ids in of_row] for of_row in response_ids(together)]
