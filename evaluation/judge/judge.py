@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from evaluation.judge.comparisons import read_comparisons, read_sources
-from evaluation.judge.config import JudgeConfig, PriceSection
+from evaluation.judge.config import JudgeConfig
 from evaluation.judge.endpoint import Endpoint
 from evaluation.judge.report import write_report
 from evaluation.judge.responses import ResponseCache
-from evaluation.judge.session import Judgement, Pending, Session
+from evaluation.judge.session import Judgement, Session
 from kd.errors import UserError
 
 BYTES_PER_TOKEN = 4
@@ -25,34 +25,30 @@ OVERHEAD_TOKENS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class CostEstimate:
-    """Of the first responses that are not in the cache yet; repeated attempts are not included."""
+class Usage:
+    """Tokens of requests and responses, and their cost in US dollars; None without prices."""
 
     num_requests: int
     input_tokens: int
     output_tokens: int
     cost: float | None
-    """In US dollars; None without prices."""
 
     def __str__(self) -> str:
-        text = (
+        cost = "no prices given" if self.cost is None else f"about ${self.cost:.2f}"
+        return (
             f"{self.num_requests} requests, about {self.input_tokens} input tokens ({BYTES_PER_TOKEN} bytes each) and"
-            f" {self.output_tokens} output tokens"
+            f" {self.output_tokens} output tokens: {cost}"
         )
-        return f"{text}: about ${self.cost:.2f}" if self.cost is not None else f"{text}; no prices given"
 
 
-def estimate_cost(prompts: Sequence[str], *, response_tokens: int, price: PriceSection) -> CostEstimate:
-    """Sum over `prompts`, each with a response of `response_tokens`."""
+def estimate_usage(prompts: Sequence[str], *, config: JudgeConfig) -> Usage:
+    """The usage of the first attempt at each prompt."""
+    response_tokens = min(config.price.expected_response_tokens, config.judge.max_response_tokens or sys.maxsize)
     num_bytes = sum(len(prompt.encode()) for prompt in prompts)
     input_tokens = -(-num_bytes // BYTES_PER_TOKEN) + OVERHEAD_TOKENS * len(prompts)
     output_tokens = response_tokens * len(prompts)
-    return CostEstimate(
-        num_requests=len(prompts),
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
-        cost=price.cost(input_tokens=input_tokens, output_tokens=output_tokens),
-    )
+    cost = config.price.cost(input_tokens=input_tokens, output_tokens=output_tokens)
+    return Usage(num_requests=len(prompts), input_tokens=input_tokens, output_tokens=output_tokens, cost=cost)
 
 
 def judge(config: JudgeConfig) -> int:
@@ -79,15 +75,13 @@ def judge(config: JudgeConfig) -> int:
     session = Session(config.judge, cache=ResponseCache(config.cache or config.out / "cache"))
     # Equal prompts, such as those of a greedy model's seeds, are judged once.
     prompts = list(dict.fromkeys(comparison.prompt for comparison in comparisons))
-    known = {prompt: session.look_up(prompt) for prompt in prompts}
-    open_prompts = [prompt for prompt, state in known.items() if isinstance(state, Pending)]
-    response_tokens = min(config.price.expected_response_tokens, config.judge.max_response_tokens or sys.maxsize)
-    estimate = estimate_cost(open_prompts, response_tokens=response_tokens, price=config.price)
+    judgements = {prompt: session.look_up(prompt) for prompt in prompts}
+    open_prompts = [prompt for prompt, state in judgements.items() if state.status == "pending"]
+    estimate = estimate_usage(open_prompts, config=config)
     print(f"{len(comparisons)} comparisons, {len(prompts)} different prompts; to ask: {estimate}")
     if config.dry_run:
         return 0
     _check_cost(estimate, limit=config.price.max_cost)
-    judgements = {prompt: state for prompt, state in known.items() if isinstance(state, Judgement)}
     judgements |= asyncio.run(_judge_open(config, session, open_prompts)) if open_prompts else {}
     judged = [(comparison, judgements[comparison.prompt]) for comparison in comparisons]
     write_report(judged, config=config, sources=sources, num_asked=session.num_asked)
@@ -111,7 +105,7 @@ def _sources(config: JudgeConfig) -> dict[str, str]:
     return {name: moved.get(name, first[name]) for name in names}
 
 
-def _check_cost(estimate: CostEstimate, *, limit: float | None) -> None:
+def _check_cost(estimate: Usage, *, limit: float | None) -> None:
     if limit is not None and estimate.cost is not None and estimate.cost > limit:
         raise UserError(
             f"asking would cost about ${estimate.cost:.2f}, more than --max-cost {limit:g}; raise it,"

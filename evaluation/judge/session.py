@@ -15,26 +15,14 @@ _FEWEST_FAILURES = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """The outcome for one prompt."""
+    """The state of one prompt."""
 
-    status: Literal["judged", "rejected", "unanswered"]
-    """With scores; without scores after all attempts; without a usable response of the server to one of them."""
+    status: Literal["pending", "judged", "rejected", "unanswered"]
+    """A response is still to be requested; scores; none after all attempts; no usable response of the server."""
     scores: Scores | None = None
     responses: tuple[JudgeResponse, ...] = ()
     """All responses of the judge; they are paid for, with or without scores."""
     reason: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pending:
-    """A prompt that needs one more response."""
-
-    responses: tuple[JudgeResponse, ...]
-    """Those it has, none of them with scores."""
-
-    @property
-    def attempt(self) -> int:
-        return len(self.responses)
 
 
 class Session:
@@ -47,13 +35,13 @@ class Session:
         """Responses received and paid by this session."""
         self._failures_in_a_row = 0
 
-    def look_up(self, prompt: str) -> Judgement | Pending:
+    def look_up(self, prompt: str) -> Judgement:
         """The state of a prompt, from the responses in the cache."""
         responses: list[JudgeResponse] = []
         for attempt in range(self._judge.attempts):
             response = self._cache.find(self._judge.request(prompt, attempt=attempt))
             if response is None:
-                return Pending(responses=tuple(responses))
+                return Judgement(status="pending", responses=tuple(responses))
             responses.append(response)
             scores = parse_scores(response.text)
             if scores is not None:
@@ -89,7 +77,7 @@ class Session:
         return dict(zip(prompts, judgements, strict=True))
 
     async def _judge_prompt(self, prompt: str, *, endpoint: Endpoint, patience: int) -> Judgement:
-        while isinstance(state := self.look_up(prompt), Pending):
+        while (state := self.look_up(prompt)).status == "pending":
             try:
                 response = await endpoint.ask(prompt, parameters=self._judge.parameters)
             except EndpointFailure as failure:
@@ -98,7 +86,7 @@ class Session:
                 return Judgement(status="unanswered", responses=state.responses, reason=str(failure))
             self._failures_in_a_row = 0
             self.num_asked += 1
-            self._cache.keep(self._judge.request(prompt, attempt=state.attempt), response)
+            self._cache.keep(self._judge.request(prompt, attempt=len(state.responses)), response)
         return state
 
     def _count(self, failure: EndpointFailure, *, patience: int) -> None:

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.judge.__main__ import COMMAND
 from evaluation.judge.comparisons import Comparison, render
-from evaluation.judge.config import JudgeSection, Order, PriceSection
-from evaluation.judge.judge import estimate_cost
+from evaluation.judge.config import JudgeSection, Order
+from evaluation.judge.judge import estimate_usage
 from evaluation.judge.responses import JudgeResponse, ResponseCache, Scores, parse_scores
 from evaluation.judge.scores import feedback_score
 from evaluation.judge.session import Judgement
@@ -122,22 +123,25 @@ def test_the_interval_is_over_rows_and_not_over_judgements() -> None:
     assert once.low < once.value - 4 < once.value + 4 < once.high
 
 
-def test_estimate() -> None:
-    estimate = estimate_cost(["ä" * 50, "b" * 301], response_tokens=200, price=PriceSection(input=10, output=30))
+def test_the_estimate_counts_bytes_and_expected_tokens() -> None:
+    argv = ["--judge", "m", "--evaluation", "a=b", "--out", "o"]
+    config = COMMAND.read([*argv, "--price-input", "10", "--price-output", "30"])
+    estimate = estimate_usage(["ä" * 50, "b" * 301], config=config)
     # 100 and 301 bytes, 4 to a token, rounded up once; 10 more for each message.
     assert (estimate.num_requests, estimate.input_tokens, estimate.output_tokens) == (2, 121, 400)
     assert estimate.cost == pytest.approx((121 * 10 + 400 * 30) / 1e6)
-    assert "2 requests, about 121 input tokens (4 bytes each) and 400 output tokens: about $0.01" in str(estimate)
-    assert str(estimate_cost([], response_tokens=200, price=PriceSection())).endswith("no prices given")
+    assert str(estimate).endswith("about 121 input tokens (4 bytes each) and 400 output tokens: about $0.01")
+    clipped = estimate_usage(["a"], config=COMMAND.read([*argv, "--max-response-tokens", "16"]))
+    assert (clipped.output_tokens, str(clipped)[-15:]) == (16, "no prices given")
 
 
-def test_a_reply_is_found_again_by_all_that_was_asked(tmp_path: Path) -> None:
+def test_a_response_is_found_again_by_the_complete_request(tmp_path: Path) -> None:
     cache = ResponseCache(tmp_path / "cache")
     request = {"model": "a", "temperature": 0.7, "prompt": "p\n", "attempt": 0}
-    reply = JudgeResponse(text="8 7 é", input_tokens=3, output_tokens=None)
+    response = JudgeResponse(text="8 7 é", input_tokens=3, output_tokens=None)
     assert cache.find(request) is None
-    cache.keep(request, reply)
-    assert cache.find(dict(reversed(request.items()))) == reply
+    cache.keep(request, response)
+    assert cache.find(dict(reversed(request.items()))) == response
     for name, value in (("model", "b"), ("temperature", 0.8), ("prompt", "p"), ("attempt", 1)):
         assert cache.find(request | {name: value}) is None
     assert not list(tmp_path.rglob("*.partial"))
