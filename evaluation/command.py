@@ -7,8 +7,8 @@ and from flags: `--field value` is short for `section.field=value`.
 import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import Field, dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Generic, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
@@ -31,6 +31,8 @@ class Command(Generic[ConfigType]):
     config: type[ConfigType]
     program: str
     description: str
+    flags: Mapping[str, str] = field(default_factory=dict)
+    """Flags that are not named after their fields, by the name of the field."""
     run_values: Callable[[Any], Values] | None = None
     """From the field `run`, the directory of a training, to values for fields that are not given."""
 
@@ -45,7 +47,7 @@ class Command(Generic[ConfigType]):
         given.pop("local_rank")
         layers = read_layers(path, overrides=overrides, names=_NO_NAMES, notify=print)
         values = merge_layers([*layers, _nested(given)])
-        names = [name for name, _, _ in _all_fields(self.config)]
+        names = _field_types(self.config)
         # A section is there even if none of its fields is given: the first missing field can be named then.
         sections: Values = {name.split(".")[0]: {} for name in names if "." in name}
         run = values.get("run")
@@ -82,7 +84,8 @@ class Command(Generic[ConfigType]):
         return 0
 
     def _parser(self) -> "_Parser":
-        flags = {name: _flag(entry) for name, entry, _ in _all_fields(self.config)}
+        kinds = _field_types(self.config)
+        flags = {name: self.flags.get(name, f"--{name.rpartition('.')[2].replace('_', '-')}") for name in kinds}
         described = [(f"{name}, {flags[name]}", *rest) for name, *rest in describe_fields(self.config)]
         width = max(len(name) for name, *_ in described)
         lines = [f"  {name:<{width}}  {text} [{default}]" for name, default, text in described]
@@ -98,7 +101,7 @@ class Command(Generic[ConfigType]):
         parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="fields of the configuration")
         # DeepSpeed's launcher passes it; ranks are read from the environment.
         parser.add_argument("--local_rank", help=argparse.SUPPRESS)
-        for name, _, kind in _all_fields(self.config):
+        for name, kind in kinds.items():
             parser.add_argument(
                 flags[name], dest=name, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **_read(kind)
             )
@@ -110,25 +113,15 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
 
-def _all_fields(kind: Any, *, prefix: str = "") -> list[tuple[str, "Field[Any]", Any]]:
-    """(name, field, type) of every field, in the order of the sections."""
-    found = []
-    types = get_type_hints(kind)
-    for entry in fields(kind):
-        if is_dataclass(types[entry.name]):
-            found += _all_fields(types[entry.name], prefix=f"{entry.name}.")
-        else:
-            found.append((f"{prefix}{entry.name}", entry, types[entry.name]))
+def _field_types(kind: Any, *, prefix: str = "") -> dict[str, Any]:
+    """The type of every field by its name, such as `data.rows`, in the order of the sections."""
+    found: dict[str, Any] = {}
+    for name, inner in get_type_hints(kind).items():
+        if is_dataclass(inner):
+            found |= _field_types(inner, prefix=f"{name}.")
+        elif not name.startswith("_"):
+            found[f"{prefix}{name}"] = inner
     return found
-
-
-def _flag(entry: "Field[Any]") -> str:
-    return entry.metadata.get("flag") or f"--{entry.name.replace('_', '-')}"
-
-
-def flag(name: str, text: str) -> dict[str, str]:
-    """Metadata of a field whose flag has another name than the field: `--name`, and its line in `--help`."""
-    return {"flag": name, "help": text}
 
 
 def _read(kind: Any) -> dict[str, Any]:

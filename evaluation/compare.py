@@ -9,18 +9,18 @@ and p come from a paired bootstrap over the rows, the same rows for both models.
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
-from evaluation.command import Command, flag
+from evaluation.command import Command
 from evaluation.display import metric_label, short_names
 from evaluation.generations import evaluated_seeds, generations_directory, generations_file, read_generations
 from evaluation.results import score_matrix, write_json
 from evaluation.statistics import finite, interval, resample, standard_error
-from kd.config.fields import Section, help_text
+from kd.config.fields import Section, option, required
 from kd.errors import UserError
 
 NUM_RESAMPLES = 10_000
@@ -30,16 +30,21 @@ _DRAWN_ENTRIES = 2**24
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(Section):
-    a: Path = field(metadata=help_text("directory of the first model"))
-    b: tuple[str, ...] = field(metadata=help_text("directories of the models it is compared with"))
-    benchmarks: tuple[str, ...] | None = field(
-        default=None, metadata=flag("--benchmark", "names of benchmarks; null for all that the directories share")
+    a: Path = required(help="directory of the first model")
+    b: tuple[str, ...] = required(help="directories of the models it is compared with")
+    benchmarks: tuple[str, ...] | None = option(
+        None, help="names of benchmarks; null for all that the directories share"
     )
-    metric: str = field(default="rougeL", metadata=help_text("name of a metric in results.json"))
-    out: Path | None = field(default=None, metadata=help_text("also write the numbers to this JSON file"))
+    metric: str = option("rougeL", help="name of a metric in results.json")
+    out: Path | None = option(None, help="also write the numbers to this JSON file")
 
 
-COMMAND = Command(config=CompareConfig, program="python -m evaluation.compare", description=__doc__)
+COMMAND = Command(
+    config=CompareConfig,
+    program="python -m evaluation.compare",
+    description=__doc__,
+    flags={"benchmarks": "--benchmark"},
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,12 @@ python -m evaluation.rouge_l --generations FILE
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.command import Command
 from evaluation.display import metric_label
-from kd.config.fields import Section, help_text
+from kd.config.fields import Section, required
 from kd.data.rows import read_json_lines
 from kd.errors import UserError
 from kd.text_metrics import METRICS
@@ -18,7 +18,7 @@ from kd.text_metrics import METRICS
 
 @dataclass(frozen=True, kw_only=True)
 class RougeConfig(Section):
-    generations: Path = field(metadata=help_text("JSON lines with response and references, such as seed-10.jsonl"))
+    generations: Path = required(help="JSON lines with response and references, such as seed-10.jsonl")
 
 
 COMMAND = Command(config=RougeConfig, program="python -m evaluation.rouge_l", description=__doc__)

@@ -44,6 +44,7 @@ COMMAND = Command(
     config=EvaluationConfig,
     program="evaluate.py",
     description="Sample a model's responses to benchmarks, and score them. Finished seeds are not sampled again.",
+    flags={"model.path": "--model", "data.benchmarks": "--benchmark"},
     run_values=run_values,
 )
 

@@ -1,10 +1,10 @@
 """Sections of a configuration that several commands have, and the values that a training run gives them."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from kd.config.fields import Count, NonNegativeInt, Section, help_text
+from kd.config.fields import Count, NonNegativeInt, Section, option
 from kd.config.load import Values
 from kd.config.schema import Config
 from kd.errors import UserError
@@ -17,30 +17,27 @@ DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
 class Loading(Section):
     """How models are loaded."""
 
-    dtype: DtypeName = field(default="auto", metadata=help_text("precision; auto is the checkpoint's own"))
-    trust_remote_code: bool = field(default=False, metadata=help_text("run model code that comes with a checkpoint"))
+    dtype: DtypeName = option("auto", help="precision; auto is the checkpoint's own")
+    trust_remote_code: bool = option(False, help="run model code that comes with a checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts(Section):
     """How rows become prompts."""
 
-    rows: Count | None = field(default=None, metadata=help_text("number of rows, from the start; null for all"))
-    template: str = field(default="alpaca", metadata=help_text("alpaca, chat, or a Jinja file, as in training"))
-    max_prompt_tokens: Count = field(default=256, metadata=help_text("longest prompt, soft prompt not included"))
+    rows: Count | None = option(None, help="number of rows, from the start; null for all")
+    template: str = option("alpaca", help="alpaca, chat, or a Jinja file, as in training")
+    max_prompt_tokens: Count = option(256, help="longest prompt, soft prompt not included")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling(Section):
     """How responses are sampled."""
 
-    max_new_tokens: Count = field(default=256, metadata=help_text("longest response [tokens]"))
-    seeds: tuple[NonNegativeInt, ...] = field(
-        default=(10, 20, 30, 40, 50), metadata=help_text("one response to each row per seed")
-    )
-    max_batch_tokens: Count = field(
-        default=16384,
-        metadata=help_text("rows × (prompt + max_new_tokens) decoded together; ranks share the batches [tokens]"),
+    max_new_tokens: Count = option(256, help="longest response [tokens]")
+    seeds: tuple[NonNegativeInt, ...] = option((10, 20, 30, 40, 50), help="one response to each row per seed")
+    max_batch_tokens: Count = option(
+        16384, help="rows × (prompt + max_new_tokens) decoded together; ranks share the batches [tokens]"
     )
 
     def __post_init__(self) -> None:
@@ -50,16 +47,15 @@ class Sampling(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisRows(Prompts):
-    rows: Count = field(default=1000, metadata=help_text("number of rows, from the start"))
+    rows: Count = option(1000, help="number of rows, from the start")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisSampling(Sampling):
-    micro_batch: Count = field(default=8, metadata=help_text("sequences in a forward pass that scores them"))
+    micro_batch: Count = option(8, help="sequences in a forward pass that scores them")
 
 
-RUN_HELP = help_text("run.dir of a training: gives models, template and limits that are not set here")
-"""Metadata of the field `run` of a configuration."""
+RUN_HELP = "run.dir of a training: gives models, template and limits that are not set here"
 
 
 def read_run(run: str | Path) -> Config:
@@ -116,7 +112,7 @@ class AnalysisConfig(Section):
     data: AnalysisRows
     generation: AnalysisSampling
     model: Loading
-    resamples: Count = field(default=1000, metadata=help_text("resamples of the rows, for intervals"))
+    resamples: Count = option(1000, help="resamples of the rows, for intervals")
 
     @property
     def settings(self) -> dict[str, Any]:

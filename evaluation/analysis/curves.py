@@ -7,13 +7,13 @@ Needs matplotlib (the extra `report`).
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluation.command import Command
 from evaluation.pictures import load_pyplot, write_picture
-from kd.config.fields import Section, help_text
+from kd.config.fields import Section, option, required
 from kd.errors import UserError
 from kd.train.metric_log import read_metrics
 
@@ -22,11 +22,10 @@ DEFAULT_METRICS = ("student_kd", "prompt_kd", "prompt_regularization", "cross_en
 
 @dataclass(frozen=True, kw_only=True)
 class CurvesConfig(Section):
-    run: Path = field(metadata=help_text("run.dir of a training"))
-    out: Path = field(metadata=help_text("picture to write: .png, .pdf, .svg"))
-    metrics: tuple[str, ...] | None = field(
-        default=None,
-        metadata=help_text(f"names in metrics.jsonl; null for those of {', '.join(DEFAULT_METRICS)} that it has"),
+    run: Path = required(help="run.dir of a training")
+    out: Path = required(help="picture to write: .png, .pdf, .svg")
+    metrics: tuple[str, ...] | None = option(
+        None, help=f"names in metrics.jsonl; null for those of {', '.join(DEFAULT_METRICS)} that it has"
     )
 
 

@@ -9,19 +9,19 @@ is its end token alone; one that did not end has no token, and is left out.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from evaluation.analysis.models import find_models
 from evaluation.analysis.tokens import score_tokens
-from evaluation.command import Command, flag
+from evaluation.command import Command
 from evaluation.examples import read_examples, row_limits
 from evaluation.results import write_json
 from evaluation.settings import RUN_HELP, DtypeName, Loading, Prompts, run_values
 from evaluation.statistics import finite
-from kd.config.fields import Count, Section, help_text
+from kd.config.fields import Count, Section, option, required
 from kd.data.batch import TokenSequence
 from kd.data.encoding import Encoded, read_responses
 from kd.distributed import World
@@ -35,18 +35,18 @@ _MEANS = ("reverse_kl", "forward_kl", "student_cross_entropy")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSection(Loading):
-    teacher: str = field(metadata=help_text("p: from_pretrained directory or hub name"))
-    student: str = field(metadata=help_text("q: from_pretrained directory or hub name"))
-    soft_prompt: Path | None = field(default=None, metadata=help_text("soft prompt in front of the teacher's input"))
-    dtype: DtypeName = field(default="fp32", metadata=help_text("precision; auto is the checkpoint's own"))
+    teacher: str = required(help="p: from_pretrained directory or hub name")
+    student: str = required(help="q: from_pretrained directory or hub name")
+    soft_prompt: Path | None = option(None, help="soft prompt in front of the teacher's input")
+    dtype: DtypeName = option("fp32", help="precision; auto is the checkpoint's own")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSection(Prompts):
-    file: str | None = field(default=None, metadata=flag("--data", "rows whose references are the sequences"))
-    responses: Path | None = field(default=None, metadata=help_text("instead: JSON lines prompt, response, ended"))
-    rows: Count = field(default=64, metadata=help_text("number of sequences, from the start"))
-    max_sequence_tokens: Count = field(default=512, metadata=help_text("longest prompt and response together"))
+    file: str | None = option(None, help="rows whose references are the sequences")
+    responses: Path | None = option(None, help="instead: JSON lines prompt, response, ended")
+    rows: Count = option(64, help="number of sequences, from the start")
+    max_sequence_tokens: Count = option(512, help="longest prompt and response together")
 
     def __post_init__(self) -> None:
         if (self.file is None) == (self.responses is None):
@@ -55,11 +55,11 @@ class DataSection(Prompts):
 
 @dataclass(frozen=True, kw_only=True)
 class DivergenceConfig(Section):
-    run: Path | None = field(default=None, metadata=RUN_HELP)
+    run: Path | None = option(None, help=RUN_HELP)
     model: ModelSection
     data: DataSection
-    micro_batch: Count = field(default=8, metadata=help_text("sequences in one forward pass"))
-    out: Path | None = field(default=None, metadata=help_text("also write the numbers to this JSON file"))
+    micro_batch: Count = option(8, help="sequences in one forward pass")
+    out: Path | None = option(None, help="also write the numbers to this JSON file")
 
     def __post_init__(self) -> None:
         if self.out is not None and self.out.is_dir():
@@ -84,6 +84,7 @@ COMMAND = Command(
     config=DivergenceConfig,
     program="python -m evaluation.analysis.divergence",
     description=__doc__,
+    flags={"data.file": "--data"},
     run_values=run_values,
 )
 

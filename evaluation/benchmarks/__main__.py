@@ -9,7 +9,7 @@ python -m evaluation.benchmarks prepare --name s_ni --source DIR --tokenizer DIR
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.table import Table
@@ -19,7 +19,7 @@ from evaluation.benchmarks.preparation import check_counts_as_published, prepare
 from evaluation.benchmarks.specs import SPECS, BenchmarkSpec, RowFilter, TokenRange
 from evaluation.command import Command
 from evaluation.display import results_console
-from kd.config.fields import Count, NonNegativeInt, Section, help_text
+from kd.config.fields import Count, NonNegativeInt, Section, option, required
 from kd.errors import EXIT_CODE, UserError
 from kd.models.vocabulary import load_tokenizer
 
@@ -28,26 +28,18 @@ _TOKEN_RANGE = re.compile(r"(\d+)-(\d*)")
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig(Section):
-    name: str = field(metadata=help_text(f"one of {', '.join(SPECS)}"))
-    source: str = field(metadata=help_text("the authors' file or directory, or rows of the project's format"))
-    companion: Path | None = field(
-        default=None, metadata=help_text("vicuna: the reference answers; s_ni: another list of tasks")
+    name: str = required(help=f"one of {', '.join(SPECS)}")
+    source: str = required(help="the authors' file or directory, or rows of the project's format")
+    companion: Path | None = option(None, help="vicuna: the reference answers; s_ni: another list of tasks")
+    out: Path = required(help="new .jsonl file of rows")
+    tokenizer: str | None = option(None, help="GPT-2's tokenizer, where rows are selected by their length")
+    response_tokens: str | None = option(
+        None, help="another length of the first reference, LOWEST-HIGHEST: 0-5, 6-10, 11-"
     )
-    out: Path = field(metadata=help_text("new .jsonl file of rows"))
-    tokenizer: str | None = field(
-        default=None, metadata=help_text("GPT-2's tokenizer, where rows are selected by their length")
-    )
-    response_tokens: str | None = field(
-        default=None, metadata=help_text("another length of the first reference, LOWEST-HIGHEST: 0-5, 6-10, 11-")
-    )
-    max_prompt_tokens: Count | None = field(
-        default=None, metadata=help_text("drop rows with a longer prompt (template alpaca)")
-    )
-    sample: Count | None = field(default=None, metadata=help_text("number of rows to draw; null for all"))
-    seed: NonNegativeInt = field(default=10, metadata=help_text("seed of the draw"))
-    allow_mismatch: bool = field(
-        default=False, metadata=help_text("accept another number of rows, or another tokenizer, than published")
-    )
+    max_prompt_tokens: Count | None = option(None, help="drop rows with a longer prompt (template alpaca)")
+    sample: Count | None = option(None, help="number of rows to draw; null for all")
+    seed: NonNegativeInt = option(10, help="seed of the draw")
+    allow_mismatch: bool = option(False, help="accept another number of rows, or another tokenizer, than published")
 
     def __post_init__(self) -> None:
         if self.name not in SPECS:

@@ -31,7 +31,19 @@ from evaluation.judge.endpoint import check_openai
 from evaluation.judge.judge import judge
 
 INTERRUPTED = 130
-COMMAND = Command(config=JudgeConfig, program="python -m evaluation.judge", description=__doc__)
+COMMAND = Command(
+    config=JudgeConfig,
+    program="python -m evaluation.judge",
+    description=__doc__,
+    flags={
+        "judge.model": "--judge",
+        "price.input": "--price-input",
+        "price.output": "--price-output",
+        "evaluations": "--evaluation",
+        "benchmarks": "--benchmark",
+        "sources": "--data",
+    },
+)
 
 
 def _run(config: JudgeConfig) -> int:

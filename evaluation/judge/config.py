@@ -1,14 +1,13 @@
 """The configuration of a judged evaluation: the judge, its server, what is judged, and prices."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from evaluation.command import flag
-from kd.config.fields import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Section, help_text
+from kd.config.fields import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Section, option, required
 from kd.errors import UserError
 
 Order = Literal["model_first", "reference_first"]
@@ -19,15 +18,13 @@ Order = Literal["model_first", "reference_first"]
 class JudgeSection(Section):
     """Everything but the prompt that decides a response of the judge."""
 
-    base_url: str = field(
-        default="https://api.openai.com/v1", metadata=help_text("server with OpenAI's chat completions interface")
+    base_url: str = option("https://api.openai.com/v1", help="server with OpenAI's chat completions interface")
+    model: str = required(help="name of the judging model, as the server knows it")
+    temperature: NonNegativeFloat = option(0.7, help="of the judge; the paper's is 0.7")
+    max_response_tokens: Annotated[int, Field(ge=8)] | None = option(
+        None, help="limit of the judge's responses, which begin with the scores; null for none"
     )
-    model: str = field(metadata=flag("--judge", "name of the judging model, as the server knows it"))
-    temperature: NonNegativeFloat = field(default=0.7, metadata=help_text("of the judge; the paper's is 0.7"))
-    max_response_tokens: Annotated[int, Field(ge=8)] | None = field(
-        default=None, metadata=help_text("limit of the judge's responses, which begin with the scores; null for none")
-    )
-    attempts: Count = field(default=3, metadata=help_text("responses requested until one has scores"))
+    attempts: Count = option(3, help="responses requested until one has scores")
 
     def __post_init__(self) -> None:
         _check_base_url(self.base_url)
@@ -48,31 +45,21 @@ class JudgeSection(Section):
 class ServerSection(Section):
     """How the server is treated."""
 
-    key_variable: str = field(default="OPENAI_API_KEY", metadata=help_text("environment variable of the key"))
-    requests_per_minute: PositiveFloat = field(
-        default=60.0, metadata=help_text("limit of all requests together, retries included")
-    )
-    retries: NonNegativeInt = field(
-        default=6, metadata=help_text("of a request that fails, times out or is rejected by the rate limit")
-    )
-    timeout_seconds: PositiveFloat = field(default=120.0, metadata=help_text("longest wait for a byte of the server"))
-    concurrency: Count = field(default=4, metadata=help_text("requests at a time"))
+    key_variable: str = option("OPENAI_API_KEY", help="environment variable of the key")
+    requests_per_minute: PositiveFloat = option(60.0, help="limit of all requests together, retries included")
+    retries: NonNegativeInt = option(6, help="of a request that fails, times out or is rejected by the rate limit")
+    timeout_seconds: PositiveFloat = option(120.0, help="longest wait for a byte of the server")
+    concurrency: Count = option(4, help="requests at a time")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PriceSection(Section):
     """Prices in US dollars for a million tokens, and what is expected."""
 
-    input: NonNegativeFloat | None = field(
-        default=None, metadata=flag("--price-input", "US dollars for a million input tokens")
-    )
-    output: NonNegativeFloat | None = field(
-        default=None, metadata=flag("--price-output", "US dollars for a million output tokens")
-    )
-    expected_response_tokens: Count = field(default=200, metadata=help_text("of the judge, for the estimate"))
-    max_cost: NonNegativeFloat | None = field(
-        default=None, metadata=help_text("do not begin if the estimate is above so many US dollars")
-    )
+    input: NonNegativeFloat | None = option(None, help="US dollars for a million input tokens")
+    output: NonNegativeFloat | None = option(None, help="US dollars for a million output tokens")
+    expected_response_tokens: Count = option(200, help="of the judge, for the estimate")
+    max_cost: NonNegativeFloat | None = option(None, help="do not begin if the estimate is above so many US dollars")
 
     def __post_init__(self) -> None:
         if (self.input is None) != (self.output is None):
@@ -94,25 +81,17 @@ class JudgeConfig(Section):
     judge: JudgeSection
     server: ServerSection
     price: PriceSection
-    evaluations: dict[str, str] = field(
-        metadata=flag("--evaluation", "NAME: directory of evaluate.py; the flag is repeated")
+    evaluations: dict[str, str] = required(help="NAME: directory of evaluate.py; the flag is repeated")
+    benchmarks: tuple[str, ...] | None = option(None, help="names of benchmarks; null for all of the first evaluation")
+    sources: dict[str, str] | None = option(None, help="BENCHMARK: its file of rows, if it was moved")
+    seeds: tuple[NonNegativeInt, ...] | None = option(None, help="seeds to judge; null for all")
+    rows: Count | None = option(None, help="number of rows, from the start; null for all")
+    order: Literal["model_first", "reference_first", "both"] = option(
+        "model_first", help="who is Assistant 1; the paper's is model_first"
     )
-    benchmarks: tuple[str, ...] | None = field(
-        default=None, metadata=flag("--benchmark", "names of benchmarks; null for all of the first evaluation")
-    )
-    sources: dict[str, str] | None = field(
-        default=None, metadata=flag("--data", "BENCHMARK: its file of rows, if it was moved")
-    )
-    seeds: tuple[NonNegativeInt, ...] | None = field(default=None, metadata=help_text("seeds to judge; null for all"))
-    rows: Count | None = field(default=None, metadata=help_text("number of rows, from the start; null for all"))
-    order: Literal["model_first", "reference_first", "both"] = field(
-        default="model_first", metadata=help_text("who is Assistant 1; the paper's is model_first")
-    )
-    dry_run: bool = field(default=False, metadata=help_text("only print what would be asked, and what it would cost"))
-    cache: Path | None = field(
-        default=None, metadata=help_text("directory of the judge's responses; null for out/cache")
-    )
-    out: Path = field(metadata=help_text("directory for judge.json and judgements/"))
+    dry_run: bool = option(False, help="only print what would be asked, and what it would cost")
+    cache: Path | None = option(None, help="directory of the judge's responses; null for out/cache")
+    out: Path = required(help="directory for judge.json and judgements/")
 
     @property
     def orders(self) -> tuple[Order, ...]:

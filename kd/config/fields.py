@@ -1,8 +1,11 @@
 """Types and ranges of configuration fields, and how a field documents itself."""
 
-from typing import Annotated, ClassVar
+from dataclasses import field
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, Field
+
+T = TypeVar("T")
 
 # Strict: true is not a count.
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -17,6 +20,17 @@ MixtureShare = Annotated[float, Field(ge=0, lt=1)]
 def help_text(text: str) -> dict[str, str]:
     """Metadata of a field: its line in `--help`."""
     return {"help": text}
+
+
+def option(default: T, *, help: str) -> T:
+    """A field with a default and its line in `--help`."""
+    made: T = field(default=default, metadata={"help": help})
+    return made
+
+
+def required(*, help: str) -> Any:
+    """A field that must be set, with its line in `--help`."""
+    return field(metadata={"help": help})
 
 
 class Section:

@@ -1,6 +1,7 @@
 """The teacher's responses to all requests, written once for SeqKD: shared out over the ranks, resumable at the row."""
 
 import json
+import os
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from kd.data.batch import TokenIds, split_prompts
 from kd.data.encoding import Example
 from kd.distributed import RankGroup, World
 from kd.errors import UserError
-from kd.files import write_atomically
 from kd.methods.seqkd import SeqKDSettings
 from kd.models.causal_lm import CausalLM
 from kd.models.teacher import Teacher
@@ -62,7 +62,13 @@ class ResponseFile:
             raise UserError(
                 f"data.responses {self._path}: exists already and was not written by this script; choose another name"
             )
-        write_atomically(self._settings_path, json.dumps(self._settings, indent=2) + "\n")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            _replace(self._settings_path, json.dumps(self._settings, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"data.responses {self._path}: cannot be written ({error.strerror}); choose a writable directory"
+            ) from None
 
     def _compare(self, begun: Mapping[str, Mapping[str, object]]) -> None:
         for section, fields in self._settings.items():
@@ -96,7 +102,7 @@ class ResponseFile:
     def finish(self, answers: Answers) -> int:
         """Write the file in the order of the rows and remove all parts; returns how many answers were empty."""
         said = [answer for _, answer in sorted(answers.items()) if answer["response"].strip()]
-        write_atomically(self._path, "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in said))
+        _replace(self._path, "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in said))
         for path in self._parts():
             path.unlink(missing_ok=True)
         return len(answers) - len(said)
@@ -196,3 +202,10 @@ def _teacher_sampler(
     with weights.ready() as view:
         held = _HeldWeights(view=view, is_collective=weights.is_collective, group=weights.group)
         yield Sampler(held, settings=config.generation, vocabulary=vocabulary, world=world, say=say)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write beside and move: a kill leaves no half of a file."""
+    partial = path.with_name(f"{path.name}.writing")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

@@ -17,7 +17,6 @@ from kd.config.load import to_yaml
 from kd.config.schema import Config
 from kd.distributed import World
 from kd.errors import UserError
-from kd.files import write_atomically
 from kd.methods import load_config
 
 CONFIG_FILE = "config.yaml"
@@ -56,15 +55,22 @@ def prepare_run_directory(config: Config, *, command: Sequence[str], world: Worl
         _check_same_course(config, previous)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(previous, to_yaml(config))
+        # Both are written beside and moved: a killed start leaves no half of a file.
+        _replace(previous, to_yaml(config))
         facts = json.dumps(_environment(command, world=world), indent=2)
-        write_atomically(directory / ENVIRONMENT_FILE, facts + "\n")
+        _replace(directory / ENVIRONMENT_FILE, facts + "\n")
         (directory / LOG_FILE).open("a").close()
     except OSError as error:
         raise UserError(
             f"run.dir {directory}: cannot be written ({error.strerror}); choose a writable directory"
         ) from None
     return directory
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def _check_same_course(config: Config, previous: Path) -> None:

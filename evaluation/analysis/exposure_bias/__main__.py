@@ -32,6 +32,7 @@ COMMAND = Command(
     config=ExposureConfig,
     program="python -m evaluation.analysis.exposure_bias",
     description=__doc__,
+    flags={"data.file": "--data", "model.students": "--student", "model.checkpoints": "--checkpoint"},
     run_values=lambda runs: run_values(next(iter(runs.values()))),
 )
 

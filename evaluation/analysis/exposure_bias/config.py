@@ -2,12 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.command import flag
 from evaluation.settings import AnalysisConfig, AnalysisRows, Loading, read_run
-from kd.config.fields import Count, help_text
+from kd.config.fields import Count, option, required
 from kd.errors import UserError
 from kd.train.metric_log import FILE_NAME, read_metrics
 
@@ -37,17 +36,15 @@ class Course:
 
 @dataclass(frozen=True, kw_only=True)
 class RowSection(AnalysisRows):
-    file: str = field(metadata=flag("--data", "rows with an instruction; their outputs are not used"))
+    file: str = required(help="rows with an instruction; their outputs are not used")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSection(Loading):
-    teacher: str = field(metadata=help_text("p: from_pretrained directory or hub name"))
-    students: dict[str, str] | None = field(
-        default=None, metadata=flag("--student", "NAME: directory of q, for Fig. 3(a); the flag is repeated")
-    )
-    checkpoints: dict[str, str] | None = field(
-        default=None, metadata=flag("--checkpoint", "NAME:STEP: for Fig. 3(b), the student after STEP optimizer steps")
+    teacher: str = required(help="p: from_pretrained directory or hub name")
+    students: dict[str, str] | None = option(None, help="NAME: directory of q, for Fig. 3(a); the flag is repeated")
+    checkpoints: dict[str, str] | None = option(
+        None, help="NAME:STEP: for Fig. 3(b), the student after STEP optimizer steps"
     )
 
 
@@ -55,15 +52,13 @@ class ModelSection(Loading):
 class ExposureConfig(AnalysisConfig):
     data: RowSection
     model: ModelSection
-    run: dict[str, str] | None = field(
-        default=None,
-        metadata=help_text(
-            "NAME: run.dir of a training with checkpoints.export_every, for Fig. 3(b): its exports nearest to tenths"
-            " of the best step. The first run gives teacher, template and limits that are not set here"
-        ),
+    run: dict[str, str] | None = option(
+        None,
+        help="NAME: run.dir of a training with checkpoints.export_every, for Fig. 3(b): its exports nearest to tenths"
+        " of the best step. The first run gives teacher, template and limits that are not set here",
     )
-    progress_steps: Count = field(default=50, metadata=help_text("l of Fig. 3(b)"))
-    out: Path = field(metadata=help_text("directory for exposure_bias.json, .png and .svg"))
+    progress_steps: Count = option(50, help="l of Fig. 3(b)")
+    out: Path = required(help="directory for exposure_bias.json, .png and .svg")
 
     def __post_init__(self) -> None:
         runs, names = self.run or {}, {_parse_checkpoint(key)[0] for key in self.model.checkpoints or {}}

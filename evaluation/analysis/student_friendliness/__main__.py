@@ -30,6 +30,7 @@ COMMAND = Command(
     config=FriendlinessConfig,
     program="python -m evaluation.analysis.student_friendliness",
     description=__doc__,
+    flags={"model.trained_prompt": "--soft-prompt"},
     run_values=run_values,
 )
 

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,11 @@ from evaluation.analysis.models import ModelSet, find_models
 from evaluation.analysis.student_friendliness.page import SHOWN_MODELS, ShownExample, page, table
 from evaluation.analysis.student_friendliness.summary import Measured, summarise
 from evaluation.analysis.tokens import SampleSet, sample_sequences, score_tokens
-from evaluation.command import flag
 from evaluation.examples import read_examples
 from evaluation.models import EvaluatedModel
 from evaluation.settings import RUN_HELP, AnalysisConfig, AnalysisRows, AnalysisSampling, Loading
 from evaluation.statistics import CONFIDENCE
-from kd.config.fields import Count, NonNegativeInt, help_text
+from kd.config.fields import Count, NonNegativeInt, option, required
 from kd.data.encoding import Encoded
 from kd.distributed import World
 from kd.files import make_directory, write_atomically
@@ -32,36 +31,34 @@ STUDENTS = ("initial", "final")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSection(Loading):
-    teacher: str = field(metadata=help_text("p: from_pretrained directory or hub name"))
-    trained_prompt: str = field(metadata=flag("--soft-prompt", "P: soft_prompt.safetensors of a run"))
-    initial: str = field(metadata=help_text("the student at the beginning of distillation"))
-    final: str = field(metadata=help_text("the student at its end"))
+    teacher: str = required(help="p: from_pretrained directory or hub name")
+    trained_prompt: str = required(help="P: soft_prompt.safetensors of a run")
+    initial: str = required(help="the student at the beginning of distillation")
+    final: str = required(help="the student at its end")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowSection(AnalysisRows):
-    seen: str = field(metadata=help_text("rows that were trained on, with outputs"))
-    unseen: str = field(metadata=help_text("rows that were not, with outputs"))
-    max_sequence_tokens: Count = field(
-        default=512, metadata=help_text("longest prompt and output together; longer outputs are clipped")
-    )
+    seen: str = required(help="rows that were trained on, with outputs")
+    unseen: str = required(help="rows that were not, with outputs")
+    max_sequence_tokens: Count = option(512, help="longest prompt and output together; longer outputs are clipped")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSection(AnalysisSampling):
-    seeds: tuple[NonNegativeInt, ...] = field(default=(10,), metadata=help_text("one response to each row per seed"))
+    seeds: tuple[NonNegativeInt, ...] = option((10,), help="one response to each row per seed")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FriendlinessConfig(AnalysisConfig):
     """Which models and rows to measure."""
 
-    run: Path | None = field(default=None, metadata=RUN_HELP)
+    run: Path | None = option(None, help=RUN_HELP)
     data: RowSection
     generation: SamplingSection
     model: ModelSection
-    examples: NonNegativeInt = field(default=8, metadata=help_text("unseen rows to show, from the start"))
-    out: Path = field(metadata=help_text(f"directory for {RESULTS} and {PAGE}"))
+    examples: NonNegativeInt = option(8, help="unseen rows to show, from the start")
+    out: Path = required(help=f"directory for {RESULTS} and {PAGE}")
 
     @property
     def row_files(self) -> dict[str, str]:
