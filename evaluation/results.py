@@ -35,18 +35,6 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lengths:
-    """Tokens of the responses, the end-of-sequence token included."""
-
-    mean: float
-    standard_deviation: float
-    shortest: int
-    median: float
-    percentile_90: float
-    longest: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Summary:
     """The result of one benchmark; shares and lengths are over all seeds."""
 
@@ -58,7 +46,8 @@ class Summary:
     """Responses without an end-of-sequence token within the limit, 0 to 1."""
     empty_share: float
     """Responses without text, 0 to 1."""
-    response_tokens: Lengths
+    response_tokens: dict[str, float]
+    """Mean, spread and quantiles of the lengths, the end-of-sequence token included."""
 
     def to_json(self) -> dict[str, Any]:
         """The summary as results.json has it: one entry per metric, beside the others."""
@@ -75,14 +64,14 @@ def summarise(by_seed: Mapping[int, Sequence[Response]], *, metrics: Collection[
         num_samples=len(every) // len(by_seed),
         truncated_share=float(np.mean([not response.ended for response in every])),
         empty_share=float(np.mean([not response.response.strip() for response in every])),
-        response_tokens=Lengths(
-            mean=float(np.mean(counts)),
-            standard_deviation=float(np.std(counts)),
-            shortest=min(counts),
-            median=float(np.median(counts)),
-            percentile_90=float(np.percentile(counts, 90)),
-            longest=max(counts),
-        ),
+        response_tokens={
+            "mean": float(np.mean(counts)),
+            "standard_deviation": float(np.std(counts)),
+            "shortest": min(counts),
+            "median": float(np.median(counts)),
+            "percentile_90": float(np.percentile(counts, 90)),
+            "longest": max(counts),
+        },
     )
 
 

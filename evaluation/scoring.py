@@ -232,4 +232,4 @@ def _cells(summary: Summary, *, num_seeds: int) -> list[str]:
         for score in summary.scores.values()
     ]
     shares = [f"{100 * share:.1f}" for share in (summary.truncated_share, summary.empty_share)]
-    return [*scores, f"{summary.num_samples} × {num_seeds}", *shares, f"{summary.response_tokens.mean:.1f}"]
+    return [*scores, f"{summary.num_samples} × {num_seeds}", *shares, f"{summary.response_tokens['mean']:.1f}"]

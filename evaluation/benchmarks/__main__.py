@@ -16,7 +16,7 @@ from rich.table import Table
 
 from evaluation.benchmarks.formats import Original
 from evaluation.benchmarks.preparation import check_counts_as_published, prepare, sample, write_rows
-from evaluation.benchmarks.specs import SPECS, BenchmarkSpec, RowFilter, TokenRange
+from evaluation.benchmarks.specs import SPECS, BenchmarkSpec, RowFilter
 from evaluation.command import Command
 from evaluation.display import results_console
 from kd.config.fields import Count, NonNegativeInt, Section, option, required
@@ -56,8 +56,7 @@ class PrepareConfig(Section):
             match = _TOKEN_RANGE.fullmatch(self.response_tokens)
             if match is None or (match[2] and int(match[2]) < int(match[1])):
                 raise UserError(f"response_tokens is {self.response_tokens!r}; expected LOWEST-HIGHEST, such as 6-10")
-            highest = int(match[2]) if match[2] else None
-            keep = replace(keep, response_tokens=TokenRange(lowest=int(match[1]), highest=highest))
+            keep = replace(keep, response_tokens=(int(match[1]), int(match[2]) if match[2] else None))
         if self.max_prompt_tokens is not None:
             keep = replace(keep, max_prompt_tokens=self.max_prompt_tokens)
         return keep

@@ -48,6 +48,8 @@ def read_dolly(original: Original) -> list[Instruction]:
 def read_self_instruct(original: Original) -> list[Instruction]:
     """Self-Instruct's user_oriented_instructions.jsonl: `instruction`, and `instances` of `input` and `output`.
 
+    unnatural-instructions' core_data.jsonl has the same layout; its `constraints` are left out.
+
     Raises:
         UserError: unreadable source or broken row.
     """
@@ -56,15 +58,6 @@ def read_self_instruct(original: Original) -> list[Instruction]:
         for row in read_rows(original.source)
         for instance in _nested(row, "instances")
     ]
-
-
-def read_unnatural_instructions(original: Original) -> list[Instruction]:
-    """unnatural-instructions' core_data.jsonl, laid out as Self-Instruct's file; `constraints` are left out.
-
-    Raises:
-        UserError: unreadable source or broken row.
-    """
-    return read_self_instruct(original)
 
 
 def read_fastchat(original: Original) -> list[Instruction]:

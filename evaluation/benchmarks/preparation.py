@@ -73,7 +73,12 @@ def prepare(
     fitting = answered
     if keep.response_tokens is not None:
         lengths = _count_tokens([row.references[0] for row in answered], tokenizer)
-        fitting = [row for row, length in zip(answered, lengths, strict=True) if length in keep.response_tokens]
+        lowest, highest = keep.response_tokens
+        fitting = [
+            row
+            for row, length in zip(answered, lengths, strict=True)
+            if lowest <= length and (highest is None or length <= highest)
+        ]
     rows = fitting
     if keep.max_prompt_tokens is not None:
         prompts = [AlpacaTemplate().render(row) for row in fitting]

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluation.analysis.exposure_bias.__main__ import COMMAND
-from evaluation.analysis.exposure_bias.measure import measure
+from evaluation.analysis.exposure_bias.__main__ import COMMAND, measure
 from kd.distributed import World
 from tests.reference.markov_chain import (
     WORDS,

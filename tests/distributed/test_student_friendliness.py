@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evaluation.analysis.student_friendliness.__main__ import COMMAND
-from evaluation.analysis.student_friendliness.measure import measure
+from evaluation.analysis.student_friendliness.__main__ import measure
 from evaluation.scoring import main as evaluate
 from kd.distributed import World, free_port
 from kd.errors import UserError

@@ -1,12 +1,12 @@
 """The page of the student-friendliness analysis: its table and its examples, in Markdown."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from evaluation.analysis.student_friendliness.summary import Column, RowSet
 
 SHOWN_MODELS = ("teacher_without_prompt", "teacher_with_prompt", "initial_student", "final_student")
-"""The models whose responses a `ShownExample` has, in their order on the page."""
+"""The models whose responses an example has, in their order on the page."""
 _HEADINGS = (
     "rows",
     "teacher",
@@ -17,19 +17,6 @@ _HEADINGS = (
     "ROUGE-L",
 )
 _COLUMNS = ("without_prompt", "with_prompt", "difference")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShownExample:
-    """One row and the responses of all models to it."""
-
-    row: int
-    prompt: str
-    reference: str
-    teacher_without_prompt: str
-    teacher_with_prompt: str
-    initial_student: str
-    final_student: str
 
 
 def table(sets: Mapping[str, RowSet]) -> str:
@@ -49,7 +36,7 @@ def _cells(column: Column) -> list[str]:
     return [str(estimate) for estimate in (*estimates, column.rougeL)]
 
 
-def page(sets: Mapping[str, RowSet], examples: Sequence[ShownExample], *, subtitle: str) -> str:
+def page(sets: Mapping[str, RowSet], examples: Sequence[Mapping[str, Any]], *, subtitle: str) -> str:
     """The table and the examples."""
     lines = ["# The teacher with and without the prompt", "", subtitle, "", table(sets), ""]
     lines += [
@@ -58,9 +45,9 @@ def page(sets: Mapping[str, RowSet], examples: Sequence[ShownExample], *, subtit
     ]
     lines += ["", "Divergences in nats per token of the outputs; brackets hold 95 % intervals over rows.", ""]
     for example in examples:
-        lines += [f"## Row {example.row}", ""]
+        lines += [f"## Row {example['row']}", ""]
         for name in ("prompt", "reference", *SHOWN_MODELS):
-            lines += [f"**{name.replace('_', ' ').capitalize()}**", "", *_quoted(getattr(example, name)), ""]
+            lines += [f"**{name.replace('_', ' ').capitalize()}**", "", *_quoted(example[name]), ""]
     return "\n".join(lines)
 
 

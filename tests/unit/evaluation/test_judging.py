@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.judge.__main__ import COMMAND
+from evaluation.judge.__main__ import COMMAND, estimate_usage
 from evaluation.judge.comparisons import Comparison, render
 from evaluation.judge.config import JudgeSection, Order
-from evaluation.judge.judge import estimate_usage
 from evaluation.judge.responses import JudgeResponse, ResponseCache, Scores, parse_scores
 from evaluation.judge.scores import feedback_score
 from evaluation.judge.session import Judgement

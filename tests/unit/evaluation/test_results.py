@@ -55,11 +55,11 @@ def test_lengths_of_responses_over_all_seeds() -> None:
         for seed, row_counts in counts.items()
     }
     lengths = summarise(by_seed, metrics=METRICS).response_tokens
-    assert (lengths.shortest, lengths.median, lengths.mean, lengths.longest) == (1, 4.0, 4.0, 8)
+    assert (lengths["shortest"], lengths["median"], lengths["mean"], lengths["longest"]) == (1, 4.0, 4.0, 8)
     # Squared distances from 4: 9 + 4 + 0 + 0 + 1 + 16 = 30, of six responses.
-    assert lengths.standard_deviation == pytest.approx(5**0.5)
+    assert lengths["standard_deviation"] == pytest.approx(5**0.5)
     # Nine tenths of the way from the first to the last of six: half-way between the fifth and the sixth.
-    assert lengths.percentile_90 == pytest.approx(6.5)
+    assert lengths["percentile_90"] == pytest.approx(6.5)
 
 
 def test_responses_of_unknown_settings_are_refused(tmp_path: Path) -> None:
