@@ -77,6 +77,7 @@ def answer_accuracy(pattern: str) -> Metric:
 
     Args:
         pattern: a regular expression; the first group of its last match is the answer (without a group, the match).
+            Answers are compared up to case, white space and punctuation at their end: -7 is not 7, and 1.5 is not 15.
             A text without a match has no answer: it never counts as correct.
 
     Raises:
@@ -89,7 +90,8 @@ def answer_accuracy(pattern: str) -> Metric:
 
     def answer(text: str) -> str | None:
         found = list(compiled.finditer(text))
-        return _normalise(found[-1][1 if compiled.groups else 0] or "") if found else None
+        matched: str | None = found[-1][1 if compiled.groups else 0] if found else None
+        return None if matched is None else " ".join(matched.lower().split()).rstrip(".,;:!? ")
 
     def accuracy(response: str, references: Sequence[str]) -> float:
         given = answer(response)

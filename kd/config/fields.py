@@ -17,11 +17,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 MixtureShare = Annotated[float, Field(ge=0, lt=1)]
 
 
-def help_text(text: str) -> dict[str, str]:
-    """Metadata of a field: its line in `--help`."""
-    return {"help": text}
-
-
 def option(default: T, *, help: str) -> T:
     """A field with a default and its line in `--help`."""
     made: T = field(default=default, metadata={"help": help})
@@ -37,3 +32,8 @@ class Section:
     """A group of fields; a key that no field claims is an error."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+
+def help_text(text: str) -> dict[str, str]:
+    """Metadata of a field: its line in `--help`."""
+    return {"help": text}

@@ -1,10 +1,11 @@
-"""ROUGE-L against the library that defines its words and stems, and a plain table."""
+"""Metrics of texts: ROUGE-L against the library that defines it, exact match, accuracy of an extracted answer."""
 
 import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from kd.text_metrics import common_subsequence_length, rouge_l
+from kd.errors import UserError
+from kd.text_metrics import METRICS, answer_accuracy, common_subsequence_length, exact_match, find_metric, rouge_l
 
 TEXT = (
     "the a of to and Running runs runner happily happiness happy generously generalisation generalise universities"
@@ -52,7 +53,6 @@ def test_two_hundred_random_texts_score_as_in_the_library(library: RougeScorer) 
 
 @pytest.mark.parametrize("index", range(len(NASTY)))
 def test_nasty_texts_score_as_in_the_library(library: RougeScorer, index: int) -> None:
-    assert len(set(NASTY)) == 50
     text = NASTY[index]
     for other in (text, NASTY[index - 1], "The runner runs a 12th time, to the end."):
         assert rouge_l(text, [other]) == f_measure(library, text, other)
@@ -82,3 +82,56 @@ def test_common_subsequences_equal_a_plain_table() -> None:
     for _ in range(200):
         a, b = (generator.integers(0, generator.integers(1, 9), generator.integers(0, 90)).tolist() for _ in range(2))
         assert common_subsequence_length(a, b) == plain_length(a, b) == common_subsequence_length(b, a)
+
+
+def test_rouge_l_by_hand() -> None:
+    # The longest common subsequence "the cat on mat": 4 words of 5 in the response, of 6 in the reference.
+    precision, recall = 4 / 5, 4 / 6
+    expected = 2 * precision * recall / (precision + recall)
+    assert rouge_l("the cat lay on mat", ["the cat sat on the mat"]) == pytest.approx(expected)
+    assert rouge_l("b a", ["a b"]) == pytest.approx(0.5)
+    assert rouge_l("Running DOGS", ["runs dog"]) == 1
+    assert rouge_l("red house", ["a green tree", "red"]) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("response", ["", "  \n", "!?"])
+def test_a_response_without_words_scores_zero(response: str) -> None:
+    assert rouge_l(response, ["something"]) == exact_match(response, ["something"]) == 0
+
+
+def test_exact_match_ignores_case_punctuation_and_white_space() -> None:
+    assert exact_match(" The  Odd: hat.\n", ["no", "the odd hat"]) == 1
+    assert exact_match("the odd hats", ["the odd hat"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("pattern", "response", "references", "expected"),
+    [
+        pytest.param(r"#### (\S+)", "3 + 4 = 7\n#### 7", ["so #### 7."], 1, id="the group, without its end"),
+        pytest.param(r"#### (.+)", "#### New  York", ["#### new york"], 1, id="case and white space"),
+        pytest.param(r"#### (\S+)", "#### -7", ["#### 7"], 0, id="another sign"),
+        pytest.param(r"#### (\S+)", "#### 1.5", ["#### 15"], 0, id="another point"),
+        pytest.param(r"#### (\S+)", "#### 8", ["#### 7"], 0, id="another answer"),
+        pytest.param(r"#### (\S+)", "#### 8", ["#### 7", "#### 8"], 1, id="any reference"),
+        pytest.param(r"#### (\S+)", "#### 1 #### 7", ["#### 7"], 1, id="the last match"),
+        pytest.param(r"#### (\S+)", "7", ["#### 7"], 0, id="no match in the response"),
+        pytest.param(r"#### (\S+)", "7", ["7"], 0, id="no match in either"),
+        pytest.param(r"-?\d+", "maybe 7, then 12", ["it is 12"], 1, id="without a group"),
+        pytest.param(r"answer: (\w+) (\w+)", "answer: a b", ["answer: a c"], 1, id="the first of two groups"),
+        pytest.param(r"answer: (\d)?", "answer: x", ["answer: y"], 0, id="a group without a part in the match"),
+    ],
+)
+def test_accuracy_compares_extracted_answers(
+    pattern: str, response: str, references: list[str], expected: float
+) -> None:
+    assert answer_accuracy(pattern)(response, references) == expected
+
+
+def test_metrics_are_found_by_name() -> None:
+    for name, metric in METRICS.items():
+        assert find_metric(name) is metric
+    assert find_metric("accuracy", answer_pattern="(.)")("a", ["a"]) == 1
+    with pytest.raises(UserError, match="the metric accuracy needs an answer pattern"):
+        find_metric("accuracy")
+    with pytest.raises(UserError, match=r"answer pattern '\(': not a regular expression"):
+        find_metric("accuracy", answer_pattern="(")
