@@ -205,7 +205,7 @@ def compare(config: CompareConfig) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compare as the command line says, and return the exit code."""
+    """Run the command, and return the exit code."""
     return COMMAND.run(compare, argv)
 
 

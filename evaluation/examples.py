@@ -43,7 +43,7 @@ def read_examples(
 def row_limits(
     prompts: Prompts, *, max_sequence_tokens: int, overlong: Literal["drop", "truncate"] = "drop"
 ) -> DataConfig:
-    """The part of a training's configuration that says how rows become tokens.
+    """The part of a training's configuration that decides how rows become tokens.
 
     Raises:
         UserError: the longest prompt would leave no room for a response.

@@ -79,8 +79,8 @@ def sample_responses(
             found = decode(model.view, prompts, settings=settings, streams=streams, soft_prompt=model.soft_prompt)
         for example, response in zip(batch, found, strict=True):
             own[example.row_id] = np.array(response.token_ids, dtype=np.int32)
-    everyone = {row_id: ids for share in world.gather_objects(own) for row_id, ids in share.items()}
-    return [everyone[example.row_id] for example in examples]
+    gathered = {row_id: ids for share in world.gather_objects(own) for row_id, ids in share.items()}
+    return [gathered[example.row_id] for example in examples]
 
 
 def tracked(items: Sequence[T], *, label: str, world: World) -> Iterator[T]:

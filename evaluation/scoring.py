@@ -50,7 +50,7 @@ COMMAND = Command(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate as the command line says, and return the exit code."""
+    """Run the command, and return the exit code."""
     return COMMAND.run_on_ranks(lambda config, world: evaluate_model(config, world=world), argv)
 
 

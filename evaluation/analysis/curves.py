@@ -62,7 +62,7 @@ def _draw_run(config: CurvesConfig) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw what the command line says, and return the exit code."""
+    """Run the command, and return the exit code."""
     return COMMAND.run(_draw_run, argv)
 
 

@@ -173,7 +173,7 @@ def _report(config: DivergenceConfig, *, world: World) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure as the command line says, and return the exit code."""
+    """Run the command, and return the exit code."""
     return COMMAND.run_on_ranks(lambda config, world: _report(config, world=world), argv)
 
 

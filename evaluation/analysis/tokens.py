@@ -95,8 +95,8 @@ def score_tokens(
         ends = np.cumsum(batch.response_lengths)[:-1]
         parts = zip(indices, np.split(values, ends, axis=2), np.split(cross_entropy, ends), strict=True)
         own |= {index: TokenScores(divergences=part, cross_entropy=nats) for index, part, nats in parts}
-    everyone = {index: scores for share in world.gather_objects(own) for index, scores in share.items()}
-    return [everyone[index] for index in range(len(sequences))]
+    gathered = {index: scores for share in world.gather_objects(own) for index, scores in share.items()}
+    return [gathered[index] for index in range(len(sequences))]
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ class PrepareConfig(Section):
             raise UserError(f"name is {self.name!r}; expected one of {', '.join(SPECS)}")
 
     def row_filter(self) -> RowFilter:
-        """The rows to keep: those of the published subset, unless the configuration says otherwise.
+        """The rows to keep: those of the published subset, unless the configuration has others.
 
         Raises:
             UserError: `response_tokens` is not a range.

@@ -1,6 +1,6 @@
 """The files in which the authors of a benchmark published it, read as instructions.
 
-Texts are kept to the character. An instruction without `references` had an empty answer in its file.
+Texts are unchanged. An instruction without `references` had an empty output in its file.
 """
 
 import json
@@ -132,7 +132,7 @@ def _instruction(
 
 
 def _references(row: Row, name: str) -> tuple[str, ...]:
-    """The texts of a field without the blank ones: some published answers are empty."""
+    """The texts of a field without the blank ones: some published outputs are empty."""
     value = row.fields.get(name)
     single = [Row(source=row.source, fields={name: text}) for text in (value if isinstance(value, list) else [value])]
     return tuple(text for text in (part.text_or_empty(name) for part in single) if text.strip())

@@ -28,14 +28,14 @@ class Prepared:
 
     rows: tuple[Instruction, ...]
     num_read: int
-    num_unanswered: int
+    num_without_reference: int
     num_other_lengths: int
     """Of the first reference."""
     num_long_prompts: int
 
     def __str__(self) -> str:
         losses = (
-            (self.num_unanswered, "without a reference"),
+            (self.num_without_reference, "without a reference"),
             (self.num_other_lengths, "with a first reference of another length"),
             (self.num_long_prompts, "with a longer prompt"),
         )
@@ -69,14 +69,14 @@ def prepare(
         UserError: unreadable source or broken row, a tokenizer that is missing, or no row left.
     """
     instructions = read_row_format(original.source) or spec.read(original)
-    answered = [row for row in instructions if row.references]
-    fitting = answered
+    with_reference = [row for row in instructions if row.references]
+    fitting = with_reference
     if keep.response_tokens is not None:
-        lengths = _count_tokens([row.references[0] for row in answered], tokenizer)
+        lengths = _count_tokens([row.references[0] for row in with_reference], tokenizer)
         lowest, highest = keep.response_tokens
         fitting = [
             row
-            for row, length in zip(answered, lengths, strict=True)
+            for row, length in zip(with_reference, lengths, strict=True)
             if lowest <= length and (highest is None or length <= highest)
         ]
     rows = fitting
@@ -87,8 +87,8 @@ def prepare(
     prepared = Prepared(
         rows=tuple(rows),
         num_read=len(instructions),
-        num_unanswered=len(instructions) - len(answered),
-        num_other_lengths=len(answered) - len(fitting),
+        num_without_reference=len(instructions) - len(with_reference),
+        num_other_lengths=len(with_reference) - len(fitting),
         num_long_prompts=len(fitting) - len(rows),
     )
     if not rows:

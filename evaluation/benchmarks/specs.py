@@ -15,7 +15,7 @@ from kd.data.instructions import Instruction
 
 @dataclass(frozen=True, kw_only=True)
 class RowFilter:
-    """Which rows are kept. Lengths are in GPT-2 tokens, whatever model is evaluated, without special tokens."""
+    """Which rows are kept. Lengths are in GPT-2 tokens for all models, without special tokens."""
 
     response_tokens: tuple[int, int | None] | None = None
     """Lowest and highest length of the first reference, both included; no highest where it is None."""

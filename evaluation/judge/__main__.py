@@ -158,7 +158,7 @@ async def _judge_open(config: JudgeConfig, session: Session, prompts: Sequence[s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Judge as the command line says, and return the exit code."""
+    """Run the command, and return the exit code."""
     try:
         return COMMAND.run(lambda config: 1 if judge(config) else 0, argv)
     except KeyboardInterrupt:

@@ -91,7 +91,7 @@ class Endpoint:
         return self._read(completion)
 
     def _read(self, completion: object) -> JudgeResponse:
-        # A server may send anything; the client passes on what does not look like a completion.
+        # A server may send anything, and the client does not check that it is a completion.
         choices = getattr(completion, "choices", None)
         message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
         content = getattr(message, "content", None)

@@ -146,7 +146,7 @@ def test_one_and_two_ranks_write_the_same(
     assert one == two
 
 
-def test_the_page_shows_the_table_and_everyones_answers(run: Path, measured: Path) -> None:
+def test_the_page_shows_the_table_and_all_responses(run: Path, measured: Path) -> None:
     text = (measured / "student_friendliness.md").read_text()
     results = read(measured)
     table = [line for line in text.split("\n") if line.startswith("|")]

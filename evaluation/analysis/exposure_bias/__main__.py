@@ -244,7 +244,7 @@ def _table(students: Json, progress: Json) -> Table:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure as the command line says, and return the exit code."""
+    """Run the command, and return the exit code."""
     return COMMAND.run_on_ranks(lambda config, world: measure(config, world=world), argv)
 
 

@@ -69,9 +69,9 @@ class ExposureBias:
 
 def exposure_bias(student: StepSums, teacher: StepSums, *, draws: Draws) -> ExposureBias:
     """R from the student's samples, E from the teacher's; a resample draws a row's samples of both together."""
-    everyone = np.ones((1, len(student.nats)), dtype=np.int64)
+    all_rows = np.ones((1, len(student.nats)), dtype=np.int64)
     # The first row is the estimate itself.
-    draws = np.concatenate([everyone, draws])
+    draws = np.concatenate([all_rows, draws])
     risk, least = student.accumulated(draws), teacher.accumulated(draws)
     with np.errstate(divide="ignore", invalid="ignore"):
         excess = 100 * (risk - least) / least

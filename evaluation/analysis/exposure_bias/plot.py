@@ -58,7 +58,7 @@ def _draw_steps(panel: Any, name: str, content: Mapping[str, Any], look: Mapping
 
 def _draw_progress(panel: Any, name: str, content: Mapping[str, Any], look: Mapping[str, str]) -> None:
     points = [point for point in content["points"] if point["ExAccErr"]["value"] is not None]
-    # Of the best step, or where nobody named it, of the last one measured.
+    # Relative to the best step, or to the last measured one where the best is not known.
     whole = content["best_step"] or content["points"][-1]["training_step"] or 1
     share = [100 * point["training_step"] / whole for point in points]
     value = [point["ExAccErr"]["value"] for point in points]

@@ -217,7 +217,7 @@ def _report(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure as the command line says, and return the exit code."""
+    """Run the command, and return the exit code."""
     return COMMAND.run_on_ranks(lambda config, world: measure(config, world=world), argv)
 
 

@@ -150,7 +150,9 @@ def test_unnatural_instructions(tmp_path: Path, tokenizer: Path) -> None:
     ]
 
 
-def test_what_was_dropped_is_said(tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dropped_rows_are_counted_by_reason(
+    tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     kept = "one two three four five six seven"
     rows = [core_row("Say it.", kept), core_row("Short.", "Yes"), core_row("Empty.", ""), core_row("Long " * 300, kept)]
     converted("un_ni", write_lines(tmp_path / "core_data.jsonl", rows), "--tokenizer", tokenizer)

@@ -51,7 +51,7 @@ def test_interval_and_p_of_many_rows_are_those_of_a_normal_distribution() -> Non
     assert found.p_value == pytest.approx(0.0455, abs=0.01)
 
 
-def test_p_of_models_that_answer_alike_is_one() -> None:
+def test_p_of_equal_scores_is_one() -> None:
     same = np.array([[1.0, 2.0, 3.0]])
     assert paired_difference(same, same).p_value == 1.0
 

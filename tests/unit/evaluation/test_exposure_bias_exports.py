@@ -1,4 +1,4 @@
-"""Which exports stand for the course of a training, and what is said when there are none."""
+"""The exports that stand for a training, and the messages of the command line."""
 
 import json
 from pathlib import Path
