@@ -57,7 +57,6 @@ def sample_responses(
     seed: int,
     settings: DecodingSettings,
     max_batch_tokens: int,
-    world: World,
     label: str,
 ) -> list[TokenIds]:
     """Sample a response to each row; all ranks return all of them, in the order of `examples`.
@@ -71,7 +70,7 @@ def sample_responses(
     batches = split_prompts(
         examples, slots_per_row=settings.max_new_tokens + model.num_soft_tokens, max_batch_tokens=max_batch_tokens
     )
-    streams = [row_streams(seed=seed, step=0)]
+    streams, world = [row_streams(seed=seed, step=0)], model.world
     own: dict[int, TokenIds] = {}
     for batch in tracked(batches[world.rank :: world.size], label=f"{label}, seed {seed}", world=world):
         prompts = PromptBatch.collate(batch, pad_id=settings.eos_id, device=world.device)

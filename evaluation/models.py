@@ -26,6 +26,8 @@ class EvaluatedModel:
     view: CausalLM
     soft_prompt: SoftPrompt | None
     tokenizer: PreTrainedTokenizerBase
+    world: World
+    """The ranks, each of which has the whole model."""
 
     @property
     def vocabulary_size(self) -> int:
@@ -114,7 +116,7 @@ def load_model(
             f" {width}; give the teacher that it was trained with"
         )
     on_device = None if soft_prompt is None else soft_prompt.to(world.device)
-    return EvaluatedModel(view=CausalLM.of(model), soft_prompt=on_device, tokenizer=tokenizer)
+    return EvaluatedModel(view=CausalLM.of(model), soft_prompt=on_device, tokenizer=tokenizer, world=world)
 
 
 def check_positions(config: PretrainedConfig, *, name: str, longest: int) -> None:

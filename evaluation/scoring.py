@@ -164,7 +164,6 @@ def _sample_missing(config: EvaluationConfig, inputs: _Inputs, *, missing: dict[
                     seed=seed,
                     settings=settings,
                     max_batch_tokens=max_batch_tokens,
-                    world=world,
                     label=name,
                 )
                 responses = [_response(one, ids, model=model) for one, ids in zip(examples, sampled, strict=True)]

@@ -108,7 +108,6 @@ def measure(config: DivergenceConfig, *, world: World) -> Distance:
         sequences,
         divergences=[reverse_kl, forward_kl],
         micro_batch=config.micro_batch,
-        world=world,
         label="divergence",
     )
     reverse, forward = np.concatenate([one.divergences[0] for one in scores], axis=1).mean(axis=1).tolist()

@@ -15,7 +15,6 @@ from evaluation.models import EvaluatedModel
 from evaluation.settings import Sampling
 from kd.data.batch import SequenceBatch, TokenSequence
 from kd.data.encoding import Example
-from kd.distributed import World
 from kd.losses.divergences import Divergence
 from kd.losses.outputs import chunk_rows, chunks
 from kd.rollout.sampling import DecodingSettings
@@ -40,7 +39,6 @@ def sample_sequences(
     *,
     sampling: Sampling,
     max_new_tokens: int | None = None,
-    world: World,
     label: str,
 ) -> SampleSet:
     """Sample y ~ model(.|x) at temperature 1 for every row and seed; all ranks return all samples.
@@ -62,7 +60,6 @@ def sample_sequences(
             seed=seed,
             settings=settings,
             max_batch_tokens=sampling.max_batch_tokens,
-            world=world,
             label=f"{label}: sampling",
         )
         for seed in sampling.seeds
@@ -77,13 +74,13 @@ def score_tokens(
     *,
     divergences: Sequence[Divergence],
     micro_batch: int,
-    world: World,
     label: str,
 ) -> list[TokenScores]:
     """Each divergence(student, teacher) at all response tokens of each sequence; all ranks return all of it.
 
     The sum over the vocabulary is exact.
     """
+    world = student.world
     longest_first = sorted(range(len(sequences)), key=lambda index: sequences[index].num_tokens, reverse=True)
     batches = [longest_first[start : start + micro_batch] for start in range(0, len(sequences), micro_batch)]
     own: dict[int, TokenScores] = {}

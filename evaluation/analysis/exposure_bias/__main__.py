@@ -94,10 +94,8 @@ class Measurement:
 
     def _measure(self, student: str, *, num_steps: int, label: str) -> ExposureBias:
         """Sample the student, and compare both models on the student's and on the teacher's samples."""
-        model, sampling, world = self.models.load(student), self.config.generation, self.models.world
-        own = sample_sequences(
-            model, self.rows.examples, sampling=sampling, max_new_tokens=num_steps, world=world, label=label
-        )
+        model, sampling = self.models.load(student), self.config.generation
+        own = sample_sequences(model, self.rows.examples, sampling=sampling, max_new_tokens=num_steps, label=label)
         sums = []
         for samples in (own, _clip(self.teacher_samples, num_steps)):
             scores = score_tokens(
@@ -106,7 +104,6 @@ class Measurement:
                 [sequence for of_row in samples for sequence in of_row],
                 divergences=[forward_kl],
                 micro_batch=sampling.micro_batch,
-                world=world,
                 label=label,
             )
             values = iter([one.divergences[0, 0] for one in scores])
@@ -151,7 +148,6 @@ def measure(config: ExposureConfig, *, world: World) -> None:
             rows.examples,
             sampling=config.generation,
             max_new_tokens=num_steps,
-            world=world,
             label="teacher",
         ),
         curves=world.from_main(curves),

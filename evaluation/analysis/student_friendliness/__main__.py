@@ -97,7 +97,7 @@ def measure(config: FriendlinessConfig, *, world: World) -> None:
 
     def sample(model: EvaluatedModel, encoded: Encoded, label: str, *, num_rows: int | None = None) -> SampleSet:
         examples = encoded.examples[:num_rows]
-        return sample_sequences(model, examples, sampling=config.generation, world=world, label=label)
+        return sample_sequences(model, examples, sampling=config.generation, label=label)
 
     samples = {
         name: [sample(teacher, encoded, f"teacher on {name} rows") for teacher in teachers]
@@ -108,9 +108,7 @@ def measure(config: FriendlinessConfig, *, world: World) -> None:
     for role in STUDENTS:
         student = models.load(getattr(config.model, role))
         for name, encoded in rows.items():
-            nats[name][role] = _sums(
-                config, student, teachers, encoded, world=world, label=f"{role} student on {name} rows"
-            )
+            nats[name][role] = _sums(config, student, teachers, encoded, label=f"{role} student on {name} rows")
         shown.append(sample(student, rows["unseen"], f"{role} student", num_rows=config.examples))
     with world.agreed():
         if world.is_main:
@@ -153,7 +151,6 @@ def _sums(
     teachers: Sequence[EvaluatedModel],
     rows: Encoded,
     *,
-    world: World,
     label: str,
 ) -> Float[np.ndarray, "B 2 2"]:
     scores = score_tokens(
@@ -162,7 +159,6 @@ def _sums(
         [example.with_response() for example in rows.examples],
         divergences=[forward_kl, reverse_kl],
         micro_batch=config.generation.micro_batch,
-        world=world,
         label=label,
     )
     return np.stack([one.divergences.sum(axis=2) for one in scores])

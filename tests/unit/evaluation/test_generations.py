@@ -72,7 +72,6 @@ def run(
         seed=seed,
         settings=settings,
         max_batch_tokens=max_batch_tokens,
-        world=ALONE,
         label="",
     )
     return [ids.tolist() for ids in found]

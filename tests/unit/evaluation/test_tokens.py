@@ -54,7 +54,7 @@ def models_in(teacher: Path, student: Path) -> ModelSet:
 def scores(
     student: EvaluatedModel, teachers: Sequence[EvaluatedModel], *, divergences: Sequence[Divergence]
 ) -> list[TokenScores]:
-    return score_tokens(student, teachers, SEQUENCES, divergences=divergences, micro_batch=3, world=ALONE, label="")
+    return score_tokens(student, teachers, SEQUENCES, divergences=divergences, micro_batch=3, label="")
 
 
 @torch.no_grad()
@@ -109,7 +109,7 @@ def test_samples_of_all_seeds_follow_their_prompts(tmp_path: Path) -> None:
     model = models_in(directory, directory).load(str(directory))
 
     def sample(sampling: Sampling, **extra: int) -> list[list[TokenSequence]]:
-        return sample_sequences(model, EXAMPLES, sampling=sampling, world=ALONE, label="", **extra)
+        return sample_sequences(model, EXAMPLES, sampling=sampling, label="", **extra)
 
     together = sample(SAMPLING)
     assert all(len(of_row) == 2 for of_row in together)
