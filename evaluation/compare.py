@@ -1,43 +1,57 @@
-"""Whether one model answers better than another: differences of its scores, row by row.
+"""Whether one model's responses score better than another's: differences of a metric, row by row.
 
 python -m evaluation.compare --a DIR --b DIR [DIR …] [--benchmark NAME …] [--metric rougeL]
 
-The directories are the --out of evaluate.py. A row counts once, with its mean over the seeds; the interval and p come
-from a paired bootstrap over the rows, the same rows for both models.
+The directories are those that evaluate.py wrote to (`out`). A row counts once, with its mean over the seeds. Interval
+and p come from a paired bootstrap over the rows, the same rows for both models.
 """
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from evaluation.command_options import CommandParser, file_path, run_command
-from evaluation.intervals import defined
-from evaluation.results import evaluated_seeds, generations_file, read_generations, write_results
-from evaluation.short_names import short_names
+from evaluation.command import Command
+from evaluation.display import metric_label, short_names
+from evaluation.generations import evaluated_seeds, generations_directory, generations_file, read_generations
+from evaluation.results import score_matrix, write_json
+from evaluation.statistics import finite, interval, resample, standard_error
+from kd.config.fields import Section, option, required
 from kd.errors import UserError
 
-Metric = Literal["rougeL", "exact_match"]
-
-METRICS: dict[Metric, str] = {"rougeL": "ROUGE-L", "exact_match": "exact match"}
 NUM_RESAMPLES = 10_000
-CONFIDENCE = 0.95
+# Entries of the resamples that are drawn at a time.
+_DRAWN_ENTRIES = 2**24
 
-# Rows that are drawn at a time.
-_DRAWN_ROWS = 2**22
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(Section):
+    a: Path = required(help="directory of the first model")
+    b: tuple[str, ...] = required(help="directories of the models it is compared with")
+    benchmarks: tuple[str, ...] | None = option(
+        None, help="names of benchmarks; null for all that the directories share"
+    )
+    metric: str = option("rougeL", help="name of a metric in results.json")
+    out: Path | None = option(None, help="also write the numbers to this JSON file")
+
+
+COMMAND = Command(
+    config=CompareConfig,
+    program="python -m evaluation.compare",
+    description=__doc__,
+    flags={"benchmarks": "--benchmark"},
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairedDifference:
     """Mean over rows of a - b, in points of the metric (×100)."""
 
-    metric: Metric
+    metric: str
     mean: float
     standard_error: float
     """Over rows."""
@@ -47,7 +61,7 @@ class PairedDifference:
     p_value: float
     """Two-sided: how often the mean of as many rows, drawn with replacement, has the other sign or is 0.
 
-    As the interval, it is too certain of itself where there are only a few dozen rows.
+    Like the interval, it is too small with only a few dozen rows.
     """
     z: float
     """`mean` in standard errors; infinite (null in a file) where all rows differ by one amount, 0 if none differs."""
@@ -56,7 +70,7 @@ class PairedDifference:
 
     def __str__(self) -> str:
         return (
-            f"{self.mean:+.2f} ± {self.standard_error:.2f} {METRICS[self.metric]},"
+            f"{self.mean:+.2f} ± {self.standard_error:.2f} {metric_label(self.metric)},"
             f" 95 % interval {self.low:+.2f} to {self.high:+.2f}, p = {self.p_value:.2g}"
             f" ({self.num_rows} rows, {self.num_seeds} seeds)"
         )
@@ -77,7 +91,7 @@ def paired_difference(
     a: Float[np.ndarray, "S B"],
     b: Float[np.ndarray, "S B"],
     *,
-    metric: Metric = "rougeL",
+    metric: str = "rougeL",
     num_resamples: int = NUM_RESAMPLES,
 ) -> PairedDifference:
     """Compare two models' scores of the same rows; each row counts once, with its mean over the seeds.
@@ -87,134 +101,112 @@ def paired_difference(
     """
     if a.shape != b.shape or a.shape[1] < 2:
         raise ValueError(f"expected the scores of two or more rows in equal shapes, got {a.shape} and {b.shape}")
-    num_seeds, num_rows = a.shape
     differences = a.mean(axis=0) - b.mean(axis=0)
-    mean = float(differences.mean())
-    error = float(differences.std(ddof=1)) / math.sqrt(num_rows)
-    alike = 0.0 if mean == 0 else math.copysign(math.inf, mean)
-    drawn = bootstrap_means(differences, num_resamples=num_resamples)
-    outside = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(drawn, [outside, 1 - outside]).tolist()
-    # One more in both: the rows as they are belong to what could have been drawn.
-    rarer_sign = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
+    mean, error = float(differences.mean()), standard_error(differences) or 0.0
+    infinite = 0.0 if mean == 0 else math.copysign(math.inf, mean)
+    means = _resampled_means(differences, num_resamples=num_resamples)
+    low, high = interval(means[:, None])
+    rarer_sign = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
     return PairedDifference(
         metric=metric,
         mean=mean,
         standard_error=error,
-        low=low,
-        high=high,
+        low=float(low[0]),
+        high=float(high[0]),
+        # One more in both: the rows as they are belong to what could have been drawn.
         p_value=min(1.0, 2 * (rarer_sign + 1) / (num_resamples + 1)),
-        z=mean / error if error > 0 else alike,
-        num_rows=num_rows,
-        num_seeds=num_seeds,
+        z=mean / error if error > 0 else infinite,
+        num_rows=a.shape[1],
+        num_seeds=a.shape[0],
     )
 
 
-def bootstrap_means(values: Float[np.ndarray, " B"], *, num_resamples: int, seed: int = 0) -> Float[np.ndarray, " R"]:
-    """Means of as many values, drawn from them with replacement (R: resamples)."""
-    generator = np.random.default_rng(seed)
-    size = max(1, _DRAWN_ROWS // len(values))
+def _resampled_means(values: Float[np.ndarray, " B"], *, num_resamples: int) -> Float[np.ndarray, " R"]:
+    size = max(1, _DRAWN_ENTRIES // len(values))
     parts = [
-        values[generator.integers(len(values), size=(min(size, num_resamples - start), len(values)))].mean(axis=1)
+        resample(len(values), num_resamples=min(size, num_resamples - start), seed=start) @ values / len(values)
         for start in range(0, num_resamples, size)
     ]
     return np.concatenate(parts)
 
 
-def read_row_scores(directory: Path, *, benchmark: str, metric: Metric) -> RowScores:
-    """Read the generations of all seeds of a benchmark from an --out directory of evaluate.py.
+def read_row_scores(out: Path, *, benchmark: str, metric: str) -> RowScores:
+    """Read the scores of all seeds of a benchmark from an `out` directory of evaluate.py.
 
     Raises:
-        UserError: there are none, or a file is broken.
+        UserError: there are none, they lack the metric, or a file is broken.
     """
-    place = directory / "generations" / benchmark
-    seeds = evaluated_seeds(place)
+    directory = generations_directory(out, benchmark=benchmark)
+    seeds = evaluated_seeds(out, benchmark=benchmark)
     if not seeds:
-        raise UserError(f"{place}: holds no seed-<s>.jsonl; give an --out directory of evaluate.py with that benchmark")
-    generations = [read_generations(generations_file(place, seed)) for seed in seeds]
-    # Of unequal seeds no array could be made.
-    if len({len(rows) for rows in generations}) > 1:
-        raise UserError(f"{place}: its seeds have different numbers of rows; evaluate again into another --out")
-    values = [
-        [generation.rougeL if metric == "rougeL" else 100.0 * generation.exact_match for generation in rows]
-        for rows in generations
-    ]
+        raise UserError(f"{directory}: has no seed-<s>.jsonl; give a directory of evaluate.py with that benchmark")
+    by_seed = [read_generations(generations_file(out, benchmark=benchmark, seed=seed)) for seed in seeds]
+    if len({len(rows) for rows in by_seed}) > 1:
+        raise UserError(f"{directory}: its seeds have different numbers of rows; evaluate again into another --out")
+    known = set.intersection(*(set(response.scores) for rows in by_seed for response in rows))
+    if metric not in known:
+        raise UserError(
+            f"{directory}: has no scores {metric}, it has {', '.join(sorted(known)) or 'none'};"
+            f" evaluate again with --metrics {metric}"
+        )
     return RowScores(
-        values=np.array(values),
+        values=score_matrix(by_seed, metric=metric),
         seeds=tuple(seeds),
-        rows=tuple((generation.row, generation.references) for generation in generations[0]),
+        rows=tuple((response.row, response.references) for response in by_seed[0]),
     )
 
 
-def compare_directories(a: Path, b: Path, *, benchmark: str, metric: Metric = "rougeL") -> PairedDifference:
-    """Compare the generations in two --out directories.
+def compare_directories(a: Path, b: Path, *, benchmark: str, metric: str = "rougeL") -> PairedDifference:
+    """Compare the responses in two directories of evaluate.py.
 
     Raises:
         UserError: other rows or seeds in one of them, or fewer than two rows.
     """
     of_a, of_b = (read_row_scores(directory, benchmark=benchmark, metric=metric) for directory in (a, b))
     if of_a.seeds != of_b.seeds:
+        seeds = [",".join(map(str, scores.seeds)) for scores in (of_a, of_b)]
         raise UserError(
-            f"{benchmark}: {a} has the seeds {_listing(of_a.seeds)}, {b} has {_listing(of_b.seeds)};"
-            " evaluate both with the same --seeds"
+            f"{benchmark}: {a} has the seeds {seeds[0]}, {b} has {seeds[1]}; evaluate both with the same --seeds"
         )
     if of_a.rows != of_b.rows:
-        raise UserError(f"{benchmark}: {a} and {b} answer different rows; evaluate both on the same file and limits")
+        raise UserError(f"{benchmark}: {a} and {b} have different rows; evaluate both on the same file and limits")
     if len(of_a.rows) < 2:
         raise UserError(f"{benchmark}: has one row; a comparison needs two or more")
     return paired_difference(of_a.values, of_b.values, metric=metric)
 
 
-def shared_benchmarks(directories: Sequence[Path]) -> list[str]:
-    """Names of the benchmarks that all of the --out directories have.
-
-    Raises:
-        UserError: they share none.
-    """
+def _shared_benchmarks(directories: Sequence[Path]) -> list[str]:
     of_each = [{path.name for path in (directory / "generations").glob("*")} for directory in directories]
     shared = sorted(set.intersection(*of_each))
     if not shared:
         names = ", ".join(map(str, directories))
-        raise UserError(f"{names}: have no benchmark in common; give --out directories of evaluate.py")
+        raise UserError(f"{names}: have no benchmark in common; give directories of evaluate.py")
     return shared
 
 
-def _listing(seeds: Sequence[int]) -> str:
-    return ",".join(map(str, seeds))
+def compare(config: CompareConfig) -> None:
+    """Print the comparisons that a configuration asks for, and write them to its `out`.
 
-
-def _compare(argv: Sequence[str] | None) -> None:
-    parser = CommandParser(
-        prog="python -m evaluation.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--a", type=Path, required=True, metavar="DIR", help="--out directory of the first model")
-    add("--b", type=Path, required=True, nargs="+", metavar="DIR", help="those of the models it is compared with")
-    add("--benchmark", nargs="+", metavar="NAME", help="names that evaluate.py was given [all that are shared]")
-    add("--metric", choices=list(METRICS), default="rougeL", help="[%(default)s]")
-    add("--out", type=file_path, metavar="FILE", help="also write the numbers as JSON")
-    arguments = parser.parse_args(argv)
-    names = arguments.benchmark or shared_benchmarks([arguments.a, *arguments.b])
-    differences = [
-        (arguments.a, b, name, compare_directories(arguments.a, b, benchmark=name, metric=arguments.metric))
-        for name in names
-        for b in arguments.b
-    ]
-    if arguments.out is not None:
-        content = [
-            {"a": str(a), "b": str(b), "benchmark": name, **asdict(d), "z": defined(d.z)}
-            for a, b, name, d in differences
-        ]
-        write_results(arguments.out, {"comparisons": content})
-    directories = [arguments.a, *arguments.b]
+    Raises:
+        UserError: directories that cannot be compared, or an `out` that cannot be written.
+    """
+    if config.out is not None and config.out.is_dir():
+        raise UserError(f"out {config.out}: is a directory; give the path of a file")
+    directories = [config.a, *map(Path, config.b)]
     shown = dict(zip(directories, short_names(directories), strict=True))
-    for a, b, name, difference in differences:
-        print(f"{shown[a]} - {shown[b]} on {name}: {difference}")
+    entries = []
+    for name in config.benchmarks or _shared_benchmarks(directories):
+        for b in directories[1:]:
+            found = compare_directories(config.a, b, benchmark=name, metric=config.metric)
+            print(f"{shown[config.a]} - {shown[b]} on {name}: {found}")
+            entries.append({"a": str(config.a), "b": str(b), "benchmark": name, **asdict(found), "z": finite(found.z)})
+    if config.out is not None:
+        write_json(config.out, {"comparisons": entries})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the comparisons that the command line asks for, and return the exit code."""
-    return run_command(lambda: _compare(argv))
+    """Run the command, and return the exit code."""
+    return COMMAND.run(compare, argv)
 
 
 if __name__ == "__main__":

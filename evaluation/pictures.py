@@ -56,10 +56,10 @@ def save(figure: Any, stem: Path) -> None:
 
 
 def write_picture(figure: Any, path: Path, *, dpi: int) -> None:
-    """Write `figure` in the format that the name of the file says.
+    """Write `figure` in the format of the file's extension.
 
     Raises:
-        UserError: the file cannot be written, or its name says no format.
+        UserError: the file cannot be written, or its extension is no format.
     """
     try:
         figure.savefig(path, dpi=dpi)

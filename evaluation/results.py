@@ -1,9 +1,8 @@
-"""Files of an evaluation: generations with the settings they were made with, and the summary of their scores."""
+"""results.json: the summary of each benchmark, and which settings the responses beside it were sampled with."""
 
+import hashlib
 import json
-import os
-import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,21 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from evaluation.responses import Generation
+from evaluation.generations import Response, generations_directory
+from evaluation.statistics import standard_error
 from kd.errors import UserError
+from kd.files import write_atomically
 
 RESULTS_FILE = "results.json"
 SETTINGS_FILE = "settings.json"
 
-Settings = Mapping[str, str | int | float | bool | None]
-"""Everything that decides which responses a model gives, but the seed."""
+SamplingSettings = Mapping[str, str | int | float | bool | None]
+"""Everything that decides which responses a model gives, except for the seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A score ×100 for each seed, and their mean with two standard errors."""
+    """A metric ×100 for each seed, and its mean with two standard errors."""
 
     per_seed: dict[int, float]
     mean: float
@@ -34,115 +35,87 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lengths:
-    """Tokens of the responses, the end-of-sequence token included."""
-
-    mean: float
-    standard_deviation: float
-    shortest: int
-    median: float
-    percentile_90: float
-    longest: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What one benchmark came to; shares and lengths are over all seeds."""
+    """The result of one benchmark; shares and lengths are over all seeds."""
 
-    rougeL: Score
-    exact_match: Score
+    scores: dict[str, Score]
+    """By the name of the metric."""
     num_samples: int
     """Rows with a response, for each seed."""
     truncated_share: float
-    """Responses without end-of-sequence token within the limit, 0 to 1."""
+    """Responses without an end-of-sequence token within the limit, 0 to 1."""
     empty_share: float
     """Responses without text, 0 to 1."""
-    response_tokens: Lengths
+    response_tokens: dict[str, float]
+    """Mean, spread and quantiles of the lengths, the end-of-sequence token included."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary as results.json has it: one entry per metric, beside the others."""
+        values = asdict(self)
+        return {**values.pop("scores"), **values}
 
 
-def summarise(by_seed: Mapping[int, Sequence[Generation]]) -> Summary:
-    """Aggregate the generations of at least one seed."""
-    every = [generation for rows in by_seed.values() for generation in rows]
+def summarise(by_seed: Mapping[int, Sequence[Response]], *, metrics: Collection[str]) -> Summary:
+    """Aggregate the scored responses of at least one seed."""
+    every = [response for rows in by_seed.values() for response in rows]
+    counts = [response.response_tokens for response in every]
     return Summary(
-        rougeL=_score(by_seed, lambda generation: generation.rougeL),
-        exact_match=_score(by_seed, lambda generation: 100 * generation.exact_match),
+        scores={name: _score(by_seed, score_matrix(by_seed.values(), metric=name)) for name in metrics},
         num_samples=len(every) // len(by_seed),
-        truncated_share=statistics.fmean(not generation.ended for generation in every),
-        empty_share=statistics.fmean(not generation.response.strip() for generation in every),
-        response_tokens=_lengths([generation.response_tokens for generation in every]),
+        truncated_share=float(np.mean([not response.ended for response in every])),
+        empty_share=float(np.mean([not response.response.strip() for response in every])),
+        response_tokens={
+            "mean": float(np.mean(counts)),
+            "standard_deviation": float(np.std(counts)),
+            "shortest": min(counts),
+            "median": float(np.median(counts)),
+            "percentile_90": float(np.percentile(counts, 90)),
+            "longest": max(counts),
+        },
     )
 
 
-def _score(by_seed: Mapping[int, Sequence[Generation]], value: Callable[[Generation], float]) -> Score:
-    values = np.array([[value(generation) for generation in rows] for rows in by_seed.values()])
+def score_matrix(by_seed: Collection[Sequence[Response]], *, metric: str) -> Float[np.ndarray, "S B"]:
+    """Scores ×100 for each seed (S) and row (B)."""
+    return np.array([[response.scores[metric] for response in rows] for rows in by_seed])
+
+
+def _score(seeds: Collection[int], values: Float[np.ndarray, "S B"]) -> Score:
     return Score(
-        per_seed=dict(zip(by_seed, values.mean(axis=1).tolist(), strict=True)),
+        per_seed=dict(zip(seeds, values.mean(axis=1).tolist(), strict=True)),
         mean=float(values.mean()),
-        standard_error=_standard_error(values.mean(axis=1)),
-        standard_error_over_rows=_standard_error(values.mean(axis=0)),
+        standard_error=standard_error(values.mean(axis=1)),
+        standard_error_over_rows=standard_error(values.mean(axis=0)),
     )
 
 
-def _standard_error(values: Float[np.ndarray, " N"]) -> float | None:
-    return float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else None
-
-
-def _lengths(counts: Sequence[int]) -> Lengths:
-    return Lengths(
-        mean=float(np.mean(counts)),
-        standard_deviation=float(np.std(counts)),
-        shortest=min(counts),
-        median=float(np.median(counts)),
-        percentile_90=float(np.percentile(counts, 90)),
-        longest=max(counts),
-    )
-
-
-def generations_file(directory: Path, seed: int) -> Path:
-    """Where the generations of `seed` stand in the directory of a benchmark."""
-    return directory / f"seed-{seed}.jsonl"
-
-
-def evaluated_seeds(directory: Path) -> list[int]:
-    """Seeds whose generations stand in the directory of a benchmark, in ascending order."""
-    names = (path.stem.removeprefix("seed-") for path in directory.glob("seed-*.jsonl"))
-    return sorted(int(name) for name in names if name.isdecimal())
-
-
-def claim(directory: Path, *, settings: Settings) -> None:
-    """Note in a benchmark's directory how its generations are made, or check that they are made so.
+def claim(out: Path, *, benchmark: str, settings: SamplingSettings) -> None:
+    """Note how a benchmark's responses are sampled, or check that those in `out` were sampled in the same way.
 
     Raises:
-        UserError: it holds generations of other settings, or cannot be written.
+        UserError: `out` has responses of other settings, or cannot be written.
     """
+    directory = generations_directory(out, benchmark=benchmark)
     path = directory / SETTINGS_FILE
     if not any(directory.glob("*.jsonl")):
-        write_atomically(path, json.dumps(settings, indent=2) + "\n")
+        write_json(path, settings)
         return
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        differing = next(key for key in settings if found.get(key) != settings[key])
-    except (OSError, ValueError, AttributeError):
-        raise UserError(
-            f"{path}: cannot be read, so that nobody knows how the generations beside it were made;"
-            f" delete {directory} or use another --out"
-        ) from None
-    except StopIteration:
-        return
-    raise UserError(
-        f"{directory}: was made with {differing}={found.get(differing)}, this call has"
-        f" {differing}={settings[differing]}; use another --out or delete {directory}"
-    )
+    found = _read_json(path, advice=f"the responses beside it may be of other settings; delete {directory}")
+    for name, value in settings.items():
+        if found.get(name) != value:
+            raise UserError(
+                f"{directory}: was made with {name}={found.get(name)}, this call has {name}={value};"
+                f" use another --out or delete {directory}"
+            )
 
 
 def kept_benchmarks(
     out: Path, *, named: Collection[str], weights: Mapping[str, Any], seeds: Sequence[int]
 ) -> dict[str, Any]:
-    """What results.json says of benchmarks that this call does not name.
+    """The entries of results.json for benchmarks that this call does not name.
 
     Args:
-        out: directory of results.json and generations.
-        weights: those settings of a benchmark that are about the model, as this call has them.
+        weights: the part of a benchmark's settings that is about the model, as this call has it.
 
     Raises:
         UserError: they are of another model or other seeds, or cannot be read.
@@ -150,15 +123,13 @@ def kept_benchmarks(
     path = out / RESULTS_FILE
     if not path.exists():
         return {}
-    try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        others = {name: entry for name, entry in earlier["benchmarks"].items() if name not in named}
-        fits = earlier["seeds"] == list(seeds)
-        for name in others:
-            found = json.loads((out / "generations" / name / SETTINGS_FILE).read_text(encoding="utf-8"))
-            fits = fits and all(found[key] == value for key, value in weights.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path}: is not what this command writes; use another --out or delete {out}") from None
+    advice = f"use another --out or delete {out}"
+    earlier = _read_json(path, advice=advice)
+    others = {name: entry for name, entry in earlier.get("benchmarks", {}).items() if name not in named}
+    fits = earlier.get("seeds") == list(seeds)
+    for name in others:
+        found = _read_json(generations_directory(out, benchmark=name) / SETTINGS_FILE, advice=advice)
+        fits = fits and weights.items() <= found.items()
     if others and not fits:
         raise UserError(
             f"{path}: has {', '.join(others)} of another model or other seeds, which would be lost; name these"
@@ -167,71 +138,39 @@ def kept_benchmarks(
     return others
 
 
-def write_generations(path: Path, generations: Sequence[Generation]) -> None:
-    """Write one JSON object a line.
+def _read_json(path: Path, *, advice: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: cannot be read as a file of evaluate.py; {advice}")
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file.
 
     Raises:
         UserError: the file cannot be written.
+        ValueError: a number that JSON does not have; see `evaluation.statistics.finite`.
     """
-    lines = [generation_line(generation) for generation in generations]
-    write_atomically(path, "\n".join(lines) + "\n")
+    write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def read_generations(path: Path) -> list[Generation]:
-    """Read what `write_generations` wrote.
+def digest(value: object) -> str:
+    """Sixteen characters that tell one JSON value from another."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
-    Raises:
-        UserError: no such file, or a line of another kind.
+
+def describe_weights(name: str) -> dict[str, str]:
+    """Where a model's weights are, and a digest of their files' names, sizes and times; none of a model of the hub.
+
+    A hash of their content would take as long as loading them.
     """
-    try:
-        # Not splitlines(): a response may hold characters that Python takes for the end of a line.
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a file of evaluate.py") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is no UTF-8 text; delete the file and evaluate again") from None
-    return [parse_generation(line, place=f"{path}:{number}")[1] for number, line in enumerate(lines, start=1)]
-
-
-def generation_line(generation: Generation, **extra: int) -> str:
-    """A generation and `extra` keys as JSON without a line break."""
-    return json.dumps(extra | asdict(generation), ensure_ascii=False)
-
-
-def parse_generation(line: str, *, place: str, extra: Sequence[str] = ()) -> tuple[dict[str, int], Generation]:
-    """The values of the `extra` keys of a line of `generation_line`, and the generation.
-
-    Raises:
-        UserError: a line of another kind; names `place`.
-    """
-    try:
-        values = json.loads(line)
-        others = {name: int(values.pop(name)) for name in extra}
-        return others, Generation(**values | {"references": tuple(values["references"])})
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f"{place}: not a line of evaluate.py; delete the file and evaluate again") from None
-
-
-def write_results(path: Path, results: Mapping[str, Any]) -> None:
-    """Write results.json.
-
-    Raises:
-        UserError: the file cannot be written.
-        ValueError: a number that JSON does not have; see `evaluation.intervals.defined`.
-    """
-    write_atomically(path, json.dumps(results, indent=2, allow_nan=False) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that other processes see whole or not at all.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose a writable --out") from None
+    directory = Path(name)
+    files = sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")])
+    return {
+        "model": str(directory.resolve()) if directory.is_dir() else name,
+        "weights": digest([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]),
+    }

@@ -1,6 +1,6 @@
-"""ROUGE-L and exact match against one or more references, as in the paper's evaluation.
+"""Scores of a file of responses: ROUGE-L and exact match against the best reference.
 
-`python -m evaluation.rouge_l --generations FILE` scores one file of generations.
+python -m evaluation.rouge_l --generations FILE
 """
 
 import sys
@@ -8,65 +8,47 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.command_options import CommandParser, run_command
+from evaluation.command import Command
+from evaluation.display import metric_label
+from kd.config.fields import Section, required
 from kd.data.rows import read_json_lines
 from kd.errors import UserError
-from kd.text_metrics import exact_match, rouge_l
+from kd.text_metrics import METRICS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
-    """Means over responses, ×100."""
-
-    rouge_l: float
-    exact_match: float
-    num_responses: int
+class RougeConfig(Section):
+    generations: Path = required(help="JSON lines with response and references, such as seed-10.jsonl")
 
 
-def score(responses: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
-    """Mean scores of responses against their references.
-
-    Raises:
-        ValueError: no responses, or not one list of references for each.
-    """
-    if not responses:
-        raise ValueError("no responses to score")
-    pairs = list(zip(responses, references, strict=True))
-    return Scores(
-        rouge_l=100 * sum(rouge_l(*pair) for pair in pairs) / len(pairs),
-        exact_match=100 * sum(exact_match(*pair) for pair in pairs) / len(pairs),
-        num_responses=len(pairs),
-    )
+COMMAND = Command(config=RougeConfig, program="python -m evaluation.rouge_l", description=__doc__)
 
 
-def read_generations(path: Path) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Responses and references of a file with one JSON object a line.
+def mean_scores(path: Path) -> tuple[dict[str, float], int]:
+    """Mean scores ×100 by metric, and the number of responses, of a file with one JSON object per line.
 
     Raises:
         UserError: no such file, or a line without `response` and at least one of `references`.
     """
-    responses, references = [], []
+    rows = []
     for row in read_json_lines(path):
-        texts = row.texts("references")
-        if "response" not in row.fields or not texts:
+        references = row.texts("references")
+        if "response" not in row.fields or not references:
             raise UserError(f"{row.source}: expected `response` and `references`; give a file of evaluate.py")
-        responses.append(row.text_or_empty("response"))
-        references.append(texts)
-    return responses, references
+        rows.append((row.text_or_empty("response"), references))
+    means = {name: 100 * sum(metric(*row) for row in rows) / len(rows) for name, metric in METRICS.items()}
+    return means, len(rows)
 
 
-def _score_file(argv: Sequence[str] | None) -> None:
-    parser = CommandParser(prog="python -m evaluation.rouge_l", description="Score a file of generations.")
-    parser.add_argument(
-        "--generations", type=Path, required=True, metavar="FILE", help="JSON lines: response, references"
-    )
-    scores = score(*read_generations(parser.parse_args(argv).generations))
-    print(f"ROUGE-L {scores.rouge_l:.2f}   exact match {scores.exact_match:.2f}   {scores.num_responses} responses")
+def _print_scores(config: RougeConfig) -> None:
+    means, num_responses = mean_scores(config.generations)
+    scores = [f"{metric_label(name)} {mean:.2f}" for name, mean in means.items()]
+    print("   ".join([*scores, f"{num_responses} responses"]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the scores of the file that the command line names, and return the exit code."""
-    return run_command(lambda: _score_file(argv))
+    return COMMAND.run(_print_scores, argv)
 
 
 if __name__ == "__main__":

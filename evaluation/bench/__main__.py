@@ -2,12 +2,12 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import NoReturn
 
 from evaluation.bench.presets import PRESETS
-from evaluation.command_options import CommandParser, at_least
 from kd.distributed import exit_with_user_error
 from kd.errors import UserError
 
@@ -54,6 +54,24 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         return exit_with_user_error(error)
     return 0
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Reports a mistake as a user error, in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
+def at_least(smallest: int) -> Callable[[str], int]:
+    """A reader of whole numbers of at least `smallest`."""
+
+    def convert(text: str) -> int:
+        if not text.isdecimal() or int(text) < smallest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {smallest}")
+        return int(text)
+
+    return convert
 
 
 def _new_parser(command: str, description: str) -> argparse.ArgumentParser:

@@ -17,10 +17,10 @@ from evaluation.bench.report import CostReport, print_report, write_report
 from evaluation.bench.results import describe_machine, make_out
 from evaluation.bench.steps import measure_steps, num_steps_of_run
 from evaluation.pictures import check_matplotlib
-from evaluation.results import write_atomically
 from kd.config.schema import Config
 from kd.distributed import World, start_world
 from kd.errors import UserError
+from kd.files import write_atomically
 from kd.methods import load_config
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from evaluation.results import write_atomically
-from evaluation.terminal import results_console
+from evaluation.display import results_console
 from kd.errors import UserError
+from kd.files import write_atomically
 
 GIB = 2**30
 _PACKAGES = ("torch", "deepspeed", "transformers")

@@ -1,6 +1,6 @@
 """The files in which the authors of a benchmark published it, read as instructions.
 
-Texts are kept to the character. An instruction without `references` had an empty answer in its file.
+Texts are unchanged. An instruction without `references` had an empty output in its file.
 """
 
 import json
@@ -48,6 +48,8 @@ def read_dolly(original: Original) -> list[Instruction]:
 def read_self_instruct(original: Original) -> list[Instruction]:
     """Self-Instruct's user_oriented_instructions.jsonl: `instruction`, and `instances` of `input` and `output`.
 
+    unnatural-instructions' core_data.jsonl has the same layout; its `constraints` are left out.
+
     Raises:
         UserError: unreadable source or broken row.
     """
@@ -56,15 +58,6 @@ def read_self_instruct(original: Original) -> list[Instruction]:
         for row in read_rows(original.source)
         for instance in _nested(row, "instances")
     ]
-
-
-def read_unnatural_instructions(original: Original) -> list[Instruction]:
-    """unnatural-instructions' core_data.jsonl, laid out as Self-Instruct's file; `constraints` are left out.
-
-    Raises:
-        UserError: unreadable source or broken row.
-    """
-    return read_self_instruct(original)
 
 
 def read_fastchat(original: Original) -> list[Instruction]:
@@ -139,7 +132,7 @@ def _instruction(
 
 
 def _references(row: Row, name: str) -> tuple[str, ...]:
-    """The texts of a field without the blank ones: some published answers are empty."""
+    """The texts of a field without the blank ones: some published outputs are empty."""
     value = row.fields.get(name)
     single = [Row(source=row.source, fields={name: text}) for text in (value if isinstance(value, list) else [value])]
     return tuple(text for text in (part.text_or_empty(name) for part in single) if text.strip())

@@ -1,4 +1,4 @@
-"""From the published files of a benchmark to rows of the project: which are kept, and whether they are all there."""
+"""From the published files of a benchmark to rows of the project: which are kept, and whether all are there."""
 
 import json
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from transformers import PreTrainedTokenizerBase
 
 from evaluation.benchmarks.formats import Original, read_row_format
 from evaluation.benchmarks.specs import BenchmarkSpec, RowFilter
-from evaluation.results import write_atomically
 from kd.data.instructions import Instruction
 from kd.data.templates import AlpacaTemplate
 from kd.errors import UserError
+from kd.files import write_atomically
 from kd.models.vocabulary import vocabulary_size
 
 GPT2_ENTRIES = 50257
@@ -24,18 +24,18 @@ _TEXTS_PER_CALL = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """The rows that stay, in the order of their source, and how many went for which reason."""
+    """The rows that are kept, in the order of their source, and how many were dropped for which reason."""
 
     rows: tuple[Instruction, ...]
     num_read: int
-    num_unanswered: int
+    num_without_reference: int
     num_other_lengths: int
     """Of the first reference."""
     num_long_prompts: int
 
     def __str__(self) -> str:
         losses = (
-            (self.num_unanswered, "without a reference"),
+            (self.num_without_reference, "without a reference"),
             (self.num_other_lengths, "with a first reference of another length"),
             (self.num_long_prompts, "with a longer prompt"),
         )
@@ -43,7 +43,7 @@ class Prepared:
 
 
 def check_counts_as_published(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Check that lengths are counted in GPT-2 tokens, as those of the published subsets.
+    """Check that lengths are counted in GPT-2 tokens, as for the published subsets.
 
     Raises:
         UserError: another tokenizer.
@@ -69,11 +69,16 @@ def prepare(
         UserError: unreadable source or broken row, a tokenizer that is missing, or no row left.
     """
     instructions = read_row_format(original.source) or spec.read(original)
-    answered = [row for row in instructions if row.references]
-    fitting = answered
+    with_reference = [row for row in instructions if row.references]
+    fitting = with_reference
     if keep.response_tokens is not None:
-        lengths = _count_tokens([row.references[0] for row in answered], tokenizer)
-        fitting = [row for row, length in zip(answered, lengths, strict=True) if length in keep.response_tokens]
+        lengths = _count_tokens([row.references[0] for row in with_reference], tokenizer)
+        lowest, highest = keep.response_tokens
+        fitting = [
+            row
+            for row, length in zip(with_reference, lengths, strict=True)
+            if lowest <= length and (highest is None or length <= highest)
+        ]
     rows = fitting
     if keep.max_prompt_tokens is not None:
         prompts = [AlpacaTemplate().render(row) for row in fitting]
@@ -82,8 +87,8 @@ def prepare(
     prepared = Prepared(
         rows=tuple(rows),
         num_read=len(instructions),
-        num_unanswered=len(instructions) - len(answered),
-        num_other_lengths=len(answered) - len(fitting),
+        num_without_reference=len(instructions) - len(with_reference),
+        num_other_lengths=len(with_reference) - len(fitting),
         num_long_prompts=len(fitting) - len(rows),
     )
     if not rows:
@@ -127,7 +132,7 @@ def write_rows(path: Path, rows: Sequence[Instruction]) -> None:
 
 def _count_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
     if tokenizer is None:
-        raise UserError("the rows are chosen by GPT-2 tokens; give --tokenizer, a directory with GPT-2's tokenizer")
+        raise UserError("rows are selected by their GPT-2 tokens; give --tokenizer, a directory with GPT-2's tokenizer")
     lengths: list[int] = []
     for start in range(0, len(texts), _TEXTS_PER_CALL):
         part = list(texts[start : start + _TEXTS_PER_CALL])

@@ -9,38 +9,25 @@ from evaluation.benchmarks.formats import (
     read_fastchat,
     read_natural_instructions,
     read_self_instruct,
-    read_unnatural_instructions,
 )
 from kd.data.instructions import Instruction
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenRange:
-    """Numbers of tokens from `lowest` to `highest`, both included; no end where `highest` is None."""
-
-    lowest: int
-    highest: int | None = None
-
-    def __contains__(self, num_tokens: int) -> bool:
-        return self.lowest <= num_tokens and (self.highest is None or num_tokens <= self.highest)
-
-    def __str__(self) -> str:
-        return f"{self.lowest} or more" if self.highest is None else f"{self.lowest} to {self.highest}"
-
-
-@dataclass(frozen=True, kw_only=True)
 class RowFilter:
-    """Which rows stay. Lengths are in GPT-2 tokens, whatever model is evaluated, without special tokens."""
+    """Which rows are kept. Lengths are in GPT-2 tokens for all models, without special tokens."""
 
-    response_tokens: TokenRange | None = None
-    """Of the first reference."""
+    response_tokens: tuple[int, int | None] | None = None
+    """Lowest and highest length of the first reference, both included; no highest where it is None."""
     max_prompt_tokens: int | None = None
     """Of the formatted prompt (template alpaca)."""
 
     def __str__(self) -> str:
         parts = []
         if self.response_tokens is not None:
-            parts.append(f"first reference of {self.response_tokens} GPT-2 tokens")
+            lowest, highest = self.response_tokens
+            lengths = f"{lowest} or more" if highest is None else f"{lowest} to {highest}"
+            parts.append(f"first reference of {lengths} GPT-2 tokens")
         if self.max_prompt_tokens is not None:
             parts.append(f"prompt of at most {self.max_prompt_tokens} GPT-2 tokens")
         return ", ".join(parts) or "every row"
@@ -68,7 +55,7 @@ class BenchmarkSpec:
 
 
 # Published files of both hold no longer prompt.
-_LONG_ANSWERS = RowFilter(response_tokens=TokenRange(lowest=11), max_prompt_tokens=256)
+_LONG_ANSWERS = RowFilter(response_tokens=(11, None), max_prompt_tokens=256)
 
 _DOLLY_VALIDATION = BenchmarkSpec(
     column="Dolly (validation)",
@@ -119,7 +106,7 @@ SPECS = {
         original="github.com/orhonovich/unnatural-instructions, core_data.jsonl",
         processed="MiniLLM/uinst, 11_/valid.jsonl",
         fields="instruction, instances: input, output",
-        read=read_unnatural_instructions,
+        read=read_self_instruct,
         rows=_LONG_ANSWERS,
         num_rows=(23916,),
     ),

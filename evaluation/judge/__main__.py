@@ -4,145 +4,165 @@ export OPENAI_API_KEY=…
 python -m evaluation.judge --judge gpt-4 --evaluation promptkd=runs/a/evaluation --benchmark dolly --out runs/judge \\
     --price-input 30 --price-output 60 --dry-run
 
-Any server with OpenAI's chat completions interface will do (--base-url). Every reply is kept in a file as soon as it is
-here: the same command goes on after an interruption, and pays nothing for what was answered. Writes
-verdicts/MODEL/BENCHMARK.jsonl, a line for each comparison, and judge.json, `"version": 1`, with
-
-    judge       base_url, model, temperature, max_reply_tokens, attempts
-    orders      who was Assistant 1: model_first (the paper's), reference_first
-    sources     {BENCHMARK: file of rows}
-    scores      {MODEL: {BENCHMARK: …}}: score (Σ model scores / Σ reference scores × 100, mean over the seeds),
-                standard_error (over seeds), pooled (value, low, high over rows), per_seed, by_order,
-                mean_model_score, mean_reference_score, num_judged, num_rejected, num_unanswered
-    usage       num_replies, input_tokens and output_tokens of all replies counted here, cost (null without prices),
-                and num_asked, those that this call paid for
-
-A reply counts if its first line is two numbers from 1 to 10. Others are asked for again, and counted as rejected after
---attempts; a comparison is unanswered if the server failed or refused it, such as a prompt that is too long for the
-judge. Neither is in any score. The exit code is 1 if some are unanswered.
+Works with any server that has OpenAI's chat completions interface (--base-url). Every response of the judge is written
+to the cache when it arrives: the same command resumes after an interruption, and pays for nothing twice. Writes
+judge.json and judgements/ (docs/analysis.md has the keys). The exit code is 1 if some comparisons are unanswered.
 """
 
-import argparse
+import asyncio
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.command_options import (
-    CommandParser,
-    amount,
-    at_least,
-    check_different,
-    named,
-    positive,
-    run_command,
-    seed_list,
-)
-from evaluation.judge.comparisons import Evaluation, Order
-from evaluation.judge.endpoint import Manners, check_base_url, check_openai
-from evaluation.judge.estimate import Prices
-from evaluation.judge.judgement import Options, judge
-from evaluation.judge.report import RESULTS
-from evaluation.judge.session import Judge
+from rich.console import Console
+from rich.progress import Progress
+
+from evaluation.command import Command
+from evaluation.judge.comparisons import read_comparisons, read_sources
+from evaluation.judge.config import JudgeConfig
+from evaluation.judge.endpoint import Endpoint, check_openai
+from evaluation.judge.report import write_report
+from evaluation.judge.responses import ResponseCache
+from evaluation.judge.session import Judgement, Session
 from kd.errors import UserError
 
 INTERRUPTED = 130
-_ORDERS: dict[str, tuple[Order, ...]] = {
-    "model-first": ("model_first",),
-    "reference-first": ("reference_first",),
-    "both": ("model_first", "reference_first"),
-}
+COMMAND = Command(
+    config=JudgeConfig,
+    program="python -m evaluation.judge",
+    description=__doc__,
+    flags={
+        "judge.model": "--judge",
+        "price.input": "--price-input",
+        "price.output": "--price-output",
+        "evaluations": "--evaluation",
+        "benchmarks": "--benchmark",
+        "sources": "--data",
+    },
+)
+BYTES_PER_TOKEN = 4
+"""Of English text under the common tokenizers; the judge's own tokenizer is not used."""
+OVERHEAD_TOKENS = 10
+"""Of one message in a chat."""
 
 
-def parse_options(argv: Sequence[str] | None = None) -> Options:
-    """Read the command line (`sys.argv` if None).
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Tokens of requests and responses, and their cost in US dollars; None without prices."""
+
+    num_requests: int
+    input_tokens: int
+    output_tokens: int
+    cost: float | None
+
+    def __str__(self) -> str:
+        cost = "no prices given" if self.cost is None else f"about ${self.cost:.2f}"
+        return (
+            f"{self.num_requests} requests, about {self.input_tokens} input tokens ({BYTES_PER_TOKEN} bytes each) and"
+            f" {self.output_tokens} output tokens: {cost}"
+        )
+
+
+def estimate_usage(prompts: Sequence[str], *, config: JudgeConfig) -> Usage:
+    """The usage of the first attempt at each prompt."""
+    response_tokens = min(config.price.expected_response_tokens, config.judge.max_response_tokens or sys.maxsize)
+    num_bytes = sum(len(prompt.encode()) for prompt in prompts)
+    input_tokens = -(-num_bytes // BYTES_PER_TOKEN) + OVERHEAD_TOKENS * len(prompts)
+    output_tokens = response_tokens * len(prompts)
+    cost = config.price.cost(input_tokens=input_tokens, output_tokens=output_tokens)
+    return Usage(num_requests=len(prompts), input_tokens=input_tokens, output_tokens=output_tokens, cost=cost)
+
+
+def judge(config: JudgeConfig) -> int:
+    """Judge the comparisons that are not in the cache, write the results, and return how many are unanswered.
 
     Raises:
-        UserError: an option that is unknown, missing, out of range, or makes no sense without another.
+        UserError: unusable input, no key, a cost above the limit, or a server that does not work.
     """
-    values = _parser().parse_args(argv)
-    check_base_url(values.base_url)
-    if (values.price_input is None) != (values.price_output is None):
-        raise UserError("--price-input and --price-output belong together; give both or none")
-    if values.max_cost is not None and values.price_input is None:
-        raise UserError("--max-cost needs --price-input and --price-output")
-    check_different("--evaluation", [evaluation.name for evaluation in values.evaluation])
-    check_different("--data", [rows.name for rows in values.data])
-    prices = None if values.price_input is None else Prices(input=values.price_input, output=values.price_output)
-    return Options(
-        judge=Judge(
-            base_url=values.base_url.rstrip("/"),
-            model=values.judge,
-            temperature=values.temperature,
-            max_reply_tokens=values.max_reply_tokens,
-            attempts=values.attempts,
-        ),
-        manners=Manners(
-            requests_per_minute=values.requests_per_minute,
-            retries=values.retries,
-            timeout_seconds=values.timeout_seconds,
-        ),
-        concurrency=values.concurrency,
-        key_variable=values.key_variable,
-        evaluations=tuple(Evaluation(name=one.name, directory=Path(one.path)) for one in values.evaluation),
-        benchmarks=tuple(dict.fromkeys(values.benchmark)),
-        sources={one.name: one.path for one in values.data},
-        seeds=values.seeds,
-        rows=values.rows,
-        orders=_ORDERS[values.order],
-        prices=prices,
-        expected_reply_tokens=min(values.expected_reply_tokens, values.max_reply_tokens or sys.maxsize),
-        max_cost=values.max_cost,
-        dry_run=values.dry_run,
-        cache=values.cache or values.out / "cache",
-        out=values.out,
-    )
-
-
-def _parser() -> CommandParser:
-    parser = CommandParser(
-        prog="python -m evaluation.judge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--judge", required=True, metavar="MODEL", help="name of the judging model, as the server knows it")
-    add("--base-url", default="https://api.openai.com/v1", metavar="URL", help="[%(default)s]")
-    add(
-        "--key-variable", default="OPENAI_API_KEY", metavar="NAME", help="environment variable of the key [%(default)s]"
-    )
-    add("--evaluation", action="append", required=True, type=named, metavar="NAME=DIR", help="--out of evaluate.py")
-    add("--benchmark", action="append", default=[], metavar="NAME", help="repeat it for more [all of the first one]")
-    add("--data", action="append", default=[], type=named, metavar="BENCHMARK=FILE", help="its rows, if they moved")
-    add("--seeds", type=seed_list, metavar="A,B,…", help="generations to judge [all]")
-    add("--rows", type=at_least(1), metavar="N", help="only the first N rows [all]")
-    add("--order", choices=list(_ORDERS), default="model-first", help="who is Assistant 1 [%(default)s, the paper's]")
-    add("--temperature", type=amount, default=0.7, metavar="X", help="of the judge [%(default)s, the paper's]")
-    add("--max-reply-tokens", type=at_least(8), metavar="N", help="cut replies, which begin with the scores [never]")
-    add("--attempts", type=at_least(1), default=3, metavar="N", help="replies until one has scores [%(default)s]")
-    add("--retries", type=at_least(0), default=6, metavar="N", help="of a request that fails [%(default)s]")
-    add("--timeout-seconds", type=positive, default=120.0, metavar="X", help="of a silent server [%(default)s]")
-    add("--requests-per-minute", type=positive, default=60.0, metavar="X", help="at most [%(default)s]")
-    add("--concurrency", type=at_least(1), default=4, metavar="N", help="requests at a time [%(default)s]")
-    add("--price-input", type=amount, metavar="X", help="US dollars for a million input tokens")
-    add("--price-output", type=amount, metavar="X", help="US dollars for a million output tokens")
-    add("--expected-reply-tokens", type=at_least(1), default=200, metavar="N", help="for the estimate [%(default)s]")
-    add("--max-cost", type=amount, metavar="X", help="do not begin if the estimate is above so many US dollars")
-    add("--dry-run", action="store_true", help="only say what would be asked, and what it would cost")
-    add("--cache", type=Path, metavar="DIR", help="where replies are kept [OUT/cache]")
-    add("--out", type=Path, required=True, metavar="DIR", help=f"gets {RESULTS} and verdicts/")
-    return parser
-
-
-def _run(argv: Sequence[str] | None) -> int:
-    options = parse_options(argv)
     check_openai()
-    return 1 if judge(options) else 0
+    sources = _sources(config)
+    comparisons = [
+        comparison
+        for model, out in config.evaluations.items()
+        for benchmark, source in sources.items()
+        for comparison in read_comparisons(
+            model,
+            Path(out),
+            benchmark=benchmark,
+            source=source,
+            seeds=config.seeds,
+            num_rows=config.rows,
+            orders=config.orders,
+        )
+    ]
+    session = Session(config.judge, cache=ResponseCache(config.cache or config.out / "cache"))
+    # Equal prompts, such as those of a greedy model's seeds, are judged once.
+    prompts = list(dict.fromkeys(comparison.prompt for comparison in comparisons))
+    judgements = {prompt: session.look_up(prompt) for prompt in prompts}
+    open_prompts = [prompt for prompt, state in judgements.items() if state.status == "pending"]
+    estimate = estimate_usage(open_prompts, config=config)
+    print(f"{len(comparisons)} comparisons, {len(prompts)} different prompts; to ask: {estimate}")
+    if config.dry_run:
+        return 0
+    _check_cost(estimate, limit=config.price.max_cost)
+    judgements |= asyncio.run(_judge_open(config, session, open_prompts)) if open_prompts else {}
+    judged = [(comparison, judgements[comparison.prompt]) for comparison in comparisons]
+    write_report(judged, config=config, sources=sources, num_asked=session.num_asked)
+    return sum(judgement.status == "unanswered" for _, judgement in judged)
+
+
+def _sources(config: JudgeConfig) -> dict[str, str]:
+    """The file of rows of each benchmark to judge, which all evaluations must have."""
+    found = {out: read_sources(Path(out)) for out in config.evaluations.values()}
+    first = next(iter(found.values()))
+    names = config.benchmarks or tuple(first)
+    for out, sources in found.items():
+        for name in names:
+            if name not in sources:
+                listed = ", ".join(sources) or "none"
+                raise UserError(f"{out}: has no benchmark {name}, it has {listed}; give --benchmark")
+    moved = config.sources or {}
+    for name in moved:
+        if name not in names:
+            raise UserError(f"--data {name}=…: judged are {', '.join(names) or 'no benchmarks'}; give the name of one")
+    return {name: moved.get(name, first[name]) for name in names}
+
+
+def _check_cost(estimate: Usage, *, limit: float | None) -> None:
+    if limit is not None and estimate.cost is not None and estimate.cost > limit:
+        raise UserError(
+            f"asking would cost about ${estimate.cost:.2f}, more than --max-cost {limit:g}; raise it,"
+            " or judge fewer --rows, --seeds or --benchmark"
+        )
+
+
+async def _judge_open(config: JudgeConfig, session: Session, prompts: Sequence[str]) -> dict[str, Judgement]:
+    variable = config.server.key_variable
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise UserError(
+            f"the environment variable {variable} is not set; put the key there (for a server without keys, any word)"
+        )
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("judging", total=len(prompts))
+        async with Endpoint(config.judge.base_url.rstrip("/"), key=key, server=config.server) as endpoint:
+            return await session.judge_all(
+                prompts,
+                endpoint=endpoint,
+                concurrency=config.server.concurrency,
+                on_judgement=lambda: progress.advance(task),
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says, and return the exit code."""
+    """Run the command, and return the exit code."""
     try:
-        return run_command(lambda: _run(argv))
+        return COMMAND.run(lambda config: 1 if judge(config) else 0, argv)
     except KeyboardInterrupt:
-        print("interrupted; replies so far are kept, the same command goes on from there", file=sys.stderr)
+        print("interrupted; the judge's responses so far are kept, the same command resumes", file=sys.stderr)
         return INTERRUPTED
 
 

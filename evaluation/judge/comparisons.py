@@ -1,17 +1,15 @@
-"""What a judge is asked: a model's response beside the reference, for every row of an evaluation."""
+"""The prompts of a judge: a model's response beside the reference, for every row of an evaluation."""
 
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from evaluation.results import evaluated_seeds, generations_file, read_generations
+from evaluation.generations import evaluated_seeds, generations_file, read_generations
+from evaluation.judge.config import Order
+from evaluation.results import RESULTS_FILE
 from kd.data.instructions import Instruction, read_instructions
 from kd.errors import UserError
-
-Order = Literal["model_first", "reference_first"]
-"""Who is Assistant 1; the paper's is model_first."""
 
 # Table 10 of the paper to the letter, because other words would give other scores.
 PROMPT = """\
@@ -49,35 +47,25 @@ class Comparison:
     prompt: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """A model's --out directory of evaluate.py, under the name that the results give it."""
+def read_sources(out: Path) -> dict[str, str]:
+    """The file of rows of each benchmark in an `out` directory of evaluate.py.
 
-    name: str
-    directory: Path
-
-    def sources(self) -> dict[str, str]:
-        """The file of rows of each of its benchmarks.
-
-        Raises:
-            UserError: no results there.
-        """
-        path = self.directory / "results.json"
-        try:
-            benchmarks = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
-            return {name: str(content["source"]) for name, content in benchmarks.items()}
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); give an --out of evaluate.py") from None
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{path}: is no results.json of evaluate.py; evaluate again") from None
-
-    def seeds(self, benchmark: str) -> list[int]:
-        """Seeds with generations, in ascending order."""
-        return evaluated_seeds(self.directory / "generations" / benchmark)
+    Raises:
+        UserError: no results there.
+    """
+    path = out / RESULTS_FILE
+    try:
+        benchmarks = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+        return {name: str(content["source"]) for name, content in benchmarks.items()}
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a directory of evaluate.py") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path}: is no results.json of evaluate.py; evaluate again") from None
 
 
 def read_comparisons(
-    evaluation: Evaluation,
+    model: str,
+    out: Path,
     *,
     benchmark: str,
     source: str,
@@ -87,35 +75,39 @@ def read_comparisons(
 ) -> Iterator[Comparison]:
     """Yield a comparison for each seed (None: all), row (None: all, else the first so many) and order.
 
+    Args:
+        model: its name in the results.
+        out: its directory of evaluate.py.
+
     Raises:
-        UserError: no generations, or of other rows than `source` has.
+        UserError: no responses, or responses to other rows than `source` has.
     """
     rows = read_instructions(source)
-    chosen = evaluation.seeds(benchmark) if seeds is None else seeds
+    chosen = evaluated_seeds(out, benchmark=benchmark) if seeds is None else seeds
     if not chosen:
-        raise UserError(f"{evaluation.directory}: has no generations of {benchmark}; evaluate it first")
+        raise UserError(f"{out}: has no responses to {benchmark}; evaluate it first")
     for seed in chosen:
-        path = generations_file(evaluation.directory / "generations" / benchmark, seed)
-        for generation in read_generations(path)[:num_rows]:
-            row = rows[generation.row] if generation.row < len(rows) else None
-            if row is None or row.references != generation.references:
+        path = generations_file(out, benchmark=benchmark, seed=seed)
+        for response in read_generations(path)[:num_rows]:
+            row = rows[response.row] if response.row < len(rows) else None
+            if row is None or row.references != response.references:
                 raise UserError(
-                    f"{path}: row {generation.row} is not that of {source}; name the rows it was evaluated on with"
+                    f"{path}: row {response.row} is not that of {source}; name the rows it was evaluated on with"
                     f" --data {benchmark}=FILE"
                 )
             for order in orders:
                 yield Comparison(
-                    model=evaluation.name,
+                    model=model,
                     benchmark=benchmark,
                     seed=seed,
-                    row=generation.row,
+                    row=response.row,
                     order=order,
-                    prompt=render(row, response=generation.response, order=order),
+                    prompt=render(row, response=response.response, order=order),
                 )
 
 
 def render(row: Instruction, *, response: str, order: Order) -> str:
-    """The paper's prompt; the reference is the row's first, and a row without input leaves its place empty."""
+    """The paper's prompt with the row's first reference; without an input, its line is empty."""
     assistants = [response, row.references[0]]
     if order == "reference_first":
         assistants.reverse()

@@ -1,40 +1,27 @@
-"""An OpenAI-compatible server: asked at a limited rate, again after failures, and never with its key in sight."""
+"""Client of an OpenAI-compatible server: limited rate, retries, and no key in any message or file."""
 
 import asyncio
 import importlib.util
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
 
-from evaluation.judge.replies import Reply
+from evaluation.judge.config import ServerSection
+from evaluation.judge.responses import JudgeResponse
 from kd.errors import UserError
 
 # The longest pause that the client makes when a server asks for one.
 _LONGEST_PAUSE_SECONDS = 120.0
 _SHOWN_CHARACTERS = 300
-# Shorter keys are words for servers that want none, and may well be a part of what they reply.
+# Shorter keys are words for servers that need none, and may be a part of a response.
 _SHORTEST_SECRET = 8
-# Malformed, too long, not to be processed: the same request would be refused by a server that works.
+# Malformed, too long, unprocessable: a server that works would refuse the same request again.
 _REFUSALS = frozenset({400, 413, 422})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Manners:
-    """How an endpoint is treated."""
-
-    requests_per_minute: float
-    """Of all requests together, those after failures included."""
-    retries: int
-    """Of a request that fails, times out or is turned away, with growing pauses."""
-    timeout_seconds: float
-    """Without a byte from the server."""
-
-
 class EndpointFailure(Exception):
-    """A request that stayed without a usable answer; the message says why, without the key."""
+    """A request without a usable response; the message has the reason, without the key."""
 
     def __init__(self, reason: str, *, is_refusal: bool = False) -> None:
         """A refusal is about this request, such as a prompt that is too long; else the server failed."""
@@ -45,7 +32,7 @@ class EndpointFailure(Exception):
 class Endpoint:
     """The server at `base_url`; use it as an async context manager."""
 
-    def __init__(self, base_url: str, *, key: str, manners: Manners) -> None:
+    def __init__(self, base_url: str, *, key: str, server: ServerSection) -> None:
         """Connects to nothing yet.
 
         Raises:
@@ -57,14 +44,14 @@ class Endpoint:
         self._key = key
         self._has_secret = len(key) >= _SHORTEST_SECRET
         self._base_url = base_url
-        self._manners = manners
+        self._server = server
         self._next_start = 0.0
         # Any: the client is an extra, and types what OpenAI's own models take.
         self._client: Any = openai.AsyncOpenAI(
             api_key=key,
             base_url=base_url,
-            max_retries=manners.retries,
-            timeout=manners.timeout_seconds,
+            max_retries=server.retries,
+            timeout=server.timeout_seconds,
             # A hook of every single HTTP request: the client's own retries keep the rate as well.
             http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [self._wait_for_turn]}),
         )
@@ -77,19 +64,19 @@ class Endpoint:
     ) -> None:
         await self._client.close()
 
-    async def ask(self, prompt: str, *, parameters: Mapping[str, str | float]) -> Reply:
+    async def ask(self, prompt: str, *, parameters: Mapping[str, str | float]) -> JudgeResponse:
         """Send one user message, with `parameters` of the chat completions interface.
 
         Raises:
-            EndpointFailure: no usable answer to this request.
-            UserError: the server will not answer any: it refuses the key, or has no such model.
+            EndpointFailure: no usable response to this request.
+            UserError: the server refuses the key, or has no such model.
         """
         import openai
 
-        tries = self._manners.retries + 1
+        tries = self._server.retries + 1
         try:
-            # The client's own limit begins anew with every byte; a server that trickles would hold it for ever.
-            async with asyncio.timeout(tries * (self._manners.timeout_seconds + _LONGEST_PAUSE_SECONDS)):
+            # The client's own timeout restarts with every byte; a slow drip of bytes would hold it for ever.
+            async with asyncio.timeout(tries * (self._server.timeout_seconds + _LONGEST_PAUSE_SECONDS)):
                 completion = await self._client.chat.completions.create(
                     messages=[{"role": "user", "content": prompt}],
                     **parameters,
@@ -103,24 +90,24 @@ class Endpoint:
             raise EndpointFailure(self._clean(error), is_refusal=is_refusal) from None
         return self._read(completion)
 
-    def _read(self, completion: object) -> Reply:
-        # A server may send anything; the client passes on what does not look like a completion.
+    def _read(self, completion: object) -> JudgeResponse:
+        # A server may send anything, and the client does not check that it is a completion.
         choices = getattr(completion, "choices", None)
         message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
         content = getattr(message, "content", None)
         if message is None or not isinstance(content, str | None):
-            raise EndpointFailure("the answer is not a chat completion")
+            raise EndpointFailure("the response is not a chat completion")
         usage = getattr(completion, "usage", None)
         counts = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
         input_tokens, output_tokens = (count if isinstance(count, int) else None for count in counts)
         text = content or ""
-        # A secret is taken out of replies too: a server that echoes it would bring it into the cache.
+        # A secret is removed from responses too: a server that echoes it would bring it into the cache.
         if self._has_secret:
             text = text.replace(self._key, "[key]")
-        return Reply(text=text, input_tokens=input_tokens, output_tokens=output_tokens)
+        return JudgeResponse(text=text, input_tokens=input_tokens, output_tokens=output_tokens)
 
     def _clean(self, error: Exception) -> str:
-        # Of a short key, not each letter that it shares with the message.
+        # A short key is removed as a word only: its letters may be a part of other words.
         key = re.escape(self._key) if self._has_secret else rf"(?<!\w){re.escape(self._key)}(?!\w)"
         text = " ".join(re.sub(key, "[key]", str(error)).split()) or "timed out"
         return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]} …"
@@ -128,7 +115,7 @@ class Endpoint:
     async def _wait_for_turn(self, request: object) -> None:
         now = asyncio.get_running_loop().time()
         start = max(now, self._next_start)
-        self._next_start = start + 60 / self._manners.requests_per_minute
+        self._next_start = start + 60 / self._server.requests_per_minute
         await asyncio.sleep(start - now)
 
 
@@ -140,20 +127,3 @@ def check_openai() -> None:
     """
     if importlib.util.find_spec("openai") is None:
         raise UserError('openai is not installed; pip install -e ".[judge]"')
-
-
-def check_base_url(url: str) -> None:
-    """Check that a URL can be asked and written into results.
-
-    Raises:
-        UserError: not http(s), or with a password or a query, which may hold a key.
-    """
-    try:
-        parts = urlsplit(url)
-        is_complete = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_complete = False
-    if not is_complete:
-        raise UserError("--base-url: expected http://… or https://…, such as https://api.openai.com/v1")
-    if parts.username or parts.password or parts.query:
-        raise UserError("--base-url: leave out password and query; a key comes from the environment only")

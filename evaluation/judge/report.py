@@ -2,83 +2,77 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from evaluation.judge.comparisons import Comparison, Order
-from evaluation.judge.estimate import Prices
+from evaluation.display import results_console
+from evaluation.judge.comparisons import Comparison
+from evaluation.judge.config import JudgeConfig, PriceSection
 from evaluation.judge.scores import FeedbackScore, Judged, feedback_score
-from evaluation.judge.session import Judge, Verdict
-from evaluation.results import write_atomically
-from evaluation.terminal import results_console
+from evaluation.judge.session import Judgement
+from kd.files import write_atomically
 
 RESULTS = "judge.json"
 
 
-def write_report(
-    judged: Judged,
-    *,
-    judge: Judge,
-    orders: Sequence[Order],
-    sources: Mapping[str, str],
-    prices: Prices | None,
-    num_asked: int,
-    out: Path,
-) -> None:
-    """Write judge.json and the verdicts of each model and benchmark, and print the scores and what has none.
+def write_report(judged: Judged, *, config: JudgeConfig, sources: Mapping[str, str], num_asked: int) -> None:
+    """Write judge.json and the judgements of each model and benchmark, and print the scores and what has none.
 
     Raises:
-        UserError: `out` cannot be written.
+        UserError: config.out cannot be written.
     """
     scores: dict[str, dict[str, FeedbackScore]] = {}
     for model in dict.fromkeys(comparison.model for comparison, _ in judged):
         for benchmark in sources:
             own = [pair for pair in judged if (pair[0].model, pair[0].benchmark) == (model, benchmark)]
             scores.setdefault(model, {})[benchmark] = feedback_score(own)
-            lines = [json.dumps(_verdict_line(*pair), ensure_ascii=False) for pair in own]
-            write_atomically(out / "verdicts" / model / f"{benchmark}.jsonl", "\n".join(lines) + "\n")
+            lines = [json.dumps(_judgement_line(*pair), ensure_ascii=False) for pair in own]
+            write_atomically(config.out / "judgements" / model / f"{benchmark}.jsonl", "\n".join(lines) + "\n")
     results = {
         "format": "judge",
         "version": 1,
-        "judge": asdict(judge),
-        "orders": list(orders),
+        "judge": asdict(config.judge),
+        "orders": list(config.orders),
         "sources": dict(sources),
         "scores": {
             model: {benchmark: asdict(score) for benchmark, score in of_model.items()}
             for model, of_model in scores.items()
         },
-        "usage": _usage(judged, prices) | {"num_asked": num_asked},
+        "usage": _usage(judged, config.price) | {"num_asked": num_asked},
     }
-    write_atomically(out / RESULTS, json.dumps(results, indent=1, allow_nan=False) + "\n")
+    write_atomically(config.out / RESULTS, json.dumps(results, indent=1, allow_nan=False) + "\n")
     results_console().print(_table(scores, sources))
     for status in ("rejected", "unanswered"):
-        lost = [verdict for _, verdict in judged if verdict.status == status]
+        lost = [judgement for _, judgement in judged if judgement.status == status]
         if lost:
             print(f"{len(lost)} of {len(judged)} comparisons are {status}, such as: {lost[0].reason}", file=sys.stderr)
 
 
-def _verdict_line(comparison: Comparison, verdict: Verdict) -> dict[str, Any]:
+def _judgement_line(comparison: Comparison, judgement: Judgement) -> dict[str, Any]:
     return {
         "seed": comparison.seed,
         "row": comparison.row,
         "order": comparison.order,
-        "status": verdict.status,
-        "scores": None if verdict.scores is None else asdict(verdict.scores),
-        "replies": [reply.text for reply in verdict.replies],
-        "reason": verdict.reason,
+        "status": judgement.status,
+        "scores": None if judgement.scores is None else asdict(judgement.scores),
+        "responses": [response.text for response in judgement.responses],
+        "reason": judgement.reason,
     }
 
 
-def _usage(judged: Judged, prices: Prices | None) -> dict[str, Any]:
-    replies = [reply for verdict in {pair[0].prompt: pair[1] for pair in judged}.values() for reply in verdict.replies]
-    input_tokens = sum(reply.input_tokens or 0 for reply in replies)
-    output_tokens = sum(reply.output_tokens or 0 for reply in replies)
-    cost = None if prices is None else prices.cost(input_tokens=input_tokens, output_tokens=output_tokens)
-    return {"num_replies": len(replies), "input_tokens": input_tokens, "output_tokens": output_tokens, "cost": cost}
+def _usage(judged: Judged, price: PriceSection) -> dict[str, Any]:
+    responses = [
+        response
+        for judgement in {pair[0].prompt: pair[1] for pair in judged}.values()
+        for response in judgement.responses
+    ]
+    input_tokens = sum(response.input_tokens or 0 for response in responses)
+    output_tokens = sum(response.output_tokens or 0 for response in responses)
+    cost = price.cost(input_tokens=input_tokens, output_tokens=output_tokens)
+    return {"num_responses": len(responses), "input_tokens": input_tokens, "output_tokens": output_tokens, "cost": cost}
 
 
 def _table(scores: Mapping[str, Mapping[str, FeedbackScore]], benchmarks: Mapping[str, str]) -> Table:

@@ -1,6 +1,5 @@
-"""Feedback scores from verdicts (Appendix C of the paper): Σ model scores / Σ reference scores × 100."""
+"""Feedback scores from judgements (Appendix C of the paper): Σ model scores / Σ reference scores × 100."""
 
-import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,11 +7,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from evaluation.intervals import Estimate, ratio, resample
-from evaluation.judge.comparisons import Comparison, Order
-from evaluation.judge.session import Verdict
+from evaluation.judge.comparisons import Comparison
+from evaluation.judge.config import Order
+from evaluation.judge.session import Judgement
+from evaluation.statistics import Estimate, ratio, resample, standard_error
 
-Judged = Sequence[tuple[Comparison, Verdict]]
+Judged = Sequence[tuple[Comparison, Judgement]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class FeedbackScore:
     """The same of all seeds together, with its 95 % interval over rows."""
     per_seed: dict[int, float]
     by_order: dict[Order, float]
-    """Of all seeds together; what the two differ by is the judge's preference for a place."""
+    """Of all seeds together; their difference is the judge's preference for a position."""
     mean_model_score: float | None
     mean_reference_score: float | None
     num_judged: int
@@ -41,14 +41,14 @@ Group = TypeVar("Group", int, Order)
 
 
 def feedback_score(judged: Judged, *, num_resamples: int = 1000) -> FeedbackScore:
-    """Aggregate the verdicts on one model's responses to one benchmark; those without scores are only counted."""
+    """Aggregate the judgements on one model's responses to one benchmark; those without scores are only counted."""
     pairs = list(_pairs(judged))
     per_seed = _scores_by(pairs, lambda comparison: comparison.seed)
     values = list(per_seed.values())
-    statuses = [verdict.status for _, verdict in judged]
+    statuses = [judgement.status for _, judgement in judged]
     return FeedbackScore(
         score=statistics.fmean(values) if values else None,
-        standard_error=statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None,
+        standard_error=standard_error(np.array(values)),
         pooled=_pooled(pairs, num_resamples=num_resamples),
         per_seed=per_seed,
         by_order=_scores_by(pairs, lambda comparison: comparison.order),
@@ -61,9 +61,9 @@ def feedback_score(judged: Judged, *, num_resamples: int = 1000) -> FeedbackScor
 
 
 def _pairs(judged: Judged) -> Iterator[Pair]:
-    for comparison, verdict in judged:
-        if verdict.scores is not None:
-            first, second = verdict.scores.first, verdict.scores.second
+    for comparison, judgement in judged:
+        if judgement.scores is not None:
+            first, second = judgement.scores.first, judgement.scores.second
             model_is_first = comparison.order == "model_first"
             yield (comparison, first, second) if model_is_first else (comparison, second, first)
 
@@ -78,11 +78,11 @@ def _scores_by(pairs: Sequence[Pair], key: Callable[[Comparison], Group]) -> dic
 
 
 def _pooled(pairs: Sequence[Pair], *, num_resamples: int) -> Estimate:
-    """A resample draws all verdicts on a row together: those of several seeds are not independent."""
-    places = {row: place for place, row in enumerate(sorted({comparison.row for comparison, _, _ in pairs}))}
-    if not places:
+    """A resample draws all judgements on a row together: those of several seeds are not independent."""
+    index = {row: number for number, row in enumerate(sorted({comparison.row for comparison, _, _ in pairs}))}
+    if not index:
         return Estimate(value=None, low=None, high=None)
-    sums = np.zeros((2, len(places)))
+    sums = np.zeros((2, len(index)))
     for comparison, model, reference in pairs:
-        sums[:, places[comparison.row]] += model, reference
-    return ratio(100 * sums[0], sums[1], resamples=resample(len(places), num_resamples=num_resamples))
+        sums[:, index[comparison.row]] += model, reference
+    return ratio(100 * sums[0], sums[1], draws=resample(len(index), num_resamples=num_resamples))

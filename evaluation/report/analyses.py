@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from evaluation.exposure_bias.picture import make_figure
+from evaluation.analysis.exposure_bias.plot import make_figure
 from evaluation.report.findings import Findings
 from evaluation.report.page import ERROR, HIGH, LOW, Section, Table, picture
 
@@ -24,7 +24,7 @@ _COSTS = {
 
 
 def exposure_section(findings: Findings) -> Section:
-    """Figure 3 for each output of evaluation.exposure_bias; empty without one."""
+    """Figure 3 for each output of evaluation.analysis.exposure_bias; empty without one."""
     pictures = []
     for index, output in enumerate(findings.outputs.results["exposure_bias"], start=1):
         found = output.results
@@ -43,7 +43,7 @@ def exposure_section(findings: Findings) -> Section:
 
 
 def friendliness_section(findings: Findings) -> Section:
-    """The teacher with and without its prompt; empty without an output of evaluation.student_friendliness."""
+    """The teacher with and without its prompt; empty without an output of evaluation.analysis.student_friendliness."""
     outputs = findings.outputs.results["student_friendliness"]
     frame = pd.json_normalize(
         [

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from evaluation.compare import METRICS, Metric
+from evaluation.display import metric_label
 from evaluation.pictures import COLORS
 from evaluation.report.models import Model, match_models
 from evaluation.report.outputs import Outputs, find_outputs
@@ -28,7 +28,7 @@ class Findings:
 
     outputs: Outputs
     models: list[Model]
-    metric: Metric
+    metric: str
     base: Model | None
     """The model that the others are compared with."""
     num_samples: int
@@ -37,7 +37,7 @@ class Findings:
     @property
     def label(self) -> str:
         """The metric's name in a sentence."""
-        return METRICS[self.metric]
+        return metric_label(self.metric)
 
     @property
     def students(self) -> list[Model]:
@@ -87,7 +87,7 @@ class Findings:
         return frame
 
 
-def read_findings(directories: Sequence[Path], *, metric: Metric, base: str | None, num_samples: int) -> Findings:
+def read_findings(directories: Sequence[Path], *, metric: str, base: str | None, num_samples: int) -> Findings:
     """Read all outputs in `directories`, and match the evaluated models to the trainings.
 
     Raises:

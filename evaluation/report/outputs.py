@@ -1,13 +1,12 @@
 """Finds the outputs of the toolkit's commands in directories and below, and recognises them by their files."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.report.training import TrainingRun, read_text, read_training
-from evaluation.short_names import short_names
+from evaluation.display import short_names
+from evaluation.report.training import TrainingRun, read_object, read_training
 from kd.errors import UserError
 
 # The files that a directory of each kind has; the first one holds the results.
@@ -79,14 +78,11 @@ def find_outputs(directories: Sequence[Path]) -> Outputs:
 
 def _read(directory: Path, *, kind: str) -> dict[str, Any]:
     path = directory / _FILES[kind][0]
-    try:
-        results = json.loads(read_text(path))
-    except ValueError:
-        raise UserError(f"{path}: is not JSON; write it again, or give another --runs") from None
-    lacking = [key for key in _REQUIRED[kind] if not isinstance(results, dict) or key not in results]
+    results = read_object(path)
+    lacking = [key for key in _REQUIRED[kind] if key not in results]
     if lacking:
         raise UserError(f"{path}: has no {lacking[0]}; write it again with this version of the toolkit")
-    return dict(results)
+    return results
 
 
 def _walk(directory: Path) -> Iterator[tuple[str, Path]]:

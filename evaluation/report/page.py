@@ -13,8 +13,8 @@ from markupsafe import Markup
 from pandas.io.formats.style import Styler
 
 from evaluation.pictures import load_pyplot
-from evaluation.results import write_atomically
 from kd.errors import UserError
+from kd.files import write_atomically
 
 # matplotlib has no types.
 Axes: TypeAlias = Any

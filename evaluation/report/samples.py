@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from evaluation.generations import Response, generations_file, read_generations
 from evaluation.report.findings import Findings
 from evaluation.report.models import Model, metrics_of
 from evaluation.report.page import Section, Table
-from evaluation.responses import Generation
-from evaluation.results import generations_file, read_generations
 
 _ALPACA_START, _ALPACA_END = "### Instruction:\n", "\n\n### Response:\n"
 
@@ -43,16 +42,16 @@ def _benchmark_table(findings: Findings, benchmark: str) -> Table:
             "row": str(row),
             "prompt": instruction_of(first[row].prompt),
             "reference": "\n\n".join(first[row].references),
-            **{name: f"[{rows[row].rougeL:.0f}] {rows[row].response}" for name, rows in found.items()},
+            **{name: f"[{rows[row].scores['rougeL']:.0f}] {rows[row].response}" for name, rows in found.items()},
         }
         for row in spread(shared, findings.num_samples)
     ]
     return Table(key=f"samples-{benchmark}", title=benchmark, frame=pd.DataFrame(samples), content="texts")
 
 
-def _first_seed(model: Model, benchmark: str) -> dict[int, Generation]:
+def _first_seed(model: Model, benchmark: str) -> dict[int, Response]:
     seed = next(seed for metric in metrics_of(model.benchmarks[benchmark]).values() for seed in metric["per_seed"])
-    generations = read_generations(generations_file(model.directory(benchmark) / "generations" / benchmark, int(seed)))
+    generations = read_generations(generations_file(model.directory(benchmark), benchmark=benchmark, seed=int(seed)))
     return {generation.row: generation for generation in generations}
 
 

@@ -1,5 +1,6 @@
 """One training as its run directory describes it."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from evaluation.records import parse_record, read_records
 from kd.errors import UserError
+from kd.train.metric_log import FILE_NAME, read_metrics
 from kd.train.run_directory import CONFIG_FILE, ENVIRONMENT_FILE
 
 Flat = dict[str, Any]
@@ -55,8 +56,11 @@ def read_training(directory: Path, *, name: str) -> TrainingRun:
         UserError: one of its files is broken.
     """
     environment = directory / ENVIRONMENT_FILE
-    conditions = parse_record(read_text(environment), path=environment) if environment.exists() else {}
-    records = [dict(record) for record in read_records(directory, required=_REQUIRED)]
+    conditions = read_object(environment) if environment.exists() else {}
+    records = read_metrics(directory)
+    for number, record in enumerate(records, start=1):
+        if not all(isinstance(record.get(name), int | float) for name in _REQUIRED):
+            raise UserError(f"{directory / FILE_NAME}:{number}: expected {', '.join(_REQUIRED)}; remove that line")
     metrics = pd.DataFrame(records) if records else pd.DataFrame(columns=list(_REQUIRED), dtype=float)
     # A record holds means over all steps since the record before it.
     metrics["seconds"] = (metrics["step"].diff().fillna(metrics["step"]) * metrics["step_seconds"]).cumsum()
@@ -67,6 +71,21 @@ def read_training(directory: Path, *, name: str) -> TrainingRun:
         conditions=_flatten({key: conditions[key] for key in _CONDITIONS if key in conditions}),
         metrics=metrics,
     )
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: it cannot be read, or is something else.
+    """
+    try:
+        content = json.loads(read_text(path))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object; write it again, or give another --runs")
+    return content
 
 
 def read_text(path: Path) -> str:

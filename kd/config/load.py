@@ -44,19 +44,20 @@ class Names:
 
 
 def read_layers(
-    path: str | Path, *, overrides: Sequence[str] = (), names: Names, notify: Callable[[str], None]
+    path: str | Path | None, *, overrides: Sequence[str] = (), names: Names, notify: Callable[[str], None]
 ) -> list[Values]:
     """Read the files that a YAML file extends, the file itself, and overrides: from the most general to the overrides.
 
     Args:
-        path: a YAML file; `extends: FILE` in it (relative to itself) names a file to start from.
+        path: a YAML file; `extends: FILE` in it (relative to itself) names a file to start from. None for no file.
         overrides: `section.field=value`, each value in YAML notation; they take precedence over the file.
         notify: receives one line for each old name.
 
     Raises:
         UserError: an unreadable file, broken YAML, files that extend each other, or a malformed override.
     """
-    layers = [*_read_extended(Path(path)), _parse_overrides(overrides)]
+    files = [] if path is None else _read_extended(Path(path))
+    layers = [*files, _parse_overrides(overrides)]
     for layer in layers:
         _rename(layer, names=names, notify=notify)
     return layers

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluation.exposure_bias.__main__ import parse_options
-from evaluation.exposure_bias.measurement import measure
+from evaluation.analysis.exposure_bias.__main__ import COMMAND, measure
 from kd.distributed import World
 from tests.reference.markov_chain import (
     WORDS,
@@ -42,7 +41,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measure_on_ranks(world: World, *, argv: list[str]) -> None:
-    measure(parse_options(argv), world=world)
+    measure(COMMAND.read(argv), world=world)
 
 
 def arguments(inputs: Path, out: Path, *extra: str) -> list[str]:
@@ -156,13 +155,13 @@ def refusal(world: World, *, argv: list[str]) -> str:
     from kd.errors import UserError
 
     try:
-        measure(parse_options(argv), world=world)
+        measure(COMMAND.read(argv), world=world)
     except UserError as error:
         return str(error)
     return "nothing was refused"
 
 
-def test_a_killed_measurement_goes_on_after_the_students_it_finished(
+def test_a_killed_measurement_resumes_after_the_students_it_completed(
     inputs: Path, tmp_path: Path, ranks: Callable[[int], Ranks]
 ) -> None:
     incomplete = save_markov_model(tmp_path / "incomplete", STUDENT)

@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from evaluation.analysis.student_friendliness.__main__ import COMMAND, measure
 from evaluation.scoring import main as evaluate
-from evaluation.student_friendliness.__main__ import parse_options
-from evaluation.student_friendliness.measurement import measure
 from kd.distributed import World, free_port
 from kd.errors import UserError
 from kd.models.soft_prompt import FILE_NAME, SoftPromptOrigin, save_soft_prompt
@@ -63,7 +62,7 @@ def arguments(run: Path, out: Path, *extra: str) -> list[str]:
 
 
 def measure_on_ranks(world: World, *, argv: list[str]) -> None:
-    measure(parse_options(argv), world=world)
+    measure(COMMAND.read(argv), world=world)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +145,7 @@ def test_one_and_two_ranks_write_the_same(
     assert one == two
 
 
-def test_the_page_shows_the_table_and_everyones_answers(run: Path, measured: Path) -> None:
+def test_the_page_shows_the_table_and_all_responses(run: Path, measured: Path) -> None:
     text = (measured / "student_friendliness.md").read_text()
     results = read(measured)
     table = [line for line in text.split("\n") if line.startswith("|")]
@@ -161,14 +160,6 @@ def test_the_page_shows_the_table_and_everyones_answers(run: Path, measured: Pat
     assert f"`{run / 'final'}`" in text
 
 
-def test_what_the_run_names_can_be_given_instead(run: Path, tmp_path: Path) -> None:
-    options = parse_options(arguments(run, tmp_path, "--final", "elsewhere", "--max-new-tokens", "7"))
-    assert (options.final, options.initial) == ("elsewhere", str(run / "start"))
-    assert (options.analysis.max_new_tokens, options.analysis.max_prompt_tokens) == (7, 40)
-    with pytest.raises(UserError, match="--teacher is missing; give it, or --run with a PromptKD run"):
-        parse_options(["--out", str(tmp_path)])
-
-
 def test_rows_without_outputs_are_refused_on_every_rank(
     run: Path, tmp_path: Path, ranks: Callable[[int], Ranks]
 ) -> None:
@@ -181,12 +172,12 @@ def test_rows_without_outputs_are_refused_on_every_rank(
 def test_limits_without_room_for_outputs_are_refused(run: Path, tmp_path: Path, ranks: Callable[[int], Ranks]) -> None:
     argv = arguments(run, tmp_path / "out", "--max-sequence-tokens", "40")
     [message] = ranks(1).run(refusal, argv=argv)
-    assert "--max-prompt-tokens is 40, which leaves no room for a response in --max-sequence-tokens 40" in message
+    assert "data.max_prompt_tokens is 40, which leaves no room for a response in data.max_sequence_tokens=40" in message
 
 
 def refusal(world: World, *, argv: list[str]) -> str:
     try:
-        measure(parse_options(argv), world=world)
+        measure(COMMAND.read(argv), world=world)
     except UserError as error:
         return str(error)
     return "nothing was refused"

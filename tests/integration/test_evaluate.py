@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -10,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
-from evaluation.options import parse_options
-from evaluation.rouge_l import read_generations, score
-from evaluation.scoring import evaluate, main
+from evaluation.generations import sample_responses
+from evaluation.rouge_l import mean_scores
+from evaluation.scoring import COMMAND, evaluate_model, main
 from kd.distributed import World, free_port
 from kd.models.soft_prompt import SoftPromptOrigin, save_soft_prompt
+from tests.integration.tiny_run import launcher_environment
 from tests.run_on_ranks import Ranks
 from tests.tiny_models import save_tiny_model
 
@@ -102,29 +105,38 @@ def test_files_and_keys(model: Path, benchmark: Path, tmp_path: Path, capsys: py
         assert lines[0]["references"] == ["Paris", "the capital is Paris"]
         assert lines[0]["prompt"].endswith("### Instruction:\nName the capital.\n\n### Response:\n")
         assert all(isinstance(line["response"], str) for line in lines)
-        again = score(*read_generations(path))
-        assert test["rougeL"]["per_seed"][seed] == pytest.approx(again.rouge_l)
-        assert test["exact_match"]["per_seed"][seed] == pytest.approx(again.exact_match)
+        for name, again in mean_scores(path)[0].items():
+            assert test[name]["per_seed"][seed] == pytest.approx(again)
     values = list(test["rougeL"]["per_seed"].values())
     assert test["rougeL"]["mean"] == pytest.approx(sum(values) / 2)
     assert test["rougeL"]["standard_error"] == pytest.approx(abs(values[0] - values[1]) / 2)
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("option", ["--no-repeat-ngram-size=1", "--repetition-penalty=1000", "--min-p=0.999"])
-def test_options_of_decoding_change_the_responses(option: str, model: Path, benchmark: Path, tmp_path: Path) -> None:
+def test_options_of_decoding_change_the_responses(model: Path, benchmark: Path, tmp_path: Path) -> None:
+    prompt = save_prompt(tmp_path / "soft_prompt.safetensors", width=32)
+    changes = {
+        "plain": [],
+        "ngrams": ["--no-repeat-ngram-size=1"],
+        "penalty": ["--repetition-penalty=1000"],
+        "min_p": ["--min-p=0.999"],
+        "greedy": ["--greedy"],
+        "prompted": ["--soft-prompt", str(prompt)],
+    }
     responses = {}
-    for name, extra in {"plain": [], "changed": [option]}.items():
+    for name, extra in changes.items():
         assert main(arguments(model, benchmark, tmp_path / name, *extra)) == 0
         responses[name] = contents(tmp_path / name)
-    assert responses["plain"].keys() == responses["changed"].keys()
-    assert responses["plain"] != responses["changed"]
-    name = option.removeprefix("--").split("=")[0].replace("-", "_")
-    assert read_results(tmp_path / "changed")["benchmarks"]["test"]["decoding"][name] == float(option.split("=")[1])
+    assert all(responses["plain"] != found for name, found in responses.items() if name != "plain")
+    # Greedy responses agree for all seeds.
+    assert [len(set(responses[name].values())) for name in ("plain", "greedy")] == [2, 1]
+    assert read_results(tmp_path / "prompted")["soft_prompt"] == str(prompt)
+    decoding = read_results(tmp_path / "penalty")["benchmarks"]["test"]["decoding"]
+    assert (decoding["repetition_penalty"], decoding["greedy"]) == (1000, False)
 
 
 def evaluate_on_ranks(world: World, *, argv: list[str]) -> None:
-    evaluate(parse_options(argv), world=world)
+    evaluate_model(COMMAND.read(argv), world=world)
 
 
 def test_one_and_two_ranks_write_the_same(
@@ -141,20 +153,7 @@ def test_one_and_two_ranks_write_the_same(
 
 
 @pytest.mark.usefixtures("alone")
-def test_greedy_responses_agree_for_all_seeds(model: Path, benchmark: Path, tmp_path: Path) -> None:
-    greedy, sampled = tmp_path / "greedy", tmp_path / "sampled"
-    assert main(arguments(model, benchmark, greedy, "--greedy")) == 0
-    assert main(arguments(model, benchmark, sampled)) == 0
-    first, second = contents(greedy).values()
-    assert first == second
-    first, second = contents(sampled).values()
-    assert first != second
-    decoding = [read_results(out)["benchmarks"]["test"]["decoding"]["greedy"] for out in (greedy, sampled)]
-    assert decoding == [True, False]
-
-
-@pytest.mark.usefixtures("alone")
-def test_truncated_prompts_are_answered_and_counted(model: Path, benchmark: Path, tmp_path: Path) -> None:
+def test_truncated_prompts_are_sampled_and_counted(model: Path, benchmark: Path, tmp_path: Path) -> None:
     assert main(arguments(model, benchmark, tmp_path / "out", "--overlong", "truncate")) == 0
     test = read_results(tmp_path / "out")["benchmarks"]["test"]
     assert (test["num_samples"], test["dropped_rows"], test["truncated_prompts"]) == (5, 0, 1)
@@ -168,29 +167,83 @@ def save_prompt(path: Path, *, width: int) -> Path:
 
 
 @pytest.mark.usefixtures("alone")
-def test_soft_prompt_changes_the_responses(model: Path, benchmark: Path, tmp_path: Path) -> None:
-    prompt = save_prompt(tmp_path / "soft_prompt.safetensors", width=32)
-    plain, prompted = tmp_path / "plain", tmp_path / "prompted"
-    assert main(arguments(model, benchmark, plain)) == 0
-    assert main(arguments(model, benchmark, prompted, "--soft-prompt", str(prompt))) == 0
-    assert contents(plain) != contents(prompted)
-    assert read_results(prompted)["soft_prompt"] == str(prompt)
+def test_finished_seeds_are_not_sampled_again(
+    model: Path, benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert main(arguments(model, benchmark, out, "--seeds", "10,20,30")) == 0
+    before, results = contents(out), read_results(out)
+    for seed in (20, 30):
+        (out / "generations" / "test" / f"seed-{seed}.jsonl").unlink()
+    sampled = []
+
+    def killed(*args: Any, seed: int, **settings: Any) -> Any:
+        """Ends the process at the last seed, as a kill would."""
+        sampled.append(seed)
+        if seed == 30:
+            raise KeyboardInterrupt
+        return sample_responses(*args, seed=seed, **settings)
+
+    monkeypatch.setattr("evaluation.scoring.sample_responses", killed)
+    with pytest.raises(KeyboardInterrupt):
+        main(arguments(model, benchmark, out, "--seeds", "10,20,30"))
+    monkeypatch.setattr("evaluation.scoring.sample_responses", sample_responses)
+    assert sampled == [20, 30]
+    assert main(arguments(model, benchmark, out, "--seeds", "10,20,30")) == 0
+    assert contents(out) == before
+    assert read_results(out) == results
 
 
 @pytest.mark.usefixtures("alone")
-def test_second_call_makes_only_what_is_missing(model: Path, benchmark: Path, tmp_path: Path) -> None:
+def test_a_metric_can_be_added_to_finished_seeds(
+    model: Path, benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     assert main(arguments(model, benchmark, out)) == 0
-    before, results = contents(out), read_results(out)
-    kept, lost = (out / "generations" / "test" / f"seed-{seed}.jsonl" for seed in (10, 20))
-    # A generation that no model made shows whether the file is made anew.
-    kept.write_text(kept.read_text().replace('"ended": false', '"ended": true', 1))
-    marked = kept.read_text()
-    lost.unlink()
-    assert main(arguments(model, benchmark, out)) == 0
-    assert kept.read_text() == marked != before["generations/test/seed-10.jsonl"]
-    assert lost.read_text() == before["generations/test/seed-20.jsonl"]
-    assert read_results(out)["benchmarks"]["test"]["rougeL"] == results["benchmarks"]["test"]["rougeL"]
+    before = read_results(out)["benchmarks"]["test"]
+    monkeypatch.setattr("evaluation.scoring.sample_responses", None)
+    for pattern, expected in (("(?s).+", 0.0), ("^", 100.0)):
+        extra = ["--metrics", "rougeL", "accuracy", "--answer-pattern", pattern]
+        assert main(arguments(model, benchmark, out, *extra)) == 0
+        found = read_results(out)["benchmarks"]["test"]
+        assert (found["accuracy"]["mean"], found["rougeL"]) == (expected, before["rougeL"])
+        assert "exact_match" not in found
+    first = json.loads((out / "generations" / "test" / "seed-10.jsonl").read_text().split("\n")[0])
+    assert (first["accuracy"], first["exact_match"]) == (100.0, False)
+
+
+@pytest.mark.usefixtures("alone")
+def test_python_api_returns_the_results_of_a_run(model: Path, benchmark: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(model, run / "best")
+    config = {
+        "method": "sft",
+        "model": {"student": "s"},
+        "data": {"train": "t", "max_prompt_tokens": 100},
+        "generation": {"max_new_tokens": 8},
+        "run": {"dir": str(run)},
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    # In a process of its own: it stays in the process group until it ends.
+    program = (
+        "import json, sys; from evaluation import evaluate; run, rows, out = sys.argv[1:];"
+        "results = evaluate(run=run, benchmarks={'test': rows}, out=out, overrides=['generation.seeds=[10,20]']);"
+        "print(json.dumps(results))"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", program, str(run), str(benchmark), str(tmp_path / "api")],
+        cwd=ROOT,
+        env=launcher_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert finished.returncode == 0, finished.stderr
+    results = json.loads(finished.stdout.splitlines()[-1])
+    assert results == read_results(tmp_path / "api")
+    assert results["model"] == str(run / "best")
+    assert main(arguments(model, benchmark, tmp_path / "command")) == 0
+    assert contents(tmp_path / "api") == contents(tmp_path / "command")
 
 
 @pytest.mark.usefixtures("alone")
@@ -216,6 +269,10 @@ def test_other_settings_in_the_same_directory_are_refused(
         message = capsys.readouterr().err.splitlines()[-1]
         assert f"was made with {expected}" in message
         assert "use another --out or delete" in message
+    # A model that was trained again is not scored with its old responses.
+    (model / "model.safetensors").touch()
+    assert main(arguments(model, benchmark, out)) == 2
+    assert "was made with weights=" in capsys.readouterr().err
     assert contents(out) == before
 
 
@@ -238,17 +295,6 @@ def test_results_of_other_benchmarks_stay(
 
 
 @pytest.mark.usefixtures("alone")
-def test_retrained_model_is_not_scored_with_old_responses(
-    benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = save_tiny_model(tmp_path / "model", "gpt2", seed=1)
-    assert main(arguments(model, benchmark, tmp_path / "out")) == 0
-    save_tiny_model(model, "gpt2", seed=2)
-    assert main(arguments(model, benchmark, tmp_path / "out")) == 2
-    assert "was made with weights=" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("alone")
 def test_mistakes_are_one_line_and_exit_code_two(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,7 +312,7 @@ def test_mistakes_are_one_line_and_exit_code_two(
         (arguments(model, rows, out, "--soft-prompt", str(prompt)), "16 numbers"),
         (arguments(model, rows, out, "--soft-prompt", str(rows)), f"soft prompt {rows}: cannot be read"),
         (arguments(model, rows, out, "--max-new-tokens", "64"), "has 128 positions"),
-        (arguments(model, rows, out, "--dtype", "fp16"), "--dtype fp16 needs a GPU"),
+        (arguments(model, rows, out, "--dtype", "fp16"), "model.dtype=fp16 needs a GPU"),
         (arguments(model, rows, blocked), "cannot be written"),
     ]
     for argv, expected in cases:
@@ -320,14 +366,14 @@ def test_a_command_line_that_one_rank_cannot_follow_ends_both(tmp_path: Path) ->
     (here / "metrics.jsonl").write_text('{"step": 1}\n')
     (here / "config.yaml").write_text("model: {student: s, teacher: t}\ndata: {train: d}\nrun: {dir: r}\n")
     fixed = ["--teacher", "t", "--data", "d", "--out", str(tmp_path / "out")]
-    program = ("-m", "evaluation.exposure_bias")
+    program = ("-m", "evaluation.analysis.exposure_bias")
     processes = [
         start_rank(rank, size=2, port=port, argv=[*fixed, "--run", f"a={run}"], program=program)
         for rank, run in enumerate((here, nowhere))
     ]
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [2, 2]
-    assert "".join(error for _, error in outputs).startswith(f"error: {nowhere}: has no exports/step-<n>")
+    assert "".join(error for _, error in outputs).startswith(f"error: {nowhere}: has no config.yaml")
 
 
 def test_script_runs_from_anywhere_without_deepspeed(model: Path, benchmark: Path, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ for override in ("data.train=nowhere.jsonl", "run.dir=first", "run.dir=second"):
     except UserError as error:
         print("refused:", error)
 try:
-    evaluate("first/final", benchmarks={"mine": "data/my-test.jsonl"}, out="scores", options=["--seeds", "x"])
+    evaluate("first/final", benchmarks={"mine": "data/my-test.jsonl"}, out="scores", overrides=["generation.seeds=x"])
 except UserError as error:
     print("refused:", error)
 """

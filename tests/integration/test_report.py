@@ -9,11 +9,11 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from evaluation.exposure_bias import __main__ as exposure_bias
+from evaluation.analysis.exposure_bias import __main__ as exposure_bias
+from evaluation.analysis.student_friendliness import __main__ as student_friendliness
 from evaluation.paper.__main__ import main as reproduce
 from evaluation.report.__main__ import main as report
 from evaluation.scoring import main as evaluate
-from evaluation.student_friendliness import __main__ as student_friendliness
 from tests.distributed import run_jobs
 from tests.integration.tiny_run import write_tiny_config, write_tiny_pair
 from tests.run_on_ranks import Ranks

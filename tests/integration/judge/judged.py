@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from evaluation.results import generations_file, write_generations
+from evaluation.generations import generations_file, write_generations
 from tests.integration.tiny_run import launcher_environment
 from tests.judge_server import Answer, Request, Script
 from tests.unit.evaluation.generations import generation
@@ -27,7 +27,7 @@ def write_evaluation(directory: Path, *, name: str, num_rows: int = 3, seeds: tu
         generations = [
             generation(row, reference=f"truth {row}", response=f"{name} says {row} {seed}") for row in range(num_rows)
         ]
-        write_generations(generations_file(out / "generations" / "dolly", seed), generations)
+        write_generations(generations_file(out, benchmark="dolly", seed=seed), generations)
     (out / "results.json").write_text(json.dumps({"benchmarks": {"dolly": {"source": str(source)}}}))
     return out
 
@@ -45,8 +45,8 @@ def score_of(directory: Path) -> Any:
     return read(directory)["scores"]["kd"]["dolly"]
 
 
-def verdicts(directory: Path) -> list[dict[str, Any]]:
-    lines = (directory / "out" / "verdicts" / "kd" / "dolly.jsonl").read_text().splitlines()
+def judgements(directory: Path) -> list[dict[str, Any]]:
+    lines = (directory / "out" / "judgements" / "kd" / "dolly.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.generations import generations_file
 from evaluation.judge.__main__ import main
 from evaluation.judge.comparisons import PROMPT
-from evaluation.results import generations_file
-from tests.integration.judge.judged import KEY, always, arguments, by_seed, read, score_of, verdicts, write_evaluation
+from tests.integration.judge.judged import KEY, always, arguments, by_seed, judgements, read, score_of, write_evaluation
 from tests.judge_server import Answer, JudgeServer, Request, Script
 
 
@@ -24,7 +24,12 @@ def test_scores_files_and_the_request_itself(tmp_path: Path, served: Callable[[S
     assert score["by_order"] == {"model_first": score["pooled"]["value"]}
     assert (score["num_judged"], score["num_rejected"], score["num_unanswered"]) == (6, 0, 0)
     usage = read(tmp_path)["usage"]
-    assert (usage["num_asked"], usage["num_replies"], usage["input_tokens"], usage["output_tokens"]) == (6, 6, 600, 120)
+    assert (usage["num_asked"], usage["num_responses"], usage["input_tokens"], usage["output_tokens"]) == (
+        6,
+        6,
+        600,
+        120,
+    )
     assert usage["cost"] == pytest.approx(600 * 10e-6 + 120 * 30e-6)
     request = next(one for one in server.requests if "kd says 1 20" in one.prompt)
     assert request.authorization == f"Bearer {KEY}"
@@ -32,7 +37,9 @@ def test_scores_files_and_the_request_itself(tmp_path: Path, served: Callable[[S
     assert "max_tokens" not in request.content
     assert request.prompt == PROMPT.format(instruction="Ask 1.", input="{it}", first="kd says 1 20", second="truth 1")
     assert len(request.content["messages"]) == 1
-    assert [(line["seed"], line["row"]) for line in verdicts(tmp_path)] == [(s, r) for s in (10, 20) for r in range(3)]
+    assert [(line["seed"], line["row"]) for line in judgements(tmp_path)] == [
+        (s, r) for s in (10, 20) for r in range(3)
+    ]
 
 
 def test_a_second_call_pays_nothing(tmp_path: Path, served: Callable[[Script], JudgeServer]) -> None:
@@ -44,8 +51,8 @@ def test_a_second_call_pays_nothing(tmp_path: Path, served: Callable[[Script], J
     assert len(server.requests) == 6
     assert read(tmp_path)["usage"].pop("num_asked") == 0
     assert read(tmp_path)["scores"] == before["scores"]
-    # Another judge, another temperature and a longer reply are other questions.
-    for extra in (["--judge", "gpt-5"], ["--temperature", "0"], ["--max-reply-tokens", "16"]):
+    # Another judge, another temperature and another limit are other requests.
+    for extra in (["--judge", "gpt-5"], ["--temperature", "0"], ["--max-response-tokens", "16"]):
         asked = len(server.requests)
         assert main(arguments(tmp_path, server.url, *extra)) == 0
         assert len(server.requests) == asked + 6
@@ -54,7 +61,7 @@ def test_a_second_call_pays_nothing(tmp_path: Path, served: Callable[[Script], J
 
 def test_equal_prompts_are_asked_once(tmp_path: Path, served: Callable[[Script], JudgeServer]) -> None:
     out = write_evaluation(tmp_path, name="kd")
-    first, second = (generations_file(out / "generations" / "dolly", seed) for seed in (10, 20))
+    first, second = (generations_file(out, benchmark="dolly", seed=seed) for seed in (10, 20))
     second.write_text(first.read_text())
     server = served(always(Answer(text="5 5")))
     assert main(arguments(tmp_path, server.url)) == 0
@@ -74,7 +81,7 @@ def test_exchanged_places_are_undone_in_the_scores(tmp_path: Path, served: Calla
     assert main(arguments(tmp_path, server.url, "--order", "both")) == 0
     assert score_of(tmp_path)["by_order"] == {"model_first": 80.0, "reference_first": 60.0}
     assert score_of(tmp_path)["score"] == 70.0
-    assert main(arguments(tmp_path, server.url, "--order", "reference-first")) == 0
+    assert main(arguments(tmp_path, server.url, "--order", "reference_first")) == 0
     assert score_of(tmp_path)["score"] == 60.0
     assert len(server.requests) == 2
 
@@ -133,11 +140,11 @@ def test_mistakes_are_one_line_and_exit_code_two(tmp_path: Path, capsys: pytest.
         (["--evaluation", f"b={tmp_path / 'empty'}"], "results.json: cannot be read"),
         (["--evaluation", f"kd={out}"], "--evaluation: the name kd is given twice"),
         (["--price-input", "1"], "belong together"),
-        (["--max-cost", "1"], "--max-cost needs --price-input"),
+        (["--max-cost", "1"], "price.max_cost needs price.input"),
         (["--base-url", "https://user:secret@host/v1"], "leave out password and query"),
         (["--base-url", "https://host/v1?api-key=secret"], "leave out password and query"),
         (["--base-url", "host/v1"], "expected http://"),
-        (["--timeout-seconds", "0"], "'0' is not a number above 0"),
+        (["--timeout-seconds", "0"], "server.timeout_seconds is 0; input should be greater than 0"),
     ]
     for extra, expected in cases:
         capsys.readouterr()
@@ -169,4 +176,4 @@ def test_a_broken_file_of_the_cache_is_named(
     (path,) = (tmp_path / "out" / "cache").rglob("*.json")
     path.write_text("{")
     assert main(arguments(tmp_path, server.url)) == 2
-    assert f"{path}: is no reply of a judge; delete the file to ask again" in capsys.readouterr().err
+    assert f"{path}: is no response of a judge; delete the file to ask again" in capsys.readouterr().err

@@ -11,14 +11,15 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from evaluation.exposure_bias.curve import StepSums, exposure_bias
-from evaluation.intervals import Estimate, resample
+from evaluation.analysis.exposure_bias.curve import StepSums, exposure_bias
+from evaluation.analysis.student_friendliness.summary import Column, Distance, RowSet
+from evaluation.generations import generations_file, write_generations
 from evaluation.judge.comparisons import Comparison
-from evaluation.judge.replies import Scores
+from evaluation.judge.responses import Scores
 from evaluation.judge.scores import feedback_score
-from evaluation.judge.session import Verdict
-from evaluation.results import generations_file, summarise, write_generations
-from evaluation.student_friendliness.summary import Column, Distance, RowSet
+from evaluation.judge.session import Judgement
+from evaluation.results import summarise
+from evaluation.statistics import Estimate, resample
 from tests.unit.evaluation.generations import generation
 
 ALPACA = "Below is an instruction.\n\n### Instruction:\n{}\n\n### Response:\n"
@@ -85,10 +86,10 @@ def write_evaluation(
             for index, values in enumerate(by_seed, start=1)
         }
         for seed, rows in generations.items():
-            write_generations(generations_file(directory / "generations" / name, seed), rows)
+            write_generations(generations_file(directory, benchmark=name, seed=seed), rows)
         benchmarks[name] = {
             "source": f"{name}.jsonl",
-            **asdict(summarise(generations)),
+            **summarise(generations, metrics=("rougeL", "exact_match")).to_json(),
             "decoding": {"template": "alpaca", "greedy": False, "temperature": 1.0, "max_new_tokens": 256} | decoding,
         }
     results = {
@@ -109,7 +110,7 @@ def write_exposure_bias(directory: Path, *, names: Sequence[str]) -> Path:
     # No sample reaches the last step.
     counts[:, 4] = 0
     sums = [StepSums(nats=generator.random((20, 5)) * (counts > 0), counts=counts) for _ in range(2)]
-    curve = asdict(exposure_bias(*sums, resamples=resample(20, num_resamples=50)))
+    curve = asdict(exposure_bias(*sums, draws=resample(20, num_resamples=50)))
     points = [
         {"training_step": step, "model": "m", "ExAccErr": asdict(Estimate(value=9.0 - step, low=-2.0, high=3.0))}
         for step in (0, 2, 4)
@@ -164,14 +165,14 @@ def write_friendliness(directory: Path) -> Path:
 def write_judgement(directory: Path, *, benchmark: str = "vicuna", **points: int) -> Path:
     """Each named model got so many points in every comparison, the references 8."""
 
-    def judged(model: str, value: int) -> list[tuple[Comparison, Verdict]]:
+    def judged(model: str, value: int) -> list[tuple[Comparison, Judgement]]:
         comparisons = [
             Comparison(model=model, benchmark=benchmark, seed=seed, row=row, order="model_first", prompt="")
             for seed in (10, 20)
             for row in range(2)
         ]
         scores = Scores(first=value, second=8)
-        return [(comparison, Verdict(status="judged", scores=scores)) for comparison in comparisons]
+        return [(comparison, Judgement(status="judged", scores=scores)) for comparison in comparisons]
 
     results = {
         "format": "judge",

@@ -1,4 +1,4 @@
-"""Published benchmarks: every format by a small file of its form, every choice of rows, and the real files."""
+"""Published benchmarks: every format by a small file of it, and every selection of rows."""
 
 import json
 from collections.abc import Sequence
@@ -12,10 +12,6 @@ from evaluation.benchmarks.__main__ import main
 from evaluation.benchmarks.specs import SPECS
 from kd.data.instructions import read_instructions
 from tests.tiny_tokenizers import save_tiny_tokenizer
-
-DATA = Path(__file__).parents[4] / "shared" / "data"
-GPT2 = DATA / "tokenizers" / "gpt2"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the real rows are not at {DATA}")
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +150,9 @@ def test_unnatural_instructions(tmp_path: Path, tokenizer: Path) -> None:
     ]
 
 
-def test_what_was_dropped_is_said(tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dropped_rows_are_counted_by_reason(
+    tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     kept = "one two three four five six seven"
     rows = [core_row("Say it.", kept), core_row("Short.", "Yes"), core_row("Empty.", ""), core_row("Long " * 300, kept)]
     converted("un_ni", write_lines(tmp_path / "core_data.jsonl", rows), "--tokenizer", tokenizer)
@@ -223,7 +221,8 @@ def mistakes(directory: Path, tokenizer: Path) -> dict[str, tuple[list[str | Pat
         "an answer is missing": (["vicuna", questions, "--companion", answers], "has no answer to question 1"),
         "an answer without a choice": (["vicuna", questions, "--companion", silent], "`choices` is an empty list"),
         "a list of tasks in Latin-1": (["s_ni", tasks, "--companion", listing], "is no UTF-8 text"),
-        "an unknown option": (["self_inst", core, "--greedy"], "unrecognized arguments: --greedy; see --help"),
+        "no benchmark": (["selfinst", core], "name is 'selfinst'; expected one of dolly_validation,"),
+        "no range": (["self_inst", core, "--response-tokens", "9-3"], "expected LOWEST-HIGHEST, such as 6-10"),
         "no list of tasks": (["s_ni", directory], "test_tasks.txt: cannot be read"),
         "no definition": (["s_ni", tasks], "expected `Definition`"),
         "no task object": (["s_ni", broken], "expected a JSON object"),
@@ -260,50 +259,3 @@ def test_list_names_every_benchmark_with_its_rows_and_licence(capsys: pytest.Cap
         assert spec.licence in listing
     for count in ("1000", "500", "252 or 242", "80", "1694", "23916"):
         assert count in listing
-
-
-REAL = {
-    "self_inst": (DATA / "self_inst" / "user_oriented_252.jsonl", [], 252),
-    "self_inst, short prompts": (
-        DATA / "self_inst" / "user_oriented_252.jsonl",
-        ["--tokenizer", GPT2, "--max-prompt-tokens", "256"],
-        242,
-    ),
-    "vicuna": (DATA / "vicuna" / "vicuna_80.jsonl", [], 80),
-    "dolly_validation": (DATA / "dolly" / "valid.jsonl", [], 1000),
-    # The first 600 of 1,694.
-    "s_ni": (DATA / "sinst" / "sinst_first600.jsonl", ["--tokenizer", GPT2, "--allow-mismatch"], 600),
-    # Another bucket than the published one has no published number of rows.
-    "un_ni": (
-        DATA / "uinst" / "uinst_short_responses_1050.jsonl",
-        ["--tokenizer", GPT2, "--response-tokens", "0-2"],
-        1050,
-    ),
-}
-
-
-@needs_data
-@pytest.mark.parametrize("case", REAL)
-def test_real_files_have_the_published_rows(case: str, tmp_path: Path) -> None:
-    source, options, num_rows = REAL[case]
-    out = tmp_path / "out.jsonl"
-    assert prepare(case.split(",")[0], source, out, *options) == 0
-    rows = read_instructions(str(out))
-    assert len(rows) == num_rows
-    if num_rows != 242:
-        original = read_instructions(str(source))
-        assert [(row.instruction, row.input, row.references) for row in rows] == [
-            (row.instruction, row.input, row.references) for row in original
-        ]
-
-
-@needs_data
-def test_the_filter_drops_all_short_real_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = DATA / "uinst" / "uinst_short_responses_1050.jsonl"
-    assert prepare("un_ni", source, tmp_path / "out.jsonl", "--tokenizer", GPT2, "--allow-mismatch") == 2
-    assert "1050 rows read; 1050 dropped with a first reference of another length" in capsys.readouterr().err
-
-
-def test_a_directory_in_the_place_of_the_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["prepare", "--name", "vicuna", "--source", "question.jsonl", "--out", str(tmp_path)]) == 2
-    assert f"{str(tmp_path)!r} is a directory; give the path of a file" in capsys.readouterr().err

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from evaluation.divergence import Distance, main, measure, parse_options
-from evaluation.results import write_generations
+from evaluation.analysis.divergence import COMMAND, Distance, main, measure
+from evaluation.generations import write_generations
 from kd.distributed import World
 from kd.models.soft_prompt import FILE_NAME, SoftPromptOrigin, save_soft_prompt
 from tests.run_on_ranks import Ranks
@@ -46,7 +46,7 @@ def arguments(inputs: Path, *extra: str) -> list[str]:
 
 
 def measure_on_ranks(world: World, *, argv: list[str]) -> Distance:
-    return measure(parse_options(argv), world=world)
+    return measure(COMMAND.read(argv), world=world)
 
 
 @torch.no_grad()
@@ -112,14 +112,15 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--rows", "0"], "--rows: '0' is not a whole number of at least 1; see --help"),
+        (["--rows", "0"], "data.rows is 0; input should be greater than or equal to 1"),
         (["--out", "/dev/null/distance.json"], "/dev/null/distance.json: cannot be written"),
         (["--teacher", "wide", "--soft-prompt", FILE_NAME], "its vectors have 32 numbers, the embeddings of"),
         (["--data", "long.jsonl"], "has 128 positions"),
-        (["--out", "."], "--out: '.' is a directory; give the path of a file; see --help"),
+        (["--responses", "responses.jsonl"], "give exactly one of data.file and data.responses"),
+        (["--out", "."], "out .: is a directory; give the path of a file"),
         (
             ["--max-prompt-tokens", "100", "--max-sequence-tokens", "100"],
-            "--max-prompt-tokens is 100, which leaves no room for a response in --max-sequence-tokens 100;",
+            "data.max_prompt_tokens is 100, which leaves no room for a response in data.max_sequence_tokens=100;",
         ),
     ],
 )
@@ -177,19 +178,13 @@ def test_responses_are_cut_at_the_limit(inputs: Path, ranks: Callable[[int], Ran
 
 
 @pytest.mark.usefixtures("alone")
-def test_responses_without_any_token_are_refused(
-    inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    path = write_responses(tmp_path / "seed-10.jsonl", [("", False)])
-    assert main(arguments(inputs, "--responses", str(path))) == 2
-    assert f"error: {path}: no row has a response token to measure on" in capfd.readouterr().err
-
-
-@pytest.mark.usefixtures("alone")
 def test_responses_without_tokens_are_counted(inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = write_responses(tmp_path / "seed-10.jsonl", [("", False), ("apple", True)])
     assert main(arguments(inputs, "--responses", str(path))) == 0
     assert f"{path}: left out 1 of 2 rows: no response token" in capfd.readouterr().err
+    write_responses(path, [("", False)])
+    assert main(arguments(inputs, "--responses", str(path))) == 2
+    assert f"error: {path}: no row has a response token to measure on" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("alone")

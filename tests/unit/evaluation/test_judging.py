@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.judge.comparisons import Comparison, Order, render
-from evaluation.judge.endpoint import check_base_url
-from evaluation.judge.estimate import Prices, estimate_cost
-from evaluation.judge.replies import Reply, ReplyCache, Scores, parse_scores
+from evaluation.judge.__main__ import COMMAND, estimate_usage
+from evaluation.judge.comparisons import Comparison, render
+from evaluation.judge.config import JudgeSection, Order
+from evaluation.judge.responses import JudgeResponse, ResponseCache, Scores, parse_scores
 from evaluation.judge.scores import feedback_score
-from evaluation.judge.session import Verdict
+from evaluation.judge.session import Judgement
 from kd.data.instructions import Instruction
 from kd.errors import UserError
 
@@ -76,11 +76,11 @@ def test_the_prompt_is_the_papers_in_either_order() -> None:
 
 def judged(
     row: int, *, seed: int = 1, order: Order = "model_first", scores: tuple[float, float] | None = None
-) -> tuple[Comparison, Verdict]:
+) -> tuple[Comparison, Judgement]:
     comparison = Comparison(model="m", benchmark="b", seed=seed, row=row, order=order, prompt="")
     if scores is None:
-        return comparison, Verdict(status="rejected", reason="nonsense")
-    return comparison, Verdict(status="judged", scores=Scores(first=scores[0], second=scores[1]))
+        return comparison, Judgement(status="rejected", reason="nonsense")
+    return comparison, Judgement(status="judged", scores=Scores(first=scores[0], second=scores[1]))
 
 
 def test_sums_are_divided_and_not_single_scores() -> None:
@@ -112,8 +112,8 @@ def test_nothing_judged_has_no_score() -> None:
     assert (score.per_seed, score.num_rejected) == ({}, 2)
 
 
-def test_the_interval_is_over_rows_and_not_over_verdicts() -> None:
-    """Ten seeds that repeat the same verdicts say no more than one."""
+def test_the_interval_is_over_rows_and_not_over_judgements() -> None:
+    """Ten seeds that repeat the same judgements say no more than one."""
     rows = [(row, (5.0 + row % 5, 8.0)) for row in range(20)]
     once = feedback_score([judged(row, scores=scores) for row, scores in rows]).pooled
     often = feedback_score([judged(row, seed=seed, scores=scores) for seed in range(10) for row, scores in rows]).pooled
@@ -122,22 +122,25 @@ def test_the_interval_is_over_rows_and_not_over_verdicts() -> None:
     assert once.low < once.value - 4 < once.value + 4 < once.high
 
 
-def test_estimate() -> None:
-    estimate = estimate_cost(["ä" * 50, "b" * 301], reply_tokens=200, prices=Prices(input=10, output=30))
+def test_the_estimate_counts_bytes_and_expected_tokens() -> None:
+    argv = ["--judge", "m", "--evaluation", "a=b", "--out", "o"]
+    config = COMMAND.read([*argv, "--price-input", "10", "--price-output", "30"])
+    estimate = estimate_usage(["ä" * 50, "b" * 301], config=config)
     # 100 and 301 bytes, 4 to a token, rounded up once; 10 more for each message.
     assert (estimate.num_requests, estimate.input_tokens, estimate.output_tokens) == (2, 121, 400)
     assert estimate.cost == pytest.approx((121 * 10 + 400 * 30) / 1e6)
-    assert "2 requests, about 121 input tokens (4 bytes each) and 400 output tokens: about $0.01" in str(estimate)
-    assert str(estimate_cost([], reply_tokens=200, prices=None)).endswith("no prices given")
+    assert str(estimate).endswith("about 121 input tokens (4 bytes each) and 400 output tokens: about $0.01")
+    clipped = estimate_usage(["a"], config=COMMAND.read([*argv, "--max-response-tokens", "16"]))
+    assert (clipped.output_tokens, str(clipped)[-15:]) == (16, "no prices given")
 
 
-def test_a_reply_is_found_again_by_all_that_was_asked(tmp_path: Path) -> None:
-    cache = ReplyCache(tmp_path / "cache")
+def test_a_response_is_found_again_by_the_complete_request(tmp_path: Path) -> None:
+    cache = ResponseCache(tmp_path / "cache")
     request = {"model": "a", "temperature": 0.7, "prompt": "p\n", "attempt": 0}
-    reply = Reply(text="8 7 é", input_tokens=3, output_tokens=None)
+    response = JudgeResponse(text="8 7 é", input_tokens=3, output_tokens=None)
     assert cache.find(request) is None
-    cache.keep(request, reply)
-    assert cache.find(dict(reversed(request.items()))) == reply
+    cache.keep(request, response)
+    assert cache.find(dict(reversed(request.items()))) == response
     for name, value in (("model", "b"), ("temperature", 0.8), ("prompt", "p"), ("attempt", 1)):
         assert cache.find(request | {name: value}) is None
     assert not list(tmp_path.rglob("*.partial"))
@@ -145,7 +148,7 @@ def test_a_reply_is_found_again_by_all_that_was_asked(tmp_path: Path) -> None:
 
 def test_urls_that_may_hold_a_key_are_refused() -> None:
     for url in ("http://127.0.0.1:8000/v1", "https://api.openai.com/v1"):
-        check_base_url(url)
+        JudgeSection(model="m", base_url=url)
     for url in (
         "https://k@host/v1",
         "https://host/v1?key=k",
@@ -155,5 +158,5 @@ def test_urls_that_may_hold_a_key_are_refused() -> None:
         "http://[",
         "http://host:x",
     ):
-        with pytest.raises(UserError, match="--base-url"):
-            check_base_url(url)
+        with pytest.raises(UserError, match="judge.base_url"):
+            JudgeSection(model="m", base_url=url)

@@ -183,4 +183,4 @@ def test_runs_without_an_evaluation_have_costs_alone(tmp_path: Path) -> None:
 
 def test_a_missing_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--out", "a.html"]) == 2
-    assert capsys.readouterr().err == "error: the following arguments are required: --runs; see --help\n"
+    assert capsys.readouterr().err.startswith("error: command line: runs is missing; set it in the file or as runs=")

@@ -86,13 +86,13 @@ def test_the_label_of_a_method_comes_from_the_configuration(tmp_path: Path, meth
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a/metrics.jsonl", "loss 3\n", "'loss 3' is not what a training writes (step, step_seconds"),
+        ("a/metrics.jsonl", "loss 3\n", "a/metrics.jsonl:1: expected a JSON object, found 'loss 3'"),
         ("a/config.yaml", "model: [", "a/config.yaml: is not YAML"),
         ("a/config.yaml", "3", "a/config.yaml: expected the sections of a training's configuration"),
-        ("a/environment.json", "no", "a/environment.json: 'no' is not what a training writes (a JSON object)"),
+        ("a/environment.json", "no", "a/environment.json: expected a JSON object"),
         ("e/results.json", "{}", "e/results.json: has no model; write it again"),
-        ("e/results.json", "[]", "e/results.json: has no model; write it again"),
-        ("x/exposure_bias.json", "[", "x/exposure_bias.json: is not JSON"),
+        ("e/results.json", "[]", "e/results.json: expected a JSON object"),
+        ("x/exposure_bias.json", "[", "x/exposure_bias.json: expected a JSON object"),
         ("c/cost.json", b"\xff\xfe", "c/cost.json: is not UTF-8 text"),
     ],
 )

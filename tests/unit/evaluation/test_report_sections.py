@@ -11,13 +11,13 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from evaluation.compare import Metric, paired_difference
+from evaluation.compare import paired_difference
+from evaluation.generations import generations_file, read_generations, write_generations
 from evaluation.report.analyses import costs_section, friendliness_section, judge_section
 from evaluation.report.findings import Findings, read_findings
 from evaluation.report.samples import instruction_of, samples_section, spread
 from evaluation.report.scores import scores_section
 from evaluation.report.trainings import settings_section, trainings_section
-from evaluation.results import generations_file, read_generations, write_generations
 from tests.unit.evaluation.report_inputs import (
     write_cost,
     write_evaluation,
@@ -27,7 +27,7 @@ from tests.unit.evaluation.report_inputs import (
 )
 
 
-def findings_of(directory: Path, *, metric: Metric = "rougeL", base: str | None = None) -> Findings:
+def findings_of(directory: Path, *, metric: str = "rougeL", base: str | None = None) -> Findings:
     return read_findings([directory], metric=metric, base=base, num_samples=3)
 
 
@@ -169,7 +169,7 @@ def test_samples_are_spread_over_the_rows_of_all_models(tmp_path: Path) -> None:
 def test_rows_with_other_references_are_not_shown_side_by_side(tmp_path: Path) -> None:
     for name in "ab":
         write_evaluation(tmp_path / name, model=name, scores={"mine": [[1.0] * 3]})
-    path = generations_file(tmp_path / "b" / "generations" / "mine", 10)
+    path = generations_file(tmp_path / "b", benchmark="mine", seed=10)
     rows = read_generations(path)
     write_generations(path, [replace(row, references=("other",)) if row.row == 1 else row for row in rows])
     (table,) = samples_section(findings_of(tmp_path)).tables

@@ -1,0 +1,70 @@
+"""Draw a run's metrics over its steps.
+
+python -m evaluation.analysis.curves --run runs/NAME --out curves.png [--metrics student_kd prompt_kd]
+
+Needs matplotlib (the extra `report`).
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluation.command import Command
+from evaluation.pictures import load_pyplot, write_picture
+from kd.config.fields import Section, option, required
+from kd.errors import UserError
+from kd.train.metric_log import read_metrics
+
+DEFAULT_METRICS = ("student_kd", "prompt_kd", "prompt_regularization", "cross_entropy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvesConfig(Section):
+    run: Path = required(help="run.dir of a training")
+    out: Path = required(help="picture to write: .png, .pdf, .svg")
+    metrics: tuple[str, ...] | None = option(
+        None, help=f"names in metrics.jsonl; null for those of {', '.join(DEFAULT_METRICS)} that it has"
+    )
+
+
+COMMAND = Command(config=CurvesConfig, program="python -m evaluation.analysis.curves", description=__doc__)
+
+
+def draw(records: Sequence[Mapping[str, Any]], *, metrics: Sequence[str], title: str, out: Path) -> None:
+    """Write a picture with a line for each metric.
+
+    Raises:
+        UserError: matplotlib is missing, no record has one of the metrics, or `out` cannot be written.
+    """
+    plt = load_pyplot()
+    figure, axes = plt.subplots(figsize=(7, 3.6), constrained_layout=True)
+    for metric in metrics:
+        points = [(record["step"], record[metric]) for record in records if metric in record]
+        if not points:
+            known = sorted({name for record in records for name in record} - {"step"})
+            raise UserError(f"metrics: the run has no {metric}; it has {', '.join(known) or 'none yet'}")
+        axes.plot(*zip(*points, strict=True), marker="." if len(points) < 100 else None, label=metric)
+    axes.set_xlabel("optimizer step")
+    axes.set_title(title)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    write_picture(figure, out, dpi=130)
+    plt.close(figure)
+
+
+def _draw_run(config: CurvesConfig) -> None:
+    records = read_metrics(config.run)
+    usual = [name for name in DEFAULT_METRICS if any(name in record for record in records)]
+    metrics = config.metrics or usual or DEFAULT_METRICS[:1]
+    draw(records, metrics=metrics, title=str(config.run), out=config.out)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command, and return the exit code."""
+    return COMMAND.run(_draw_run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
