@@ -47,13 +47,12 @@ def train(config: "Config") -> Path:
     Raises:
         UserError: on every rank, if the configuration, the data or a model cannot be used.
     """
-    from kd.distributed import select_accelerator
     from kd.distributed.session import joined_world
 
-    select_accelerator()
-    from kd.train.assemble import run_on
-
     with joined_world() as world:
+        # After the ranks have met, when DeepSpeed's accelerator is selected.
+        from kd.train.assemble import run_on
+
         run_on(world, config, command=sys.argv)
     return Path(config.run.dir)
 
@@ -66,13 +65,9 @@ def generate(config: "Config") -> Path:
     Raises:
         UserError: on every rank, if the configuration, the data or the teacher cannot be used.
     """
-    from kd.distributed import select_accelerator
     from kd.distributed.session import joined_world
 
-    select_accelerator()
-    from kd.train.generate import check_responses, run_on
-
-    path = check_responses(config)
     with joined_world() as world:
-        run_on(world, config)
-    return path
+        from kd.train.generate import run_on
+
+        return run_on(world, config)

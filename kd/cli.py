@@ -5,16 +5,8 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from kd.errors import UserError
-
-
-class Command(NamedTuple):
-    """A subcommand: what runs its arguments and returns the exit code, and its help."""
-
-    run: Callable[[Sequence[str]], int]
-    help: str
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Distillation of large language models with a prompt-tuned teacher (PromptKD).",
         epilog="\n".join(
             ["commands:"]
-            + [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+            + [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
             + ["", "promptkd COMMAND --help lists a command's options. With several GPUs:", f"  {_LAUNCH}"]
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -35,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     _ignore_local_rank(parser)
     arguments = parser.parse_args(argv)
-    return COMMANDS[arguments.command].run(arguments.arguments)
+    run, _ = COMMANDS[arguments.command]
+    return run(arguments.arguments)
 
 
 def train(argv: Sequence[str], *, only: str | None = None) -> int:
@@ -132,19 +125,18 @@ def _delegate(module: str) -> Callable[[Sequence[str]], int]:
     return run
 
 
-COMMANDS = {
-    "train": Command(run=train, help="train a student from a YAML file; --list-presets lists those that are included"),
-    "generate": Command(run=generate, help="write the teacher's responses, from which method=seqkd learns"),
-    "evaluate": Command(
-        run=_delegate("evaluation.scoring"), help="sample a model's responses to benchmarks and score them"
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "train": (train, "train a student from a YAML file; --list-presets lists those that are included"),
+    "generate": (generate, "write the teacher's responses, from which method=seqkd learns"),
+    "evaluate": (_delegate("evaluation.scoring"), "sample a model's responses to benchmarks and score them"),
+    "compare": (_delegate("evaluation.compare"), "paired differences between evaluated models"),
+    "report": (
+        _delegate("evaluation.report.__main__"),
+        "one page of trainings and evaluations: tables and figures",
     ),
-    "compare": Command(run=_delegate("evaluation.compare"), help="paired differences between evaluated models"),
-    "report": Command(
-        run=_delegate("evaluation.report.__main__"),
-        help="one page of trainings and evaluations, with tables and figures",
-    ),
-    "make-student": Command(run=make_student, help="make a student from some of a teacher's layers"),
+    "make-student": (make_student, "make a student from some of a teacher's layers"),
 }
+"""Subcommands: what runs their arguments and returns the exit code, and their help."""
 _LAUNCH = "torchrun --nproc_per_node N -m kd train --config FILE"
 
 

@@ -11,8 +11,7 @@ from kd.data.loader import ExampleBatch
 from kd.errors import UserError
 from kd.losses.divergences import skew_kl
 from kd.losses.terms import DivergenceTerm
-from kd.methods.base import Needs
-from kd.methods.plain_teacher import PlainTeacherMethod
+from kd.methods.base import Method, Needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +20,7 @@ class AnnealedSettings(Section):
     last_alpha: MixtureShare = option(0.1, help="α of skew_kl in the last step")
 
 
-class AnnealedSkewKD(PlainTeacherMethod):
+class AnnealedSkewKD(Method):
     """Minimises KL(p‖α·p + (1 - α)·q) on rollouts; α moves linearly from its first to its last value."""
 
     label = "annealed skew KD"

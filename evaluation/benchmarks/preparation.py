@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from evaluation.benchmarks.formats import Original, read_row_format
 from evaluation.benchmarks.specs import BenchmarkSpec, RowFilter
 from kd.data.instructions import Instruction
-from kd.data.templates import AlpacaTemplate
+from kd.data.templates import alpaca
 from kd.errors import UserError
 from kd.files import write_atomically
 from kd.models.vocabulary import vocabulary_size
@@ -81,7 +81,7 @@ def prepare(
         ]
     rows = fitting
     if keep.max_prompt_tokens is not None:
-        prompts = [AlpacaTemplate().render(row) for row in fitting]
+        prompts = [alpaca(row) for row in fitting]
         lengths = _count_tokens(prompts, tokenizer)
         rows = [row for row, length in zip(fitting, lengths, strict=True) if length <= keep.max_prompt_tokens]
     prepared = Prepared(

@@ -166,6 +166,11 @@ class Config(Section):
                 return value
         raise LookupError(f"the configuration has no section {kind.__name__}")
 
+    @property
+    def samples_validation(self) -> bool:
+        """Whether validation samples responses of the student."""
+        return self.data.validation is not None and self.validation.generate
+
     def __post_init__(self) -> None:
         """Raise a UserError for the first fields that contradict each other."""
         if self.data.max_prompt_tokens >= self.data.max_sequence_tokens:

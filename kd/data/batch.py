@@ -102,7 +102,6 @@ class SequenceBatch:
     token_indices: Int64[Tensor, " N"]
     """Index of each response token in its response, from 0."""
     row_ids: tuple[int, ...]
-    prompt_lengths: tuple[int, ...]
     response_lengths: tuple[int, ...]
 
     @classmethod
@@ -122,7 +121,6 @@ class SequenceBatch:
             labels=torch.from_numpy(input_ids[in_response]).to(device),
             token_indices=torch.from_numpy((slots - starts)[in_response]).to(device),
             row_ids=tuple(row.row_id for row in rows),
-            prompt_lengths=tuple(len(row.prompt_ids) for row in rows),
             response_lengths=tuple(len(row.response_ids) for row in rows),
         )
 

@@ -16,6 +16,9 @@ from kd.data.rows import read_json_lines
 from kd.data.templates import Template
 from kd.errors import UserError
 
+_SHOWN = 5
+"""Sources that a sentence names."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Example(PromptRow):
@@ -58,8 +61,8 @@ class EncodingReport:
     truncated_prompts: tuple[str, ...]
     truncated_responses: tuple[str, ...]
 
-    def lines(self, *, shown: int | None = 5) -> list[str]:
-        """One sentence for each way in which rows did not fit, with the first `shown` sources (None: all)."""
+    def lines(self) -> list[str]:
+        """One sentence for each way in which rows did not fit, with the first sources."""
         long_prompts = f"rows whose prompt is longer than {self.limits.max_prompt_tokens} tokens"
         long_rows = f"rows longer than {self.limits.max_sequence_tokens} tokens"
         kinds = (
@@ -68,7 +71,7 @@ class EncodingReport:
             ("truncated the response of", self.truncated_responses, long_rows),
         )
         return [
-            f"{self.name}: {action} {len(sources)} of {self.num_rows} {rows}: {_list_sources(sources, shown=shown)}"
+            f"{self.name}: {action} {len(sources)} of {self.num_rows} {rows}: {_list_sources(sources)}"
             for action, sources, rows in kinds
             if sources
         ]
@@ -93,12 +96,12 @@ def encode(
     """Format and tokenise the rows of one source (at least one) and apply the limits of `data`.
 
     Raises:
-        UserError: tokenizer without EOS, a required response that is missing, an empty prompt, all dropped.
+        UserError: a required response that is missing, an empty prompt, all dropped.
     """
     for row in instructions:
         if responses == "required" and not row.references:
             raise UserError(f"{row.source}: expected `output`, the response to learn from, found none; add it")
-    rows = [_TextRow(source=row.source, prompt=template.render(row), references=row.references) for row in instructions]
+    rows = [_TextRow(source=row.source, prompt=template(row), references=row.references) for row in instructions]
     return _encode_rows(rows, tokenizer=tokenizer, data=data)
 
 
@@ -143,10 +146,10 @@ def find_duplicates(train: Sequence[Instruction], *, validation: Sequence[Instru
     return [(sources[text], row.source) for row in validation if (text := (row.instruction, row.input)) in sources]
 
 
-def describe_duplicates(duplicates: Sequence[tuple[str, str]], *, shown: int | None = 5) -> str:
-    """One line about the pairs that `find_duplicates` found, with the first `shown` of them (None: all)."""
+def describe_duplicates(duplicates: Sequence[tuple[str, str]]) -> str:
+    """One line about the pairs that `find_duplicates` found, with the first of them."""
     pairs = [f"{validation} repeats {train}" for train, validation in duplicates]
-    return f"{len(pairs)} validation rows repeat a training row: {_list_sources(pairs, shown=shown)}"
+    return f"{len(pairs)} validation rows repeat a training row: {_list_sources(pairs)}"
 
 
 class _TextRow(NamedTuple):
@@ -158,11 +161,6 @@ class _TextRow(NamedTuple):
 
 
 def _encode_rows(rows: Sequence[_TextRow], *, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> Encoded:
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"the tokenizer {tokenizer.name_or_path} has no end-of-sequence token, which ends every response;"
-            " set eos_token in its tokenizer_config.json"
-        )
     examples: list[Example] = []
     dropped, truncated_prompts, truncated_responses = [], [], []
     prompts = tokenize((row.prompt for row in rows), tokenizer=tokenizer)
@@ -209,7 +207,6 @@ def _encode_rows(rows: Sequence[_TextRow], *, tokenizer: PreTrainedTokenizerBase
     return Encoded(examples=tuple(examples), report=report)
 
 
-def _list_sources(sources: Sequence[str], *, shown: int | None) -> str:
-    if shown is None or len(sources) <= shown:
-        return ", ".join(sources)
-    return f"{', '.join(sources[:shown])}, … ({shown} shown)"
+def _list_sources(sources: Sequence[str]) -> str:
+    shown = ", ".join(sources[:_SHOWN])
+    return shown if len(sources) <= _SHOWN else f"{shown}, … ({_SHOWN} shown)"

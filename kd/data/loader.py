@@ -29,18 +29,9 @@ class BatchLoader:
     """
 
     def __init__(self, examples: Sequence[Example], *, global_batch: int, rank: int, num_ranks: int, seed: int) -> None:
-        """Load the global batches of `examples` for one rank.
-
-        Raises:
-            UserError: there are no rows, or `global_batch` is not a multiple of the number of ranks.
-        """
+        """Load the global batches of `examples` for one rank; raises a UserError if there are none."""
         if not examples:
             raise UserError("no training rows are left; expected at least one")
-        if global_batch % num_ranks:
-            raise UserError(
-                f"schedule.global_batch={global_batch} is not divisible by the {num_ranks} ranks;"
-                f" make it a multiple of {num_ranks}, or start a different number of ranks"
-            )
         self._examples = examples
         self._global_batch = global_batch
         self._rank = rank

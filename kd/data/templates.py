@@ -1,8 +1,8 @@
 """Templates: how an instruction becomes the text of a prompt."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import jinja2
 import jinja2.meta
@@ -27,15 +27,8 @@ _VARIABLES = frozenset({"instruction", "input"})
 _RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError)
 
 
-@runtime_checkable
-class Template(Protocol):
-    def render(self, instruction: Instruction) -> str:
-        """Text of the prompt, up to the start of the response.
-
-        Raises:
-            UserError: the template fails on this instruction; names its file and line.
-        """
-        ...
+Template = Callable[[Instruction], str]
+"""From an instruction to the text of its prompt, up to the start of the response; raises a UserError if it fails."""
 
 
 def load_template(name: str, *, tokenizer: PreTrainedTokenizerBase) -> Template:
@@ -45,7 +38,7 @@ def load_template(name: str, *, tokenizer: PreTrainedTokenizerBase) -> Template:
         UserError: no chat template, unreadable file, broken Jinja, or a variable that no row has.
     """
     if name == "alpaca":
-        return AlpacaTemplate()
+        return alpaca
     if name != "chat":
         return _load_jinja(Path(name))
     if getattr(tokenizer, "chat_template", None) is None:
@@ -53,52 +46,32 @@ def load_template(name: str, *, tokenizer: PreTrainedTokenizerBase) -> Template:
             f"data.template is chat, but the tokenizer {tokenizer.name_or_path} has no chat template;"
             " use alpaca or a Jinja file"
         )
-    return ChatTemplate(tokenizer)
+    return partial(_chat, tokenizer=tokenizer)
 
 
-class AlpacaTemplate:
+def alpaca(instruction: Instruction) -> str:
     """Table 5 of the paper, to the byte; an input of white space counts as none."""
-
-    def render(self, instruction: Instruction) -> str:
-        form = _ALPACA_WITH_INPUT if instruction.input.strip() else _ALPACA_WITHOUT_INPUT
-        return form.format(instruction=instruction.instruction, input=instruction.input)
+    form = _ALPACA_WITH_INPUT if instruction.input.strip() else _ALPACA_WITHOUT_INPUT
+    return form.format(instruction=instruction.instruction, input=instruction.input)
 
 
-@dataclass(frozen=True)
-class ChatTemplate:
+def _chat(instruction: Instruction, *, tokenizer: PreTrainedTokenizerBase) -> str:
     """One user turn in the tokenizer's chat format: the instruction, a blank line, and the input."""
-
-    tokenizer: PreTrainedTokenizerBase
-
-    def render(self, instruction: Instruction) -> str:
-        content = instruction.instruction
-        if instruction.input.strip():
-            content += f"\n\n{instruction.input}"
-        turns = [{"role": "user", "content": content}]
-        try:
-            return str(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
-        except _RENDER_ERRORS as error:
-            raise UserError(
-                f"{instruction.source}: the tokenizer's chat template failed ({one_line(error)});"
-                " use data.template=alpaca or a Jinja file"
-            ) from None
+    content = instruction.instruction
+    if instruction.input.strip():
+        content += f"\n\n{instruction.input}"
+    turns = [{"role": "user", "content": content}]
+    try:
+        return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+    except _RENDER_ERRORS as error:
+        raise UserError(
+            f"{instruction.source}: the tokenizer's chat template failed ({one_line(error)});"
+            " use data.template=alpaca or a Jinja file"
+        ) from None
 
 
-@dataclass(frozen=True, kw_only=True)
-class JinjaTemplate:
+def _load_jinja(path: Path) -> Template:
     """The user's Jinja2 file with the variables `instruction` and `input`."""
-
-    path: Path
-    compiled: jinja2.Template
-
-    def render(self, instruction: Instruction) -> str:
-        try:
-            return self.compiled.render(instruction=instruction.instruction, input=instruction.input)
-        except _RENDER_ERRORS as error:
-            raise UserError(f"{self.path}: failed on {instruction.source} ({one_line(error)}); correct it") from None
-
-
-def _load_jinja(path: Path) -> JinjaTemplate:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -120,4 +93,11 @@ def _load_jinja(path: Path) -> JinjaTemplate:
         raise UserError(f"{path}: unknown variable {unknown}; a template may use instruction and input")
     if "instruction" not in used:
         raise UserError(f"{path}: does not use the variable instruction, so all prompts would be alike; add it")
-    return JinjaTemplate(path=path, compiled=compiled)
+
+    def render(instruction: Instruction) -> str:
+        try:
+            return compiled.render(instruction=instruction.instruction, input=instruction.input)
+        except _RENDER_ERRORS as error:
+            raise UserError(f"{path}: failed on {instruction.source} ({one_line(error)}); correct it") from None
+
+    return render

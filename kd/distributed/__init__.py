@@ -1,7 +1,7 @@
 """Ranks: which launcher started them, how they meet, their collective operations, and how they end."""
 
 from kd.distributed.launcher import DEFAULT_PORT, RankInfo, find_rank, free_port
-from kd.distributed.session import end_world, exit_with_user_error, select_accelerator, start_world
+from kd.distributed.session import end_world, exit_with_user_error, start_world
 from kd.distributed.world import ProcessGroup, World, ranks_by_host
 
 __all__ = [
@@ -14,6 +14,5 @@ __all__ = [
     "find_rank",
     "free_port",
     "ranks_by_host",
-    "select_accelerator",
     "start_world",
 ]

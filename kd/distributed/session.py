@@ -16,15 +16,6 @@ from kd.errors import EXIT_CODE, LoneUserError, UserError
 _joined: World | None = None
 
 
-def select_accelerator() -> None:
-    """Tell DeepSpeed which accelerator to use; call it before DeepSpeed is first imported.
-
-    Without it, DeepSpeed warns in every process on a CPU that it found no GPU.
-    """
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-
 def start_world() -> World:
     """Join the process group of this run (NCCL on GPUs, gloo on CPUs).
 
@@ -33,10 +24,12 @@ def start_world() -> World:
     Raises:
         UserError: the launcher does not set the ranks or their rendezvous, or they cannot meet there.
     """
-    select_accelerator()
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        # Before DeepSpeed is imported, which otherwise warns in every process that it found no GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     info = find_rank()
     address, port = find_rendezvous(info)
-    on_gpu = torch.cuda.is_available()
     device = _choose_gpu(info) if on_gpu else torch.device("cpu")
     # torch and DeepSpeed read these under every launcher. DeepSpeed uses LOCAL_RANK as the index of the GPU.
     os.environ.update(

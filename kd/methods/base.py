@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
@@ -82,6 +82,8 @@ class Method(ABC):
         self.batcher = context.batcher
         self.vocabulary = context.vocabulary
         self.recorder = context.recorder
+        self.teacher = cast("Teacher | AdaptedTeacher", context.teacher)
+        """Frozen, unless `load_teacher` loads another kind; None for a method without one."""
         self._sampler = context.sampler
         from kd.models.teacher import AdaptedTeacher
 

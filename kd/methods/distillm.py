@@ -14,9 +14,8 @@ from kd.data.global_batch import GlobalBatch
 from kd.data.loader import ExampleBatch
 from kd.errors import UserError
 from kd.losses.divergences import DivergenceName
-from kd.methods.base import MethodContext, Needs, uniform
+from kd.methods.base import Method, MethodContext, Needs, uniform
 from kd.methods.distillation import DistillationSettings
-from kd.methods.plain_teacher import PlainTeacherMethod
 
 THRESHOLD_STEP = 0.1
 """Increment of the threshold, as in the published code."""
@@ -83,7 +82,7 @@ class ReplayBuffer:
         self.add([TokenSequence.from_state(row) for row in state])
 
 
-class DistiLLM(PlainTeacherMethod):
+class DistiLLM(Method):
     """Minimises T²·D, a skew divergence by default, on responses that are off-policy as far as that does no harm."""
 
     label = "DistiLLM"

@@ -8,9 +8,8 @@ from kd.data.loader import ExampleBatch
 from kd.errors import UserError
 from kd.losses.divergences import DivergenceName
 from kd.losses.terms import cross_entropy
-from kd.methods.base import Needs, refuse_mixture_with_fixed_responses
+from kd.methods.base import Method, Needs, refuse_mixture_with_fixed_responses
 from kd.methods.distillation import DistillationSettings
-from kd.methods.plain_teacher import PlainTeacherMethod
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +19,7 @@ class GKDSettings(DistillationSettings):
     sft_weight: NonNegativeFloat = option(0.0, help="weight of the data's cross entropy, added to D; 0 disables it")
 
 
-class GKD(PlainTeacherMethod):
+class GKD(Method):
     """Minimises T²·D per token of rollouts, and with `gkd.sft_weight` the cross entropy on the data's responses too."""
 
     label = "GKD"

@@ -6,9 +6,8 @@ from kd.config.fields import Probability, option
 from kd.config.schema import Config
 from kd.data.loader import ExampleBatch
 from kd.losses.terms import cross_entropy
-from kd.methods.base import Needs
+from kd.methods.base import Method, Needs
 from kd.methods.distillation import DistillationSettings
-from kd.methods.plain_teacher import PlainTeacherMethod
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +15,7 @@ class KDSettings(DistillationSettings):
     ratio: Probability = option(0.5, help="r in (1-r)·CE + r·D")
 
 
-class KD(PlainTeacherMethod):
+class KD(Method):
     """Minimises (1 - r)·CE + r·T²·D per response token of the data."""
 
     label = "KD"

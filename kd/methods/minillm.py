@@ -14,12 +14,11 @@ from kd.data.loader import ExampleBatch
 from kd.errors import UserError
 from kd.losses.policy_gradient import PolicyGradientTerm
 from kd.losses.terms import TRAINED, cross_entropy, kl
-from kd.methods.base import MethodContext, Needs
+from kd.methods.base import Method, MethodContext, Needs
 from kd.methods.minillm_rollouts import MiniLLMSettings, Rollout, RolloutStore, ScoredRollout, score
-from kd.methods.plain_teacher import PlainTeacherMethod
 
 
-class MiniLLM(PlainTeacherMethod):
+class MiniLLM(Method):
     """Minimises KL(q_θ ‖ p) over whole responses: the next token exactly, later ones by sampling; and a corpus loss."""
 
     label = "MiniLLM"

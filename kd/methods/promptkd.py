@@ -1,7 +1,7 @@
 """PromptKD (arXiv 2402.12842, Algorithm 1): a soft prompt adapts the teacher to the student that learns from it."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from kd.config.fields import MixtureShare, NonNegativeInt, Share, option
 from kd.config.schema import Config, LoraConfig, SoftPromptConfig
@@ -47,10 +47,10 @@ class PromptKD(Method):
 
     label = "PromptKD"
     sections = {"prompt": PromptSettings, "teacher_lora": TeacherLoraSettings}
+    teacher: "AdaptedTeacher"
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
-        self.teacher = cast("AdaptedTeacher", context.teacher)
         self.settings = self.config.section(PromptSettings)
 
     @classmethod

@@ -7,7 +7,7 @@ from kd.config.schema import Config
 from kd.data.loader import ExampleBatch
 from kd.errors import UserError
 from kd.losses.terms import cross_entropy
-from kd.methods.base import Method, MethodContext, Needs
+from kd.methods.base import Method, Needs
 from kd.methods.distillation import DistillationSettings
 
 
@@ -27,10 +27,6 @@ class SeqKD(Method):
     sections = {"seqkd": SeqKDSettings}
     alternative_sources = False
 
-    def __init__(self, context: MethodContext) -> None:
-        super().__init__(context)
-        self.teacher = context.teacher
-
     @classmethod
     def needs(cls, config: Config) -> Needs:
         return Needs(teacher=config.section(SeqKDSettings).ratio > 0, rollouts=False, references=True)
@@ -49,7 +45,7 @@ class SeqKD(Method):
         """One step on the teacher's responses."""
         settings = self.config.section(SeqKDSettings)
         responses = self.references(batch)
-        teacher = None if self.teacher is None else self.teacher.outputs(responses)
+        teacher = self.teacher.outputs(responses) if settings.ratio > 0 else None
         for micro in responses.micro_batches:
             self.student.backward(
                 micro,

@@ -1,8 +1,5 @@
 """The student q_θ under ZeRO-0, 1, 2 or 3."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import deepspeed
 import torch
 from jaxtyping import Float
@@ -15,7 +12,7 @@ from kd.losses.fused import FusedLoss
 from kd.losses.outputs import Head, Outputs
 from kd.models.causal_lm import CausalLM, enable_checkpointing, load_causal_lm, read_model_config, training_settings
 from kd.models.handle import EngineModule, Loss, ModelContext, TrainedHandle
-from kd.models.lora import adapter_writer, add_adapters
+from kd.models.lora import add_adapters
 from kd.zero.config import student_deepspeed_config
 from kd.zero.optimizer import parameter_groups
 from kd.zero.residency import is_zero3
@@ -101,7 +98,3 @@ class Student(TrainedHandle):
     def _backward(self, micro: MicroBatch, loss: Loss, *, is_last: bool) -> Tensor:
         self._recorder.trained_on(micro.num_tokens)
         return self.engine.backward(micro.batch, loss, is_last=is_last)
-
-    def adapter_writer(self) -> Callable[[Path], None]:
-        """Gather the adapters, all ranks together; returns a function that writes them into a student's directory."""
-        return adapter_writer(self.model, folder=STUDENT_ADAPTER)

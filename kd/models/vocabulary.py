@@ -40,7 +40,10 @@ def load_tokenizer(name: str, *, trust_remote_code: bool) -> PreTrainedTokenizer
             f"tokenizer of {name}: cannot be read ({reason[:200]}); expected tokenizer files there"
         ) from None
     if tokenizer.eos_token_id is None:
-        raise UserError(f"tokenizer of {name}: has no end-of-sequence token, so a response could never end")
+        raise UserError(
+            f"tokenizer of {name}: has no end-of-sequence token, which ends every response; set eos_token in its"
+            " tokenizer_config.json"
+        )
     return tokenizer
 
 

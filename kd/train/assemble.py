@@ -129,7 +129,6 @@ def build_method(
     run_dir: Path,
     world: World,
     say: Callable[[str], None],
-    samples_validation: bool = False,
 ) -> tuple[Method, Sampler | None]:
     """Load the models and create the method; all ranks call it together.
 
@@ -150,7 +149,7 @@ def build_method(
     _share_memory(student, teacher)
     rolls_out = needs.rollouts and config.data.responses is None
     sampler = None
-    if rolls_out or samples_validation:
+    if rolls_out or config.samples_validation:
         placement, sentence = choose_placement(student, settings=config.generation, world=world)
         say(sentence)
         sampler = Sampler(placement, settings=config.generation, vocabulary=vocabulary, world=world, say=say)
@@ -182,7 +181,6 @@ def assemble(
 ) -> Trainer:
     """Connect the method with the data and the run directory."""
     config = inputs.config
-    samples_validation = inputs.validation is not None and config.validation.generate
     method, sampler = build_method(
         config,
         vocabulary=inputs.vocabulary,
@@ -190,11 +188,10 @@ def assemble(
         run_dir=run_dir,
         world=world,
         say=console.say,
-        samples_validation=samples_validation,
     )
     validator = None
     if inputs.validation is not None:
-        sampler = sampler if samples_validation else None
+        sampler = sampler if config.samples_validation else None
         validator = Validator(inputs.validation.examples, method=method, sampler=sampler)
     return Trainer(
         run_dir=run_dir,

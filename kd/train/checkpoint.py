@@ -14,7 +14,8 @@ from kd.config.schema import Config
 from kd.distributed import World
 from kd.errors import UserError
 from kd.methods.base import Method
-from kd.models.lora import plain_parameters
+from kd.models.lora import adapter_writer, plain_parameters
+from kd.models.student import STUDENT_ADAPTER
 from kd.models.vocabulary import save_tokenizer
 from kd.zero.config import student_deepspeed_config, zero_stage
 from kd.zero.residency import gathered
@@ -127,7 +128,7 @@ def export_student(directory: Path, method: Method) -> None:
                 weights[parameter.name] = parameter.value().to("cpu", copy=True)
     writers = [] if method.trained_teacher is None else [method.trained_teacher.writer()]
     if student.is_adapted:
-        writers.append(student.adapter_writer())
+        writers.append(adapter_writer(student.model, folder=STUDENT_ADAPTER))
     if world.is_main:
         saved = student.model.state_dict().keys()
         weights |= {name: buffer.cpu() for name, buffer in student.model.named_buffers() if name in saved}

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,11 @@ from kd.zero.recorder import Recorder
 Responses = dict[tuple[int, int], dict[str, Any]]
 """Lines of the file by (row id, number of the sample)."""
 # Fields of the configuration that the responses depend on.
-_SETTINGS = {
-    "model": ("teacher", "dtype"),
-    "data": ("train", "template", "max_prompt_tokens", "overlong"),
-    "generation": ("max_new_tokens", "temperature", "top_p", "top_k"),
-    "seqkd": ("samples",),
-    "run": ("seed",),
-}
+_SETTINGS = (
+    *("model.teacher", "model.dtype", "data.train", "data.template", "data.max_prompt_tokens", "data.overlong"),
+    *("generation.max_new_tokens", "generation.temperature", "generation.top_p", "generation.top_k"),
+    *("seqkd.samples", "run.seed"),
+)
 
 
 def check_responses(config: Config) -> Path:
@@ -57,8 +56,8 @@ def check_responses(config: Config) -> Path:
     return Path(config.data.responses)
 
 
-def run_on(world: World, config: Config) -> None:
-    """Write the responses on all ranks of `world` together, or complete an interrupted file.
+def run_on(world: World, config: Config) -> Path:
+    """Write the responses on all ranks of `world` together, or complete an interrupted file; returns its path.
 
     A response depends on the seed, the number of the sample, the row and the teacher, up to rounding in its batch:
     not on the number of ranks or on an interruption.
@@ -68,8 +67,9 @@ def run_on(world: World, config: Config) -> None:
     """
     # Bars for loading would interrupt the lines of progress.
     transformers.utils.logging.disable_progress_bar()
+    path = check_responses(config)
     assert config.data.train is not None
-    file = ResponseFile(config, rank=world.rank)
+    file = ResponseFile(path, config=config, rank=world.rank)
     with world.agreed():
         teacher_deepspeed_config(config)
         vocabulary = share_vocabulary(config)
@@ -85,27 +85,24 @@ def run_on(world: World, config: Config) -> None:
             print(line, flush=True)
 
     if world.from_main(file.is_complete):
-        say(f"{config.data.responses}: is complete")
-        return
+        say(f"{path}: is complete")
+        return path
     for line in encoded.report.lines():
         say(line)
     responses = _write_parts(config, encoded.examples, file=file, vocabulary=vocabulary, world=world, say=say)
     if world.is_main and (num_empty := file.finish(responses)):
         say(f"dropped {num_empty} empty responses")
     world.barrier()
-    say(f"{config.data.responses}: the teacher's responses; train with method=seqkd and this configuration")
+    say(f"{path}: the teacher's responses; train with method=seqkd and this configuration")
+    return path
 
 
 class ResponseFile:
     """data.responses while it is being written: the settings it depends on, and what each rank has finished."""
 
-    def __init__(self, config: Config, *, rank: int) -> None:
-        self._path = Path(str(config.data.responses))
-        self._settings = {
-            f"{section}.{name}": getattr(getattr(config, section), name)
-            for section, names in _SETTINGS.items()
-            for name in names
-        }
+    def __init__(self, path: Path, *, config: Config, rank: int) -> None:
+        self._path = path
+        self._settings = {name: attrgetter(name)(config) for name in _SETTINGS}
         self._settings_path = self._path.with_name(f"{self._path.name}.settings.json")
         self._own_path = self._path.with_name(f"{self._path.name}.rank-{rank}.partial")
 

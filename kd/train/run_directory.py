@@ -7,13 +7,13 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kd.config.load import to_yaml
+from kd.config.load import describe_fields, to_yaml
 from kd.config.schema import Config
 from kd.distributed import World
 from kd.errors import UserError
@@ -68,24 +68,16 @@ def prepare_run_directory(config: Config, *, command: Sequence[str], world: Worl
 
 
 def _check_same_course(config: Config, previous: Path) -> None:
-    old, new = _flatten(asdict(load_config(previous))), _flatten(asdict(config))
-    for name, value in new.items():
-        free = name.split(".")[0] in RESUMABLE_SECTIONS and name != "run.seed"
-        if not free and name not in RESUMABLE_FIELDS and old[name] != value:
+    started = load_config(previous)
+    for name, _, _ in describe_fields(type(config)):
+        if name in RESUMABLE_FIELDS or (name.split(".")[0] in RESUMABLE_SECTIONS and name != "run.seed"):
+            continue
+        old, new = attrgetter(name)(started), attrgetter(name)(config)
+        if old != new:
             raise UserError(
-                f"run.dir {previous.parent}: was started with {name}={old[name]}, now it is {value};"
+                f"run.dir {previous.parent}: was started with {name}={old}, now it is {new};"
                 " restore it to resume, or choose another run.dir"
             )
-
-
-def _flatten(values: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for section, value in values.items():
-        if isinstance(value, dict):
-            flat |= {f"{section}.{name}": inner for name, inner in value.items()}
-        else:
-            flat[section] = value
-    return flat
 
 
 def _environment(command: Sequence[str], *, world: World) -> dict[str, Any]:

@@ -58,7 +58,6 @@ def test_sequences_by_hand() -> None:
     assert batch.labels.tolist() == [8, EOS, EOS]
     assert batch.token_indices.tolist() == [0, 1, 0]
     assert batch.num_response_tokens == 3
-    assert batch.prompt_lengths == (3, 1, 2)
     assert batch.response_lengths == (2, 0, 1)
     assert batch.row_ids == (4, 9, 2)
 

@@ -109,8 +109,3 @@ def test_steps_in_an_epoch_are_not_rounded_up_by_float_noise() -> None:
 def test_no_rows_are_refused() -> None:
     with pytest.raises(UserError, match="no training rows are left"):
         loader(0)
-
-
-def test_a_batch_that_ranks_cannot_share_evenly_is_refused() -> None:
-    with pytest.raises(UserError, match=r"schedule.global_batch=8 is not divisible by the 3 ranks"):
-        loader(30, num_ranks=3)

@@ -14,7 +14,7 @@ def instruction(text: str, *, input: str = "") -> Instruction:
 
 
 def test_alpaca_with_input_to_the_byte(tokenizer: PreTrainedTokenizerBase) -> None:
-    prompt = load_template("alpaca", tokenizer=tokenizer).render(instruction("Do {this}.", input=" a\n{input} "))
+    prompt = load_template("alpaca", tokenizer=tokenizer)(instruction("Do {this}.", input=" a\n{input} "))
     assert prompt == (
         "Below is an instruction that describes a task, paired with an input that provides further context."
         " Write a response that appropriately completes the request."
@@ -24,7 +24,7 @@ def test_alpaca_with_input_to_the_byte(tokenizer: PreTrainedTokenizerBase) -> No
 
 @pytest.mark.parametrize("blank", ["", " \n"])
 def test_alpaca_without_input_to_the_byte(blank: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    prompt = load_template("alpaca", tokenizer=tokenizer).render(instruction("Do this.", input=blank))
+    prompt = load_template("alpaca", tokenizer=tokenizer)(instruction("Do this.", input=blank))
     assert prompt == (
         "Below is an instruction that describes a task."
         " Write a response that appropriately completes the request."
@@ -40,8 +40,8 @@ def chat_tokenizer(tmp_path: Path) -> PreTrainedTokenizerBase:
 
 def test_chat_puts_the_input_after_a_blank_line(chat_tokenizer: PreTrainedTokenizerBase) -> None:
     template = load_template("chat", tokenizer=chat_tokenizer)
-    assert template.render(instruction("Sort.", input="b a")) == "[user] Sort.\n\nb a\n[assistant] "
-    assert template.render(instruction("Sort.")) == "[user] Sort.\n[assistant] "
+    assert template(instruction("Sort.", input="b a")) == "[user] Sort.\n\nb a\n[assistant] "
+    assert template(instruction("Sort.")) == "[user] Sort.\n[assistant] "
 
 
 def test_chat_without_a_chat_template_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -53,15 +53,15 @@ def test_a_chat_template_that_refuses_a_row_names_the_row(chat_tokenizer: PreTra
     chat_tokenizer.chat_template = "{{ raise_exception('needs a\\nsystem turn') }}"
     template = load_template("chat", tokenizer=chat_tokenizer)
     with pytest.raises(UserError, match=r"rows.jsonl:3: the tokenizer's chat template failed \(needs a system turn\)"):
-        template.render(instruction("Sort."))
+        template(instruction("Sort."))
 
 
 def test_a_jinja_file_keeps_every_newline(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     path = tmp_path / "mine.jinja"
     path.write_text("\nQ: {{ instruction }}{% if input %} ({{ input }}){% endif %}\nA: \n\n")
     template = load_template(str(path), tokenizer=tokenizer)
-    assert template.render(instruction("Why <b>?", input="x")) == "\nQ: Why <b>? (x)\nA: \n\n"
-    assert template.render(instruction("Why?")) == "\nQ: Why?\nA: \n\n"
+    assert template(instruction("Why <b>?", input="x")) == "\nQ: Why <b>? (x)\nA: \n\n"
+    assert template(instruction("Why?")) == "\nQ: Why?\nA: \n\n"
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_jinja_file_that_fails_on_a_row_names_file_and_row(
     path.write_text("{{ instruction }} {{ " + expression + " }}")
     template = load_template(str(path), tokenizer=tokenizer)
     with pytest.raises(UserError, match="mine.jinja: failed on rows.jsonl:3 "):
-        template.render(instruction("Sort."))
+        template(instruction("Sort."))
 
 
 def test_a_missing_jinja_file_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
