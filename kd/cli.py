@@ -130,10 +130,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "generate": (generate, "write the teacher's responses, from which method=seqkd learns"),
     "evaluate": (_delegate("evaluation.scoring"), "sample a model's responses to benchmarks and score them"),
     "compare": (_delegate("evaluation.compare"), "paired differences between evaluated models"),
-    "report": (
-        _delegate("evaluation.report.__main__"),
-        "one page of trainings and evaluations: tables and figures",
-    ),
+    "report": (_delegate("evaluation.report.__main__"), "one page of trainings and evaluations: tables and figures"),
     "make-student": (make_student, "make a student from some of a teacher's layers"),
 }
 """Subcommands: what runs their arguments and returns the exit code, and their help."""

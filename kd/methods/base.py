@@ -190,8 +190,7 @@ class Method(ABC):
             )
         responses = {row.row_id: sequence for row, sequence in zip(rows, sampled.sequences, strict=False)}
         return self.batcher(
-            [responses.get(row.row_id) or row.with_response() for row in batch.examples],
-            student_hidden=sampled.hidden,
+            [responses.get(row.row_id) or row.with_response() for row in batch.examples], student_hidden=sampled.hidden
         )
 
     def references(self, batch: ExampleBatch) -> GlobalBatch:

@@ -36,10 +36,7 @@ METHODS: Mapping[str, type[Method]] = {
 }
 """The one list of methods: choices, help, sections of the configuration and the tests follow from it."""
 
-_NAMES = Names(
-    renamed={"engine.pass_tokens": "engine.inference_batch_tokens"},
-    removed=("cluster", "data.group"),
-)
+_NAMES = Names(renamed={"engine.pass_tokens": "engine.inference_batch_tokens"}, removed=("cluster", "data.group"))
 
 
 def find_method(name: str) -> type[Method]:

@@ -182,12 +182,7 @@ def assemble(
     """Connect the method with the data and the run directory."""
     config = inputs.config
     method, sampler = build_method(
-        config,
-        vocabulary=inputs.vocabulary,
-        loader=inputs.loader,
-        run_dir=run_dir,
-        world=world,
-        say=console.say,
+        config, vocabulary=inputs.vocabulary, loader=inputs.loader, run_dir=run_dir, world=world, say=console.say
     )
     validator = None
     if inputs.validation is not None:
@@ -222,11 +217,7 @@ def _make_loader(train: Encoded, *, config: Config, world: World) -> BatchLoader
             f" × {world.size} ranks × an integer; change one of them"
         )
     return BatchLoader(
-        train.examples,
-        global_batch=schedule.global_batch,
-        rank=world.rank,
-        num_ranks=world.size,
-        seed=config.run.seed,
+        train.examples, global_batch=schedule.global_batch, rank=world.rank, num_ranks=world.size, seed=config.run.seed
     )
 
 

@@ -35,7 +35,7 @@ class Trainer:
     def train(self, state: TrainerState) -> TrainerState:
         """Train from `state` to the last step, or until run.max_hours have passed; returns the state reached."""
         started = time.monotonic()
-        num_steps = self.config.schedule.steps
+        num_steps, export_every = self.config.schedule.steps, self.config.checkpoints.export_every
         if state.step == 0 and self.validator is not None and self.method.follows_validation:
             self.method.follow_validation(self.validator.loss())
         self.log.restart_clock()
@@ -49,7 +49,9 @@ class Trainer:
             saves = step == num_steps or out_of_time or step % self.config.checkpoints.every == 0
             state = self._finish_step(replace(state, step=step), saves=saves)
             # Before the checkpoint: a run that is killed in between repeats this step.
-            self._export_if_due(state.step)
+            if export_every is not None and step % export_every == 0:
+                self._export(self.run_dir / "exports" / f"step-{step}")
+                self.log.restart_clock()
             if saves:
                 self.checkpoints.save(state, self.method)
                 self.log.restart_clock()
@@ -68,13 +70,6 @@ class Trainer:
 
     def _export(self, directory: Path) -> None:
         export_student(directory, self.method)
-
-    def _export_if_due(self, step: int) -> None:
-        """Export the student of this step if `checkpoints.export_every` says so."""
-        every = self.config.checkpoints.export_every
-        if every is not None and step % every == 0:
-            self._export(self.run_dir / "exports" / f"step-{step}")
-            self.log.restart_clock()
 
     def _finish_step(self, state: TrainerState, *, saves: bool) -> TrainerState:
         """Log and validate when due."""

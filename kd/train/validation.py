@@ -33,24 +33,15 @@ def check_validation(examples: Sequence[Example], *, config: Config, world: Worl
 class Validator:
     """Measures the student on held-out rows, which are distributed over the ranks."""
 
-    def __init__(
-        self,
-        examples: Sequence[Example],
-        *,
-        method: Method,
-        sampler: Sampler | None,
-    ) -> None:
+    def __init__(self, examples: Sequence[Example], *, method: Method, sampler: Sampler | None) -> None:
         """Without a `sampler`, only the loss is measured."""
-        config, settings = method.config, method.config.validation
+        self._method = method
+        self._settings = settings = method.config.validation
         self._rows = examples[: settings.rows]
         self._student = method.student
         self._sampler = sampler
-        self._vocabulary = method.vocabulary
-        self._batcher = method.batcher
         self._world = method.world
-        self._seed = settings.seed
-        self._rows_per_batch = config.schedule.global_batch
-        self._metrics = _metrics(config) if sampler is not None else {}
+        self._metrics = _metrics(method.config) if sampler is not None else {}
         self._criterion = settings.metric if settings.metric in self._metrics else "loss"
 
     def measure(self) -> dict[str, float]:
@@ -72,11 +63,12 @@ class Validator:
         """Cross entropy on the references [nats per response token]; all ranks call it together."""
         total = torch.zeros((), dtype=torch.float64, device=self._world.device)
         num_tokens = 0
-        for start in range(0, len(self._rows), self._rows_per_batch):
-            rows = self._rows[start : start + self._rows_per_batch]
+        size = self._method.config.schedule.global_batch
+        for start in range(0, len(self._rows), size):
+            rows = self._rows[start : start + size]
             own = [row.with_response() for row in rows[self._world.rank :: self._world.size]]
             try:
-                batch = self._batcher(own or [self._dummy()])
+                batch = self._method.batcher(own or [self._dummy()])
             except EmptyBatchError:
                 continue
             log_probs = self._student.outputs(batch).token_log_probs(batch.labels)
@@ -92,11 +84,11 @@ class Validator:
 
     def _response_metrics(self, sampler: Sampler) -> dict[str, float]:
         examples = self._rows[self._world.rank :: self._world.size]
-        sequences = sampler.sample(examples, seed=self._seed, step=0).sequences
+        sequences = sampler.sample(examples, seed=self._settings.seed, step=0).sequences
         self._student.release()
         totals = torch.zeros(len(self._metrics), dtype=torch.float64, device=self._world.device)
         for example, sequence in zip(examples, sequences, strict=True):
-            text = str(self._vocabulary.tokenizer.decode(sequence.response_ids, skip_special_tokens=True))
+            text = str(self._method.vocabulary.tokenizer.decode(sequence.response_ids, skip_special_tokens=True))
             totals += totals.new_tensor([metric(text, example.references) for metric in self._metrics.values()])
         means = (100 * self._world.sum_across_ranks(totals) / len(self._rows)).tolist()
         return {f"validation/{name}": mean for name, mean in zip(self._metrics, means, strict=True)}
