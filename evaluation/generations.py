@@ -70,7 +70,7 @@ def sample_responses(
     batches = split_prompts(
         examples, slots_per_row=settings.max_new_tokens + model.num_soft_tokens, max_batch_tokens=max_batch_tokens
     )
-    streams, world = [row_streams(seed=seed, step=0)], model.world
+    streams, world = row_streams(seed=seed, step=0), model.world
     own: dict[int, TokenIds] = {}
     for batch in tracked(batches[world.rank :: world.size], label=f"{label}, seed {seed}", world=world):
         prompts = PromptBatch.collate(batch, pad_id=settings.eos_id, device=world.device)

@@ -87,7 +87,7 @@ def our_decode(view: CausalLM, prompts: PromptBatch, lengths: list[int]) -> list
     vocabulary = view.model.config.vocab_size
     settings = DecodingSettings(max_new_tokens=max(lengths), vocabulary_size=vocabulary, eos_id=vocabulary - 1)
     with torch.no_grad():
-        responses = decode(view, prompts, settings=settings, streams=[stream])
+        responses = decode(view, prompts, settings=settings, streams=stream)
     return [len(response.token_ids) for response in responses]
 
 

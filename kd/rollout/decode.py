@@ -57,7 +57,7 @@ def decode(
     prompts: PromptBatch,
     *,
     settings: DecodingSettings,
-    streams: Sequence[Streams],
+    streams: Streams,
     soft_prompt: SoftPrompt | None = None,
     mixture: Mixture | None = None,
     keep_hidden: bool = False,
@@ -67,7 +67,6 @@ def decode(
     """Continue each prompt until its end-of-sequence token or `max_new_tokens`.
 
     Args:
-        streams: one for each sample; the prompts are prefilled once for all samples.
         soft_prompt: precedes each prompt.
         mixture: a second model that decodes the same tokens.
         any_rank_active: from whether this rank has unfinished rows to whether any rank has. Under ZeRO-3's hooks every
@@ -75,7 +74,7 @@ def decode(
         agreed_tokens: replaces the chosen tokens [A] by those of the first rank, for ranks that decode together.
 
     Returns:
-        One response for each sample of each prompt: all samples of the first prompt, then of the second, ….
+        One response for each prompt, in their order.
     """
     models = [view] if mixture is None else [view, mixture.teacher]
     rows = DecodingRows(models, prompts, settings=settings, streams=streams, keep_hidden=keep_hidden)
@@ -98,7 +97,7 @@ def decode(
 class DecodingRows:
     """All rows of a batch: their tokens so far, and the slots of those that are still in the model's batch.
 
-    A active rows in the model's batch, R rows in all (prompts times samples).
+    A counts the active rows in the model's batch.
     """
 
     def __init__(
@@ -107,16 +106,14 @@ class DecodingRows:
         prompts: PromptBatch,
         *,
         settings: DecodingSettings,
-        streams: Sequence[Streams],
+        streams: Streams,
         keep_hidden: bool,
     ) -> None:
         self._models = models
         self._settings = settings
         self._prompts = prompts
-        self._num_samples = len(streams)
         self._keeps_hidden = keep_hidden
-        drawn = [stream(prompts.row_ids, settings.max_new_tokens) for stream in streams]
-        self._uniforms = torch.stack(drawn, dim=1).flatten(0, 1).to(prompts.input_ids.device)
+        self._uniforms = streams(prompts.row_ids, settings.max_new_tokens).to(prompts.input_ids.device)
         self._tokens: list[list[int]] = [[] for _ in range(len(self._uniforms))]
         self._finished = [False] * len(self._tokens)
         self._active = list(range(len(self._tokens)))
@@ -124,10 +121,7 @@ class DecodingRows:
         self._hidden: Tensor | None = None
 
     def prefill(self, soft_prompt: SoftPrompt | None) -> list[Float[Tensor, "A _"]]:
-        """Run the prompts, padded on the left; the hidden states of each model at the last slot of each row.
-
-        The prompts run once; their slots are repeated for each sample.
-        """
+        """Run the prompts, padded on the left; the hidden states of each model at the last slot of each row."""
         ids, mask = self._prompts.input_ids, self._prompts.attention_mask
         inputs = {"input_ids": ids}
         if soft_prompt is not None:
@@ -138,12 +132,7 @@ class DecodingRows:
         self._lengths = mask.sum(dim=1)
         self._caches = [PreallocatedCache(self._mask.shape[1]) for _ in self._models]
         positions = (mask.long().cumsum(dim=1) - 1).clamp_min(0)
-        states = self._last_states(**inputs, attention_mask=mask, position_ids=positions)
-        if self._num_samples == 1:
-            return states
-        index = torch.arange(len(mask), device=mask.device).repeat_interleave(self._num_samples)
-        self._select(index)
-        return [hidden[index] for hidden in states]
+        return self._last_states(**inputs, attention_mask=mask, position_ids=positions)
 
     def forward(self) -> list[Float[Tensor, "A _"]]:
         """Run the last token of each active row; the hidden states of each model, whose sizes may differ."""
@@ -172,7 +161,7 @@ class DecodingRows:
             return None
         padded = zip(self._prompts.input_ids.tolist(), self._prompts.lengths, strict=True)
         prompts = [ids[-length:] for ids, length in padded]
-        return [prompts[index // self._num_samples] + self._tokens[index] for index in self._active]
+        return [prompts[index] + self._tokens[index] for index in self._active]
 
     def append(self, tokens: Int64[Tensor, " A"], hidden: Float[Tensor, "A H"]) -> None:
         """Add one token to each unfinished active row, and note which rows it finishes."""
@@ -199,12 +188,9 @@ class DecodingRows:
         select = torch.tensor(keep, device=self._last_tokens.device)
         self._active = [self._active[row] for row in keep]
         self._uniforms, self._last_tokens = self._uniforms[select], self._last_tokens[select]
-        self._select(select)
-
-    def _select(self, rows: Int64[Tensor, " A"]) -> None:
+        self._mask, self._lengths = self._mask[select], self._lengths[select]
         for cache in self._caches:
-            cache.batch_select_indices(rows)
-        self._mask, self._lengths = self._mask[rows], self._lengths[rows]
+            cache.batch_select_indices(select)
 
     def responses(self) -> list[Response]:
         """All rows, in their original order."""

@@ -107,7 +107,7 @@ class Sampler:
                     view,
                     prompts,
                     settings=self._decoding,
-                    streams=[streams],
+                    streams=streams,
                     mixture=mixture,
                     keep_hidden=keep_hidden,
                     any_rank_active=self._any_rank_active,

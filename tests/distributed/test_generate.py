@@ -77,7 +77,7 @@ def test_the_responses_are_the_teachers(straight: Path, setting: Path) -> None:
     for line in lines:
         (example,) = [row for row in examples if row.source == line["source"]]
         prompts = PromptBatch.collate([example], pad_id=0, device=torch.device("cpu"))
-        streams = [row_streams(seed=42, step=line["sample"])]
+        streams = row_streams(seed=42, step=line["sample"])
         with torch.no_grad():
             (response,) = decode(CausalLM.of(model), prompts, settings=settings, streams=streams)
         assert line["response"] == tokenizer.decode(response.token_ids, skip_special_tokens=True)

@@ -64,7 +64,7 @@ def test_batch_with_cache_equals_rows_alone(model: PreTrainedModel, greedy: bool
     width = model.get_input_embeddings().weight.shape[1]
     soft_prompt = SoftPrompt(torch.randn(4, width) * 0.2) if with_prompt else None
     responses = decode(
-        CausalLM.of(model), collate(PROMPTS), settings=settings, streams=[streams], soft_prompt=soft_prompt
+        CausalLM.of(model), collate(PROMPTS), settings=settings, streams=streams, soft_prompt=soft_prompt
     )
     for row, prompt in enumerate(PROMPTS):
         values = None if soft_prompt is None else soft_prompt.values
@@ -77,7 +77,7 @@ def test_rows_that_end_leave_the_batch(model: PreTrainedModel, monkeypatch: pyte
     view = CausalLM.of(model)
     free = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=-1)
     streams = row_streams(seed=1, step=0)
-    unending = [row.token_ids for row in decode(view, collate(PROMPTS), settings=free, streams=[streams])]
+    unending = [row.token_ids for row in decode(view, collate(PROMPTS), settings=free, streams=streams)]
     assert all(len(response) == 12 for response in unending), "no response may lose its last token"
     # Some token that one row, but not every row, draws early becomes the end.
     eos = unending[2][3]
@@ -90,7 +90,7 @@ def test_rows_that_end_leave_the_batch(model: PreTrainedModel, monkeypatch: pyte
 
     monkeypatch.setattr(CausalLM, "hidden_states", spy)
     settings = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=eos)
-    responses = [row.token_ids for row in decode(view, collate(PROMPTS), settings=settings, streams=[streams])]
+    responses = [row.token_ids for row in decode(view, collate(PROMPTS), settings=settings, streams=streams)]
     for response, full in zip(responses, unending, strict=True):
         assert response == full[: full.index(eos) + 1 if eos in full else 12]
     expected = [len(PROMPTS)] + [sum(len(response) > step for response in responses) for step in range(1, 12)]
@@ -104,7 +104,7 @@ def test_an_end_token_first_is_a_response_of_one_token(model: PreTrainedModel) -
 
     # The uniform number 0 draws token 0, the end.
     settings = DecodingSettings(max_new_tokens=8, vocabulary_size=VOCABULARY, eos_id=EOS)
-    responses = decode(CausalLM.of(model), collate(PROMPTS), settings=settings, streams=[always_zero])
+    responses = decode(CausalLM.of(model), collate(PROMPTS), settings=settings, streams=always_zero)
     assert [response.token_ids for response in responses] == [[EOS]] * 5
 
 
@@ -118,23 +118,9 @@ def test_streams_belong_to_rows_steps_and_seeds() -> None:
 
 
 @torch.no_grad()
-def test_samples_of_a_prompt_equal_calls_of_their_own(model: PreTrainedModel) -> None:
-    settings = DecodingSettings(max_new_tokens=10, vocabulary_size=VOCABULARY, eos_id=EOS)
-    streams = [row_streams(seed=seed, step=0) for seed in (1, 2, 3)]
-    together = decode(CausalLM.of(model), collate(PROMPTS), settings=settings, streams=streams, keep_hidden=True)
-    assert len(together) == 3 * len(PROMPTS)
-    for sample, stream in enumerate(streams):
-        alone = decode(CausalLM.of(model), collate(PROMPTS), settings=settings, streams=[stream], keep_hidden=True)
-        for row, response in enumerate(alone):
-            same = together[3 * row + sample]
-            assert same.token_ids == response.token_ids
-            torch.testing.assert_close(same.hidden, response.hidden, rtol=1e-5, atol=1e-5)
-
-
-@torch.no_grad()
 def test_kept_hidden_states_are_those_of_a_forward_pass(model: PreTrainedModel) -> None:
     view = CausalLM.of(model)
-    streams = [row_streams(seed=1, step=0)]
+    streams = row_streams(seed=1, step=0)
     prompts = collate(PROMPTS)
     free = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=-1)
     eos = decode(view, prompts, settings=free, streams=streams)[2].token_ids[3]
@@ -159,7 +145,7 @@ def test_kept_hidden_states_are_those_of_a_forward_pass(model: PreTrainedModel) 
 def test_responses_do_not_depend_on_when_ended_rows_leave(
     model: PreTrainedModel, share: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    view, streams = CausalLM.of(model), [row_streams(seed=1, step=0)]
+    view, streams = CausalLM.of(model), row_streams(seed=1, step=0)
     free = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=-1)
     unending = [row.token_ids for row in decode(view, collate(PROMPTS), settings=free, streams=streams)]
     eos = unending[2][3]

@@ -58,10 +58,10 @@ def test_a_batch_with_two_caches_equals_rows_alone(pair: dict[str, PreTrainedMod
     settings = DecodingSettings(max_new_tokens=MAX_TOKENS, vocabulary_size=VOCABULARY, eos_id=eos)
     student, teacher = CausalLM.of(pair["student"]), CausalLM.of(pair["teacher"])
     mixture = Mixture(teacher=teacher, teacher_share=teacher_share)
-    responses = decode(student, collate(PROMPTS), settings=settings, streams=[STREAMS], mixture=mixture)
-    for response, whole in zip(responses, unending, strict=True):
-        assert response.token_ids == whole[: whole.index(eos) + 1 if eos in whole else MAX_TOKENS]
-    plain = decode(student, collate(PROMPTS), settings=settings, streams=[STREAMS])
+    responses = decode(student, collate(PROMPTS), settings=settings, streams=STREAMS, mixture=mixture)
+    for response, full in zip(responses, unending, strict=True):
+        assert response.token_ids == full[: full.index(eos) + 1 if eos in full else MAX_TOKENS]
+    plain = decode(student, collate(PROMPTS), settings=settings, streams=STREAMS)
     assert [row.token_ids for row in plain] != [row.token_ids for row in responses], (
         "the teacher must change some token"
     )
