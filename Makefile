@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Models unsharded and sharded, and TRL beside them: see python -m evaluation.bench --help.
+# Models resident and partitioned, and TRL beside them: see python -m evaluation.bench --help.
 BENCH_OPTIONS ?= --zero 0,3 --peer trl
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
