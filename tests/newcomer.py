@@ -23,7 +23,6 @@ class AnnealedSettings(Section):
 class AnnealedSkewKD(Method):
     """Minimises KL(p‖α·p + (1 - α)·q) on rollouts; α moves linearly from its first to its last value."""
 
-    label = "annealed skew KD"
     sections = {"annealed": AnnealedSettings}
 
     def __init__(self, context: Any) -> None:

@@ -66,8 +66,6 @@ class Method(ABC):
     A subclass is one file: its settings (`sections`), what it needs, their checks, and `step`.
     """
 
-    label: ClassVar[str]
-    """The method's name in reports."""
     sections: ClassVar[Mapping[str, type[Section]]] = {}
     """Sections of the configuration that belong to the method, by name."""
     follows_validation: ClassVar[bool] = False

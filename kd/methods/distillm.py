@@ -85,7 +85,6 @@ class ReplayBuffer:
 class DistiLLM(Method):
     """Minimises T²·D, a skew divergence by default, on responses that are off-policy as far as that does no harm."""
 
-    label = "DistiLLM"
     sections = {"distillm": DistiLLMSettings}
     follows_validation = True
 

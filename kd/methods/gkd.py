@@ -22,7 +22,6 @@ class GKDSettings(DistillationSettings):
 class GKD(Method):
     """Minimises T²·D per token of rollouts, and with `gkd.sft_weight` the cross entropy on the data's responses too."""
 
-    label = "GKD"
     sections = {"gkd": GKDSettings}
 
     @classmethod

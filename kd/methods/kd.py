@@ -18,7 +18,6 @@ class KDSettings(DistillationSettings):
 class KD(Method):
     """Minimises (1 - r)·CE + r·T²·D per response token of the data."""
 
-    label = "KD"
     sections = {"kd": KDSettings}
 
     @classmethod

@@ -21,7 +21,6 @@ from kd.methods.minillm_rollouts import MiniLLMSettings, Rollout, RolloutStore, 
 class MiniLLM(Method):
     """Minimises KL(q_θ ‖ p) over whole responses: the next token exactly, later ones by sampling; and a corpus loss."""
 
-    label = "MiniLLM"
     sections = {"minillm": MiniLLMSettings}
 
     def __init__(self, context: MethodContext) -> None:

@@ -45,7 +45,6 @@ class TeacherLoraSettings(LoraConfig):
 class PromptKD(Method):
     """Tunes the soft prompt P towards the student, then the student towards p(·|P, x)."""
 
-    label = "PromptKD"
     sections = {"prompt": PromptSettings, "teacher_lora": TeacherLoraSettings}
     teacher: "AdaptedTeacher"
 

@@ -23,7 +23,6 @@ class SeqKD(Method):
     With r = 0, as Kim and Rush define it, training needs no teacher.
     """
 
-    label = "SeqKD"
     sections = {"seqkd": SeqKDSettings}
     alternative_sources = False
 

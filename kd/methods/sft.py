@@ -10,8 +10,6 @@ from kd.methods.base import Method, Needs
 class SFT(Method):
     """Minimises -log q_θ(y|x) per response token."""
 
-    label = "SFT"
-
     @classmethod
     def needs(cls, config: Config) -> Needs:
         return Needs(teacher=False, rollouts=False, references=True)

@@ -24,7 +24,6 @@ class OwnSettings(Section):
 class Own(Method):
     """A method from outside of kd, which needs nothing but the data."""
 
-    label = "Own"
     sections = {"own": OwnSettings}
 
     @classmethod
@@ -47,12 +46,11 @@ class TakesACommonSection(Own):
 def test_every_method_is_complete(name: str, tmp_path: Path) -> None:
     method = METHODS[name]
     assert find_method(name) is method
-    assert method.label and method.__doc__
+    assert method.__doc__
     assert isinstance(method.needs(load_minimal(tmp_path, method=name)), Needs)
 
 
-def test_labels_and_sections_belong_to_one_method() -> None:
-    assert len({method.label for method in METHODS.values()}) == len(METHODS)
+def test_a_section_belongs_to_one_method() -> None:
     sections = [name for method in METHODS.values() for name in method.sections]
     assert len(set(sections)) == len(sections)
 
