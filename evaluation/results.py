@@ -18,9 +18,6 @@ from kd.files import write_atomically
 RESULTS_FILE = "results.json"
 SETTINGS_FILE = "settings.json"
 
-SamplingSettings = Mapping[str, str | int | float | bool | None]
-"""Everything that decides which responses a model gives, except for the seed."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
@@ -89,8 +86,8 @@ def _score(seeds: Collection[int], values: Float[np.ndarray, "S B"]) -> Score:
     )
 
 
-def claim(out: Path, *, benchmark: str, settings: SamplingSettings) -> None:
-    """Note how a benchmark's responses are sampled, or check that those in `out` were sampled in the same way.
+def claim(out: Path, *, benchmark: str, settings: Mapping[str, Any]) -> None:
+    """Write down everything but the seed that decides a benchmark's responses, or check that `out` has the same.
 
     Raises:
         UserError: `out` has responses of other settings, or cannot be written.

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.analysis.models import find_models
 from evaluation.analysis.tokens import score_tokens
 from evaluation.command import Command
-from evaluation.examples import read_examples, row_limits
+from evaluation.examples import print_losses, read_examples, row_limits
+from evaluation.models import find_models
 from evaluation.results import write_json
 from evaluation.settings import RUN_HELP, DtypeName, Loading, Prompts, run_values
 from evaluation.statistics import finite
@@ -96,7 +96,7 @@ def measure(config: DivergenceConfig, *, world: World) -> Distance:
         UserError: on every rank, if the inputs cannot be used together.
     """
     with world.agreed():
-        models = find_models(config.model.teacher, [config.model.student], loading=config.model, world=world)
+        models = find_models([config.model.teacher, config.model.student], loading=config.model, world=world)
         encoded = _read(config)
         sequences = _sequences(encoded, world=world)[: config.data.rows]
         prompt = None if config.model.soft_prompt is None else load_soft_prompt(config.model.soft_prompt)[0]
@@ -148,8 +148,7 @@ def _sequences(encoded: Encoded, *, world: World) -> list[TokenSequence]:
     if not sequences:
         raise UserError(f"{encoded.report.name}: no row has a response token to measure on; give other rows")
     if world.is_main:
-        for line in encoded.report.lines():
-            print(line, file=sys.stderr)
+        print_losses(encoded)
         if num_empty := len(every) - len(sequences):
             print(
                 f"{encoded.report.name}: left out {num_empty} of {len(every)} rows: no response token", file=sys.stderr

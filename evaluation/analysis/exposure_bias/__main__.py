@@ -20,12 +20,11 @@ from rich.table import Table
 from evaluation.analysis.exposure_bias.config import Course, ExposureConfig
 from evaluation.analysis.exposure_bias.curve import MIN_ROWS, ExposureBias, Series, StepSums, exposure_bias
 from evaluation.analysis.exposure_bias.plot import draw
-from evaluation.analysis.models import ModelSet, find_models
 from evaluation.analysis.tokens import SampleSet, sample_sequences, score_tokens
 from evaluation.command import Command
 from evaluation.display import results_console
-from evaluation.examples import read_examples
-from evaluation.models import EvaluatedModel
+from evaluation.examples import print_losses, read_examples
+from evaluation.models import EvaluatedModel, ModelSet, find_models
 from evaluation.pictures import check_matplotlib
 from evaluation.results import describe_weights, digest
 from evaluation.settings import run_values
@@ -173,7 +172,7 @@ def _prepare(
     check_matplotlib()
     snapshots = [snapshot.model for course in courses.values() for snapshot in course.snapshots]
     students = [*(config.model.students or {}).values(), *snapshots]
-    models = find_models(config.model.teacher, students, loading=config.model, world=world)
+    models = find_models([config.model.teacher, *students], loading=config.model, world=world)
     rows = read_examples(config.data.file, tokenizer=models.tokenizer, prompts=config.data, responses="optional")
     if len(rows.examples) < MIN_ROWS:
         raise UserError(
@@ -182,8 +181,7 @@ def _prepare(
         )
     models.check_lengths(max(len(example.prompt_ids) for example in rows.examples) + num_steps)
     if world.is_main:
-        for line in rows.report.lines():
-            print(line, file=sys.stderr)
+        print_losses(rows)
     return models, rows
 
 

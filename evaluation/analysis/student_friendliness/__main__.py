@@ -18,13 +18,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from evaluation.analysis.models import ModelSet, find_models
 from evaluation.analysis.student_friendliness.page import SHOWN_MODELS, page, table
 from evaluation.analysis.student_friendliness.summary import Measured, summarise
 from evaluation.analysis.tokens import SampleSet, sample_sequences, score_tokens
 from evaluation.command import Command
-from evaluation.examples import read_examples
-from evaluation.models import EvaluatedModel
+from evaluation.examples import print_losses, read_examples
+from evaluation.models import EvaluatedModel, ModelSet, find_models
 from evaluation.settings import RUN_HELP, AnalysisConfig, AnalysisRows, AnalysisSampling, Loading, run_values
 from evaluation.statistics import CONFIDENCE
 from kd.config.fields import Count, NonNegativeInt, option, required
@@ -121,7 +120,7 @@ def measure(config: FriendlinessConfig, *, world: World) -> None:
 def _prepare(config: FriendlinessConfig, *, world: World) -> tuple[ModelSet, dict[str, Encoded], SoftPrompt]:
     prompt, _ = load_soft_prompt(config.model.trained_prompt)
     students = [config.model.initial, config.model.final]
-    models = find_models(config.model.teacher, students, loading=config.model, world=world)
+    models = find_models([config.model.teacher, *students], loading=config.model, world=world)
     rows = {
         name: read_examples(
             source,
@@ -140,8 +139,7 @@ def _prepare(config: FriendlinessConfig, *, world: World) -> tuple[ModelSet, dic
     if world.is_main:
         make_directory(config.out)
         for encoded in rows.values():
-            for line in encoded.report.lines():
-                print(line, file=sys.stderr)
+            print_losses(encoded)
     return models, rows, prompt
 
 

@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from evaluation.analysis.models import ModelSet, find_models
 from evaluation.analysis.tokens import TokenScores, sample_sequences, score_tokens
-from evaluation.models import EvaluatedModel
+from evaluation.models import EvaluatedModel, ModelSet, find_models
 from evaluation.settings import Loading, Sampling
 from kd.data.batch import TokenSequence
 from kd.data.encoding import Example
@@ -48,7 +47,7 @@ EXAMPLES = [example(row, prompt) for row, (prompt, _) in enumerate(LENGTHS)]
 
 
 def models_in(teacher: Path, student: Path) -> ModelSet:
-    return find_models(str(teacher), [str(student)], loading=Loading(dtype="fp32"), world=ALONE)
+    return find_models([str(teacher), str(student)], loading=Loading(dtype="fp32"), world=ALONE)
 
 
 def scores(
