@@ -34,7 +34,7 @@ class Command(Generic[ConfigType]):
     flags: Mapping[str, str] = field(default_factory=dict)
     """Flags that are not named after their fields, by the name of the field."""
     run_values: Callable[[Any], Values] | None = None
-    """From the field `run`, the directory of a training, to values for fields that are not given."""
+    """From the field `run`, the directory of a training, to values by name for fields that are not given."""
 
     @property
     def all_flags(self) -> dict[str, str]:
@@ -57,7 +57,7 @@ class Command(Generic[ConfigType]):
         # A section is there even if none of its fields is given: the first missing field can be named then.
         sections: Values = {name.split(".")[0]: {} for name in names if "." in name}
         run = values.get("run")
-        found = {} if self.run_values is None or run is None else _flat(self.run_values(run))
+        found = {} if self.run_values is None or run is None else self.run_values(run)
         defaults = _nested({name: value for name, value in found.items() if name in names and value is not None})
         values = merge_layers([sections, defaults, values])
         return build(self.config, values, source=path or "command line")
@@ -177,15 +177,3 @@ def _nested(given: Values) -> Values:
         section, _, last = name.rpartition(".")
         (values.setdefault(section, {}) if section else values)[last] = value
     return values
-
-
-def _flat(values: Values) -> Values:
-    """From sections to names such as `data.rows`."""
-    flat: Values = {}
-    for section, content in values.items():
-        flat |= (
-            {f"{section}.{name}": value for name, value in content.items()}
-            if isinstance(content, dict)
-            else {section: content}
-        )
-    return flat

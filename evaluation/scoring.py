@@ -10,7 +10,7 @@ from rich.table import Table
 
 import kd
 from evaluation.command import Command
-from evaluation.display import metric_label, results_console
+from evaluation.display import metric_label, results_console, with_error
 from evaluation.examples import print_losses, read_examples
 from evaluation.generations import Response, generations_file, read_generations, sample_responses, write_generations
 from evaluation.models import EvaluatedModel, ModelSet, find_models
@@ -199,9 +199,6 @@ def _score_file(config: EvaluationConfig, *, benchmark: str, seed: int) -> list[
 
 
 def _cells(summary: Summary, *, num_seeds: int) -> list[str]:
-    scores = [
-        f"{score.mean:.2f}" + ("" if score.standard_error is None else f" ± {score.standard_error:.2f}")
-        for score in summary.scores.values()
-    ]
+    scores = [with_error(score.mean, score.standard_error) for score in summary.scores.values()]
     shares = [f"{100 * share:.1f}" for share in (summary.truncated_share, summary.empty_share)]
     return [*scores, f"{summary.num_samples} × {num_seeds}", *shares, f"{summary.response_tokens['mean']:.1f}"]

@@ -3,11 +3,10 @@
 Texts are unchanged. An instruction without `references` had an empty output in its file.
 """
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evaluation.results import read_json
 from kd.data.instructions import Instruction
 from kd.data.rows import Row, read_rows
 from kd.errors import UserError
@@ -110,7 +109,8 @@ def read_natural_instructions(original: Original) -> list[Instruction]:
         raise UserError(f"{listing}: is no UTF-8 text; expected the name of a task on each line") from None
     instructions = []
     for task in tasks:
-        row = _read_object(directory / "tasks" / f"{task}.json")
+        path = directory / "tasks" / f"{task}.json"
+        row = Row(source=str(path), fields=read_json(path, advice="get this task of natural-instructions again"))
         definitions = row.texts("Definition")
         if not definitions:
             raise UserError(f"{row.source}: expected `Definition`, what the task asks for, found none; get it again")
@@ -164,19 +164,7 @@ def _answer(row: Row) -> str:
 
 
 def _first_turn(row: Row) -> str:
-    turns: Sequence[str] = row.texts("turns")
+    turns = row.texts("turns")
     if not turns:
         raise UserError(f"{row.source}: expected `text` or `turns`; give a file of FastChat's evaluation")
     return turns[0]
-
-
-def _read_object(path: Path) -> Row:
-    try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a task of natural-instructions") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); get the file again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, the task; get the file again")
-    return Row(source=str(path), fields=value)
