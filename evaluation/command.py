@@ -36,12 +36,6 @@ class Command(Generic[ConfigType]):
     run_values: Callable[[Any], Values] | None = None
     """From the field `run`, the directory of a training, to values by name for fields that are not given."""
 
-    @property
-    def all_flags(self) -> dict[str, str]:
-        """The flag of every field, by the name of the field."""
-        names = _field_types(self.config)
-        return {name: self.flags.get(name, f"--{name.rpartition('.')[2].replace('_', '-')}") for name in names}
-
     def read(self, argv: Sequence[str] | None = None) -> ConfigType:
         """Read the configuration from a command line (`sys.argv` if None).
 
@@ -90,7 +84,8 @@ class Command(Generic[ConfigType]):
         return 0
 
     def _parser(self) -> "_Parser":
-        kinds, flags = _field_types(self.config), self.all_flags
+        kinds = _field_types(self.config)
+        flags = {name: self.flags.get(name, f"--{name.rpartition('.')[2].replace('_', '-')}") for name in kinds}
         described = [(f"{name}, {flags[name]}", *rest) for name, *rest in describe_fields(self.config)]
         width = max(len(name) for name, *_ in described)
         lines = [f"  {name:<{width}}  {text} [{default}]" for name, default, text in described]

@@ -30,7 +30,7 @@ _TOKEN_RANGE = re.compile(r"(\d+)-(\d*)")
 class PrepareConfig(Section):
     name: str = required(help=f"one of {', '.join(SPECS)}")
     source: str = required(help="the authors' file or directory, or rows of the project's format")
-    companion: Path | None = option(None, help="vicuna: the reference answers; s_ni: another list of tasks")
+    companion: Path | None = option(None, help="vicuna: the reference responses; s_ni: another list of tasks")
     out: Path = required(help="new .jsonl file of rows")
     tokenizer: str | None = option(None, help="GPT-2's tokenizer, where rows are selected by their length")
     response_tokens: str | None = option(

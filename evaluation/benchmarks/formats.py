@@ -1,6 +1,7 @@
 """The files in which the authors of a benchmark published it, read as instructions.
 
-Texts are unchanged. An instruction without `references` had an empty output in its file.
+Texts are unchanged. An instruction without `references` had an empty output in its file. All readers raise a UserError
+if a file cannot be read or a row is broken.
 """
 
 from dataclasses import dataclass
@@ -24,11 +25,7 @@ class Original:
 
 
 def read_row_format(source: str) -> list[Instruction] | None:
-    """The project's own format, `instruction`, `input` and `output`; None if the source has another.
-
-    Raises:
-        UserError: unreadable source or broken row.
-    """
+    """The project's own format, `instruction`, `input` and `output`; None if the source has another."""
     if Path(source).is_dir():
         return None
     rows = read_rows(source)
@@ -36,11 +33,7 @@ def read_row_format(source: str) -> list[Instruction] | None:
 
 
 def read_dolly(original: Original) -> list[Instruction]:
-    """databricks-dolly-15k: `instruction`, `context`, `response`.
-
-    Raises:
-        UserError: unreadable source or broken row.
-    """
+    """databricks-dolly-15k: `instruction`, `context`, `response`."""
     return [_instruction(row, input="context", output="response") for row in read_rows(original.source)]
 
 
@@ -48,9 +41,6 @@ def read_self_instruct(original: Original) -> list[Instruction]:
     """Self-Instruct's user_oriented_instructions.jsonl: `instruction`, and `instances` of `input` and `output`.
 
     unnatural-instructions' core_data.jsonl has the same layout; its `constraints` are left out.
-
-    Raises:
-        UserError: unreadable source or broken row.
     """
     return [
         _instruction(instance, instruction=row.text("instruction"))
@@ -60,28 +50,28 @@ def read_self_instruct(original: Original) -> list[Instruction]:
 
 
 def read_fastchat(original: Original) -> list[Instruction]:
-    """FastChat's Vicuna question.jsonl (`text`, or the first of `turns`) with one model's answers as companion.
+    """FastChat's Vicuna question.jsonl (`text`, or the first of `turns`) with one model's responses as companion.
 
-    The answers have a `question_id` and `text`, or the first turn of the first of `choices`.
+    The responses have a `question_id` and `text`, or the first turn of the first of `choices`.
 
     Raises:
-        UserError: unreadable file, broken row, no answers given, or a question without one.
+        UserError: no companion, or a question without a response.
     """
     if original.companion is None:
-        raise UserError("FastChat's questions come without answers; give --companion answer_gpt35.jsonl, or another")
-    answers = {_question_id(row): _answer(row) for row in read_rows(str(original.companion))}
+        raise UserError("FastChat's questions come without responses; give --companion answer_gpt35.jsonl, or another")
+    responses = {_question_id(row): _response(row) for row in read_rows(str(original.companion))}
     instructions = []
     for row in read_rows(original.source):
         identifier = _question_id(row)
-        if identifier not in answers:
+        if identifier not in responses:
             raise UserError(
-                f"{original.companion}: has no answer to question {identifier} ({row.source}); give a complete file"
+                f"{original.companion}: has no response to question {identifier} ({row.source}); give a complete file"
             )
         instructions.append(
             Instruction(
-                instruction=row.text("text") if "text" in row.fields else _first_turn(row),
+                instruction=_first_turn(row),
                 input="",
-                references=(answers[identifier],),
+                references=(responses[identifier],),
                 source=row.source,
             )
         )
@@ -93,9 +83,6 @@ def read_natural_instructions(original: Original) -> list[Instruction]:
 
     The source is the directory that holds tasks/ and splits/default/test_tasks.txt; a companion stands in for the
     latter, with the name of a task on each line.
-
-    Raises:
-        UserError: a file is missing or broken.
     """
     directory = Path(original.source)
     listing = original.companion or directory / "splits" / "default" / "test_tasks.txt"
@@ -154,16 +141,16 @@ def _question_id(row: Row) -> int:
     return value
 
 
-def _answer(row: Row) -> str:
-    if "text" in row.fields:
-        return row.text("text")
-    choices = _nested(row, "choices")
+def _response(row: Row) -> str:
+    choices = _nested(row, "choices") if "choices" in row.fields else [row]
     if not choices:
         raise UserError(f"{row.source}: `choices` is an empty list; give a complete file of FastChat's evaluation")
     return _first_turn(choices[0])
 
 
 def _first_turn(row: Row) -> str:
+    if "text" in row.fields:
+        return row.text("text")
     turns = row.texts("turns")
     if not turns:
         raise UserError(f"{row.source}: expected `text` or `turns`; give a file of FastChat's evaluation")

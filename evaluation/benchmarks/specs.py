@@ -89,7 +89,7 @@ SPECS = {
         original="github.com/lm-sys/FastChat, question.jsonl of fastchat/llm_judge/data/vicuna_bench",
         processed="MiniLLM/Vicuna, valid.jsonl",
         fields="text or turns; output from the companion",
-        companion="ChatGPT's answers, answer_gpt35.jsonl of FastChat's eval/table/answer",
+        companion="ChatGPT's responses, answer_gpt35.jsonl of FastChat's eval/table/answer",
         read=read_fastchat,
         num_rows=(80,),
     ),

@@ -35,7 +35,7 @@ class FeedbackScore:
     num_unanswered: int
 
 
-def feedback_score(judged: Judged, *, num_resamples: int = 1000) -> FeedbackScore:
+def feedback_score(judged: Judged) -> FeedbackScore:
     """Aggregate the judgements on one model's responses to one benchmark; those without scores are only counted."""
     scores = _scores(judged)
     per_seed = _ratios(scores, "seed")
@@ -48,7 +48,7 @@ def feedback_score(judged: Judged, *, num_resamples: int = 1000) -> FeedbackScor
         pooled=ratio(
             100 * by_row["model"].to_numpy(),
             by_row["reference"].to_numpy(),
-            draws=resample(len(by_row), num_resamples=num_resamples),
+            draws=resample(len(by_row), num_resamples=1000),
         ),
         per_seed=per_seed,
         by_order=_ratios(scores, "order"),

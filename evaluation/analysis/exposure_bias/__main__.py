@@ -151,8 +151,8 @@ def _prepare(
     config: ExposureConfig, courses: Mapping[str, Course], *, num_steps: int, world: World
 ) -> tuple[ModelSet, Encoded]:
     check_matplotlib()
-    snapshots = [snapshot.model for course in courses.values() for snapshot in course.snapshots]
-    students = [*(config.model.students or {}).values(), *snapshots]
+    students = [*(config.model.students or {}).values()]
+    students += [student for course in courses.values() for student in course.students.values()]
     models = find_models([config.model.teacher, *students], loading=config.model, world=world)
     rows = read_examples(config.data.file, tokenizer=models.tokenizer, prompts=config.data, responses="optional")
     if len(rows.examples) < MIN_ROWS:
@@ -169,10 +169,10 @@ def _prepare(
 def _progress(measurement: Measurement, course: Course, *, name: str) -> Json:
     num_steps = measurement.config.progress_steps
     points = []
-    for snapshot in course.snapshots:
-        curve = measurement.curve(snapshot.model, num_steps=num_steps, label=f"{name}, step {snapshot.step}")
+    for step, student in course.students.items():
+        curve = measurement.curve(student, num_steps=num_steps, label=f"{name}, step {step}")
         numbers = {key: asdict(Series(**curve[key]).at(num_steps)) for key in ("R", "E", "ExAccErr")}
-        points.append({"training_step": snapshot.step, "model": snapshot.model, **numbers})
+        points.append({"training_step": step, "model": student, **numbers})
     return {"generation_steps": num_steps, "best_step": course.best_step, "points": points}
 
 
