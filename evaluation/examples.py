@@ -40,7 +40,7 @@ def read_examples(
     )
 
 
-def print_losses(encoded: Encoded) -> None:
+def print_report(encoded: Encoded) -> None:
     """Print to stderr which rows were dropped or truncated."""
     for line in encoded.report.lines():
         print(line, file=sys.stderr)

@@ -11,7 +11,7 @@ from rich.table import Table
 import kd
 from evaluation.command import Command
 from evaluation.display import metric_label, results_console, with_error
-from evaluation.examples import print_losses, read_examples
+from evaluation.examples import print_report, read_examples
 from evaluation.generations import Response, generations_file, read_generations, sample_responses, write_generations
 from evaluation.models import EvaluatedModel, ModelSet, find_models
 from evaluation.results import (
@@ -109,10 +109,10 @@ def _kept(config: EvaluationConfig, inputs: _Inputs) -> dict[str, Any]:
 
 
 def _claim(config: EvaluationConfig, inputs: _Inputs) -> dict[str, list[int]]:
-    """Reserve the benchmarks' directories, report which rows were lost, and return the seeds that each one lacks."""
+    """Reserve the benchmarks' directories, report rows that did not fit, and return the seeds that each one lacks."""
     missing = {}
     for name, rows in inputs.rows.items():
-        print_losses(rows)
+        print_report(rows)
         content = digest([(example.row_id, example.prompt, example.references) for example in rows.examples])
         claim(config.out, benchmark=name, settings={**inputs.weights, "rows": content, **config.decoding})
         files = {seed: generations_file(config.out, benchmark=name, seed=seed) for seed in config.generation.seeds}

@@ -30,8 +30,8 @@ class Prepared:
     dropped: dict[str, int]
 
     def __str__(self) -> str:
-        losses = [f"{count} dropped {reason}" for reason, count in self.dropped.items() if count]
-        return "; ".join([f"{self.num_read} rows read", *losses])
+        parts = [f"{count} dropped {reason}" for reason, count in self.dropped.items() if count]
+        return "; ".join([f"{self.num_read} rows read", *parts])
 
 
 def check_counts_as_published(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -20,7 +20,7 @@ from evaluation.analysis.exposure_bias.plot import draw
 from evaluation.analysis.tokens import SampleSet, sample_sequences, score_tokens
 from evaluation.command import Command
 from evaluation.display import results_console
-from evaluation.examples import print_losses, read_examples
+from evaluation.examples import print_report, read_examples
 from evaluation.models import EvaluatedModel, ModelSet, find_models
 from evaluation.pictures import check_matplotlib
 from evaluation.results import describe_weights, digest, read_json, write_json
@@ -162,7 +162,7 @@ def _prepare(
         )
     models.check_lengths(max(len(example.prompt_ids) for example in rows.examples) + num_steps)
     if world.is_main:
-        print_losses(rows)
+        print_report(rows)
     return models, rows
 
 

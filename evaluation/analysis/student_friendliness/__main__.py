@@ -22,7 +22,7 @@ from evaluation.analysis.student_friendliness.page import SHOWN_MODELS, page, ta
 from evaluation.analysis.student_friendliness.summary import RowSet, summarise
 from evaluation.analysis.tokens import SampleSet, sample_sequences, score_tokens
 from evaluation.command import Command
-from evaluation.examples import print_losses, read_examples
+from evaluation.examples import print_report, read_examples
 from evaluation.models import EvaluatedModel, ModelSet, find_models
 from evaluation.results import write_json
 from evaluation.settings import RUN_HELP, AnalysisConfig, AnalysisRows, AnalysisSampling, Loading, run_values
@@ -150,7 +150,7 @@ def _prepare(config: FriendlinessConfig, *, world: World) -> tuple[ModelSet, dic
     if world.is_main:
         make_directory(config.out)
         for encoded in rows.values():
-            print_losses(encoded)
+            print_report(encoded)
     return models, rows, prompt
 
 
@@ -182,12 +182,9 @@ def _shown(
             "row": example.row_id,
             "prompt": example.prompt,
             "reference": example.references[0],
-            **{
-                name: text(samples[index][0].response_ids)
-                for name, samples in zip(SHOWN_MODELS, responses, strict=True)
-            },
+            **{name: text(samples[0].response_ids) for name, samples in zip(SHOWN_MODELS, of_row, strict=True)},
         }
-        for index, example in enumerate(examples)
+        for example, *of_row in zip(examples, *responses, strict=False)
     ]
 
 
