@@ -16,7 +16,6 @@ from evaluation.generations import Response, generations_file, read_generations,
 from evaluation.models import EvaluatedModel, ModelSet, find_models
 from evaluation.results import (
     RESULTS_FILE,
-    Summary,
     claim,
     describe_weights,
     digest,
@@ -173,7 +172,10 @@ def _report(config: EvaluationConfig, inputs: _Inputs, *, world: World) -> None:
             "truncated_prompts": len(rows.report.truncated_prompts),
             "decoding": config.decoding,
         }
-        table.add_row(name, *_cells(summary, num_seeds=len(seeds)))
+        scores = [with_error(score.mean, score.standard_error) for score in summary.scores.values()]
+        shares = [f"{100 * share:.1f}" for share in (summary.truncated_share, summary.empty_share)]
+        num_samples = f"{summary.num_samples} × {len(seeds)}"
+        table.add_row(name, *scores, num_samples, *shares, f"{summary.response_tokens['mean']:.1f}")
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     results = {
         "model": config.model.path,
@@ -196,9 +198,3 @@ def _score_file(config: EvaluationConfig, *, benchmark: str, seed: int) -> list[
     if scored != responses:
         write_generations(path, scored)
     return scored
-
-
-def _cells(summary: Summary, *, num_seeds: int) -> list[str]:
-    scores = [with_error(score.mean, score.standard_error) for score in summary.scores.values()]
-    shares = [f"{100 * share:.1f}" for share in (summary.truncated_share, summary.empty_share)]
-    return [*scores, f"{summary.num_samples} × {num_seeds}", *shares, f"{summary.response_tokens['mean']:.1f}"]

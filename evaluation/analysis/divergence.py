@@ -2,7 +2,7 @@
 
 python -m evaluation.analysis.divergence --teacher DIR --student DIR [--soft-prompt FILE] --data FILE --rows 64
 
-The sequences are the rows' references, or with --responses a file of prompts and responses (such as the generations of
+The sequences are the rows' references, or with --responses a file of prompts and responses (such as those of
 evaluate.py). Nothing is sampled, so two students can be compared on the same positions. An empty response that ended
 is its end token alone; one that did not end has no token, and is left out.
 """

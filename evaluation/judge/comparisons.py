@@ -10,7 +10,7 @@ from evaluation.results import RESULTS_FILE, read_json
 from kd.data.instructions import Instruction, read_instructions
 from kd.errors import UserError
 
-# Table 10 of the paper to the letter, because other words would give other scores.
+# Table 10 of the paper, verbatim: other words would give other scores.
 PROMPT = """\
 ### Instruction:
 {instruction}
