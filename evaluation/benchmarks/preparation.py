@@ -63,7 +63,8 @@ def prepare(
     fitting = referenced
     if keep.response_tokens is not None:
         lengths = _count_tokens([row.references[0] for row in referenced], tokenizer)
-        lowest, highest = keep.response_tokens[0], keep.response_tokens[1] or sys.maxsize
+        lowest, highest = keep.response_tokens
+        highest = sys.maxsize if highest is None else highest
         fitting = [row for row, length in zip(referenced, lengths, strict=True) if lowest <= length <= highest]
     rows = fitting
     if keep.max_prompt_tokens is not None:
