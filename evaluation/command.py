@@ -34,13 +34,7 @@ class Command(Generic[ConfigType]):
     flags: Mapping[str, str] = field(default_factory=dict)
     """Flags that are not named after their fields, by the name of the field."""
     run_values: Callable[[Any], Values] | None = None
-    """From the field `run`, the directory of a training, to values for fields that are not given."""
-
-    @property
-    def all_flags(self) -> dict[str, str]:
-        """The flag of every field, by the name of the field."""
-        names = _field_types(self.config)
-        return {name: self.flags.get(name, f"--{name.rpartition('.')[2].replace('_', '-')}") for name in names}
+    """From the field `run`, the directory of a training, to values by name for fields that are not given."""
 
     def read(self, argv: Sequence[str] | None = None) -> ConfigType:
         """Read the configuration from a command line (`sys.argv` if None).
@@ -57,7 +51,7 @@ class Command(Generic[ConfigType]):
         # A section is there even if none of its fields is given: the first missing field can be named then.
         sections: Values = {name.split(".")[0]: {} for name in names if "." in name}
         run = values.get("run")
-        found = {} if self.run_values is None or run is None else _flat(self.run_values(run))
+        found = {} if self.run_values is None or run is None else self.run_values(run)
         defaults = _nested({name: value for name, value in found.items() if name in names and value is not None})
         values = merge_layers([sections, defaults, values])
         return build(self.config, values, source=path or "command line")
@@ -90,7 +84,8 @@ class Command(Generic[ConfigType]):
         return 0
 
     def _parser(self) -> "_Parser":
-        kinds, flags = _field_types(self.config), self.all_flags
+        kinds = _field_types(self.config)
+        flags = {name: self.flags.get(name, f"--{name.rpartition('.')[2].replace('_', '-')}") for name in kinds}
         described = [(f"{name}, {flags[name]}", *rest) for name, *rest in describe_fields(self.config)]
         width = max(len(name) for name, *_ in described)
         lines = [f"  {name:<{width}}  {text} [{default}]" for name, default, text in described]
@@ -177,15 +172,3 @@ def _nested(given: Values) -> Values:
         section, _, last = name.rpartition(".")
         (values.setdefault(section, {}) if section else values)[last] = value
     return values
-
-
-def _flat(values: Values) -> Values:
-    """From sections to names such as `data.rows`."""
-    flat: Values = {}
-    for section, content in values.items():
-        flat |= (
-            {f"{section}.{name}": value for name, value in content.items()}
-            if isinstance(content, dict)
-            else {section: content}
-        )
-    return flat

@@ -88,11 +88,7 @@ class RowScores:
 
 
 def paired_difference(
-    a: Float[np.ndarray, "S B"],
-    b: Float[np.ndarray, "S B"],
-    *,
-    metric: str = "rougeL",
-    num_resamples: int = NUM_RESAMPLES,
+    a: Float[np.ndarray, "S B"], b: Float[np.ndarray, "S B"], *, metric: str = "rougeL"
 ) -> PairedDifference:
     """Compare two models' scores of the same rows; each row counts once, with its mean over the seeds.
 
@@ -104,7 +100,7 @@ def paired_difference(
     differences = a.mean(axis=0) - b.mean(axis=0)
     mean, error = float(differences.mean()), standard_error(differences) or 0.0
     infinite = 0.0 if mean == 0 else math.copysign(math.inf, mean)
-    means = _resampled_means(differences, num_resamples=num_resamples)
+    means = _resampled_means(differences)
     low, high = interval(means[:, None])
     rarer_sign = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
     return PairedDifference(
@@ -114,18 +110,18 @@ def paired_difference(
         low=float(low[0]),
         high=float(high[0]),
         # One more in both: the rows as they are belong to what could have been drawn.
-        p_value=min(1.0, 2 * (rarer_sign + 1) / (num_resamples + 1)),
+        p_value=min(1.0, 2 * (rarer_sign + 1) / (NUM_RESAMPLES + 1)),
         z=mean / error if error > 0 else infinite,
         num_rows=a.shape[1],
         num_seeds=a.shape[0],
     )
 
 
-def _resampled_means(values: Float[np.ndarray, " B"], *, num_resamples: int) -> Float[np.ndarray, " R"]:
+def _resampled_means(values: Float[np.ndarray, " B"]) -> Float[np.ndarray, " R"]:
     size = max(1, _DRAWN_ENTRIES // len(values))
     parts = [
-        resample(len(values), num_resamples=min(size, num_resamples - start), seed=start) @ values / len(values)
-        for start in range(0, num_resamples, size)
+        resample(len(values), num_resamples=min(size, NUM_RESAMPLES - start), seed=start) @ values / len(values)
+        for start in range(0, NUM_RESAMPLES, size)
     ]
     return np.concatenate(parts)
 

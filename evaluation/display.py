@@ -16,6 +16,11 @@ def results_console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
 
 
+def with_error(value: float | None, standard_error: float | None) -> str:
+    """A score with its standard error, as far as they are known."""
+    return "–" if value is None else f"{value:.2f}" + ("" if standard_error is None else f" ± {standard_error:.2f}")
+
+
 def short_names(directories: Sequence[Path]) -> list[str]:
     """The last parts of each path, as many as it takes to tell it from the others."""
     parts = [Path(os.path.abspath(directory)).parts for directory in directories]

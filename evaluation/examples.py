@@ -40,6 +40,12 @@ def read_examples(
     )
 
 
+def print_report(encoded: Encoded) -> None:
+    """Print to stderr which rows were dropped or truncated."""
+    for line in encoded.report.lines():
+        print(line, file=sys.stderr)
+
+
 def row_limits(
     prompts: Prompts, *, max_sequence_tokens: int, overlong: Literal["drop", "truncate"] = "drop"
 ) -> DataConfig:

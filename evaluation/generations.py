@@ -62,10 +62,7 @@ def sample_responses(
     """Sample a response to each row; all ranks return all of them, in the order of `examples`.
 
     A response depends on (seed, row, model), except for rounding errors in its batch. Batches do not depend on the
-    number of ranks.
-
-    Args:
-        label: beside the progress bar.
+    number of ranks. `label` is shown beside the progress bar.
     """
     batches = split_prompts(
         examples, slots_per_row=settings.max_new_tokens + model.num_soft_tokens, max_batch_tokens=max_batch_tokens

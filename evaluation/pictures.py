@@ -1,7 +1,6 @@
 """Pictures for pages and papers: matplotlib without a display, and one look for all of them."""
 
 import importlib.util
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ from kd.errors import UserError
 
 # Okabe and Ito's, told apart by colour-blind readers too.
 COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def check_matplotlib() -> None:
@@ -35,14 +33,6 @@ def load_pyplot() -> Any:
     import matplotlib.pyplot as plt
 
     return plt
-
-
-def styles(names: list[str]) -> Mapping[str, dict[str, str]]:
-    """A colour and a marker for each name, the same in every panel."""
-    return {
-        name: {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
-        for index, name in enumerate(names)
-    }
 
 
 def save(figure: Any, stem: Path) -> None:

@@ -18,9 +18,6 @@ from kd.files import write_atomically
 RESULTS_FILE = "results.json"
 SETTINGS_FILE = "settings.json"
 
-SamplingSettings = Mapping[str, str | int | float | bool | None]
-"""Everything that decides which responses a model gives, except for the seed."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
@@ -89,8 +86,8 @@ def _score(seeds: Collection[int], values: Float[np.ndarray, "S B"]) -> Score:
     )
 
 
-def claim(out: Path, *, benchmark: str, settings: SamplingSettings) -> None:
-    """Note how a benchmark's responses are sampled, or check that those in `out` were sampled in the same way.
+def claim(out: Path, *, benchmark: str, settings: Mapping[str, Any]) -> None:
+    """Write down everything but the seed that decides a benchmark's responses, or check that `out` has the same.
 
     Raises:
         UserError: `out` has responses of other settings, or cannot be written.
@@ -100,7 +97,7 @@ def claim(out: Path, *, benchmark: str, settings: SamplingSettings) -> None:
     if not any(directory.glob("*.jsonl")):
         write_json(path, settings)
         return
-    found = _read_json(path, advice=f"the responses beside it may be of other settings; delete {directory}")
+    found = read_json(path, advice=f"the responses beside it may be of other settings; delete {directory}")
     for name, value in settings.items():
         if found.get(name) != value:
             raise UserError(
@@ -112,10 +109,7 @@ def claim(out: Path, *, benchmark: str, settings: SamplingSettings) -> None:
 def kept_benchmarks(
     out: Path, *, named: Collection[str], weights: Mapping[str, Any], seeds: Sequence[int]
 ) -> dict[str, Any]:
-    """The entries of results.json for benchmarks that this call does not name.
-
-    Args:
-        weights: the part of a benchmark's settings that is about the model, as this call has it.
+    """The entries of results.json for benchmarks that are not `named`, if they are of the same `weights` and `seeds`.
 
     Raises:
         UserError: they are of another model or other seeds, or cannot be read.
@@ -124,11 +118,11 @@ def kept_benchmarks(
     if not path.exists():
         return {}
     advice = f"use another --out or delete {out}"
-    earlier = _read_json(path, advice=advice)
+    earlier = read_json(path, advice=advice)
     others = {name: entry for name, entry in earlier.get("benchmarks", {}).items() if name not in named}
     fits = earlier.get("seeds") == list(seeds)
     for name in others:
-        found = _read_json(generations_directory(out, benchmark=name) / SETTINGS_FILE, advice=advice)
+        found = read_json(generations_directory(out, benchmark=name) / SETTINGS_FILE, advice=advice)
         fits = fits and weights.items() <= found.items()
     if others and not fits:
         raise UserError(
@@ -138,13 +132,20 @@ def kept_benchmarks(
     return others
 
 
-def _read_json(path: Path, *, advice: str) -> dict[str, Any]:
+def read_json(path: Path, *, advice: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: the file cannot be read or holds something else; the message ends with `advice`.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = None
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {advice}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read ({error}); {advice}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: cannot be read as a file of evaluate.py; {advice}")
+        raise UserError(f"{path}: expected a JSON object; {advice}")
     return content
 
 

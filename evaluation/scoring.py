@@ -2,24 +2,20 @@
 
 import importlib.metadata
 import platform
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 import kd
 from evaluation.command import Command
-from evaluation.display import metric_label, results_console
-from evaluation.examples import read_examples
+from evaluation.display import metric_label, results_console, with_error
+from evaluation.examples import print_report, read_examples
 from evaluation.generations import Response, generations_file, read_generations, sample_responses, write_generations
-from evaluation.models import EvaluatedModel, check_positions, choose_dtype, load_model
+from evaluation.models import EvaluatedModel, ModelSet, find_models
 from evaluation.results import (
     RESULTS_FILE,
-    SamplingSettings,
-    Summary,
     claim,
     describe_weights,
     digest,
@@ -32,9 +28,7 @@ from evaluation.settings import run_values
 from kd.data.batch import TokenIds
 from kd.data.encoding import Encoded, Example
 from kd.distributed import World
-from kd.models.causal_lm import read_model_config
 from kd.models.soft_prompt import SoftPrompt, load_soft_prompt
-from kd.models.vocabulary import load_tokenizer, vocabulary_size
 from kd.rollout.sampling import DecodingSettings
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "rouge_score")
@@ -58,12 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 class _Inputs:
     """What is read before weights are loaded."""
 
-    config: PretrainedConfig
-    tokenizer: PreTrainedTokenizerBase
+    models: ModelSet
     soft_prompt: SoftPrompt | None
-    dtype: str
     rows: dict[str, Encoded]
     """By the name of the benchmark."""
+    weights: dict[str, str | None]
+    """What the responses depend on besides rows and decoding."""
 
 
 def evaluate_model(config: EvaluationConfig, *, world: World) -> None:
@@ -74,7 +68,7 @@ def evaluate_model(config: EvaluationConfig, *, world: World) -> None:
     """
     missing: dict[str, list[int]] = {}
     with world.agreed():
-        inputs = _read_inputs(config)
+        inputs = _read_inputs(config, world=world)
         if world.is_main:
             # Before hours of work, not only when it is written.
             _kept(config, inputs)
@@ -88,70 +82,48 @@ def evaluate_model(config: EvaluationConfig, *, world: World) -> None:
             _report(config, inputs, world=world)
 
 
-def _read_inputs(config: EvaluationConfig) -> _Inputs:
-    name, trust = config.model.path, config.model.trust_remote_code
-    model_config = read_model_config(name, trust_remote_code=trust)
-    tokenizer = load_tokenizer(name, trust_remote_code=trust)
-    data = config.data
+def _read_inputs(config: EvaluationConfig, *, world: World) -> _Inputs:
+    name, data = config.model.path, config.data
+    models = find_models([name], loading=config.model, world=world)
     rows = {
         benchmark: read_examples(
-            source, tokenizer=tokenizer, prompts=data, overlong=data.overlong, responses="required"
+            source, tokenizer=models.tokenizer, prompts=data, overlong=data.overlong, responses="required"
         )
         for benchmark, source in data.benchmarks.items()
     }
-    soft_prompt = None if config.model.soft_prompt is None else load_soft_prompt(config.model.soft_prompt)[0]
-    slots = config.generation.max_new_tokens + (0 if soft_prompt is None else soft_prompt.num_tokens)
-    longest = max(len(example.prompt_ids) for encoded in rows.values() for example in encoded.examples)
-    check_positions(model_config, name=name, longest=longest + slots)
-    dtype = choose_dtype(config.model.dtype, config=model_config)
-    return _Inputs(config=model_config, tokenizer=tokenizer, soft_prompt=soft_prompt, dtype=dtype, rows=rows)
+    prompt = None if config.model.soft_prompt is None else load_soft_prompt(config.model.soft_prompt)[0]
+    slots = config.generation.max_new_tokens + (0 if prompt is None else prompt.num_tokens)
+    models.check_lengths(slots + max(len(row.prompt_ids) for encoded in rows.values() for row in encoded.examples))
+    weights = {
+        **describe_weights(name),
+        "soft_prompt": None if prompt is None else digest(prompt.values.tolist()),
+        "dtype": models.dtype(name),
+    }
+    return _Inputs(models=models, soft_prompt=prompt, rows=rows, weights=weights)
+
+
+def _kept(config: EvaluationConfig, inputs: _Inputs) -> dict[str, Any]:
+    """Results of other benchmarks that earlier calls left in the same directory."""
+    return kept_benchmarks(config.out, named=inputs.rows, weights=inputs.weights, seeds=config.generation.seeds)
 
 
 def _claim(config: EvaluationConfig, inputs: _Inputs) -> dict[str, list[int]]:
-    """Reserve the benchmarks' directories, report which rows were lost, and return the seeds that each one lacks."""
+    """Reserve the benchmarks' directories, report rows that did not fit, and return the seeds that each one lacks."""
     missing = {}
     for name, rows in inputs.rows.items():
-        for line in rows.report.lines():
-            print(line, file=sys.stderr)
+        print_report(rows)
         content = digest([(example.row_id, example.prompt, example.references) for example in rows.examples])
-        settings: SamplingSettings = {**_weights(config, inputs), "rows": content, **config.decoding}
-        claim(config.out, benchmark=name, settings=settings)
+        claim(config.out, benchmark=name, settings={**inputs.weights, "rows": content, **config.decoding})
         files = {seed: generations_file(config.out, benchmark=name, seed=seed) for seed in config.generation.seeds}
         missing[name] = [seed for seed, path in files.items() if not path.exists()]
     return missing
 
 
-def _weights(config: EvaluationConfig, inputs: _Inputs) -> dict[str, str | None]:
-    prompt = inputs.soft_prompt
-    return {
-        **describe_weights(config.model.path),
-        "soft_prompt": None if prompt is None else digest(prompt.values.tolist()),
-        "dtype": inputs.dtype,
-    }
-
-
-def _kept(config: EvaluationConfig, inputs: _Inputs) -> dict[str, Any]:
-    """Results of other benchmarks that earlier calls left in the same directory."""
-    weights = _weights(config, inputs)
-    return kept_benchmarks(config.out, named=inputs.rows, weights=weights, seeds=config.generation.seeds)
-
-
 def _sample_missing(config: EvaluationConfig, inputs: _Inputs, *, missing: dict[str, list[int]], world: World) -> None:
     """Load the model and write the responses of the missing seeds, each as soon as it is complete."""
-    with world.agreed():
-        model = load_model(
-            config.model.path,
-            config=inputs.config,
-            soft_prompt=inputs.soft_prompt,
-            tokenizer=inputs.tokenizer,
-            loading=config.model,
-            world=world,
-        )
-    choice = asdict(config.generation)
-    max_batch_tokens = choice.pop("max_batch_tokens")
-    del choice["seeds"]
+    model = inputs.models.load(config.model.path, soft_prompt=inputs.soft_prompt)
     settings = DecodingSettings(
-        vocabulary_size=vocabulary_size(inputs.tokenizer), eos_id=int(inputs.tokenizer.eos_token_id), **choice
+        vocabulary_size=model.vocabulary_size, eos_id=model.eos_id, **config.generation.settings
     )
     for name, seeds in missing.items():
         examples = inputs.rows[name].examples
@@ -163,7 +135,7 @@ def _sample_missing(config: EvaluationConfig, inputs: _Inputs, *, missing: dict[
                     examples,
                     seed=seed,
                     settings=settings,
-                    max_batch_tokens=max_batch_tokens,
+                    max_batch_tokens=config.generation.max_batch_tokens,
                     label=name,
                 )
                 responses = [_response(one, ids, model=model) for one, ids in zip(examples, sampled, strict=True)]
@@ -200,12 +172,15 @@ def _report(config: EvaluationConfig, inputs: _Inputs, *, world: World) -> None:
             "truncated_prompts": len(rows.report.truncated_prompts),
             "decoding": config.decoding,
         }
-        table.add_row(name, *_cells(summary, num_seeds=len(seeds)))
+        scores = [with_error(score.mean, score.standard_error) for score in summary.scores.values()]
+        shares = [f"{100 * share:.1f}" for share in (summary.truncated_share, summary.empty_share)]
+        num_samples = f"{summary.num_samples} × {len(seeds)}"
+        table.add_row(name, *scores, num_samples, *shares, f"{summary.response_tokens['mean']:.1f}")
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     results = {
         "model": config.model.path,
         "soft_prompt": None if config.model.soft_prompt is None else str(config.model.soft_prompt),
-        "dtype": inputs.dtype,
+        "dtype": inputs.weights["dtype"],
         "seeds": seeds,
         "num_ranks": world.size,
         "versions": {"python": platform.python_version(), "kd": kd.__version__, **versions},
@@ -223,12 +198,3 @@ def _score_file(config: EvaluationConfig, *, benchmark: str, seed: int) -> list[
     if scored != responses:
         write_generations(path, scored)
     return scored
-
-
-def _cells(summary: Summary, *, num_seeds: int) -> list[str]:
-    scores = [
-        f"{score.mean:.2f}" + ("" if score.standard_error is None else f" ± {score.standard_error:.2f}")
-        for score in summary.scores.values()
-    ]
-    shares = [f"{100 * share:.1f}" for share in (summary.truncated_share, summary.empty_share)]
-    return [*scores, f"{summary.num_samples} × {num_seeds}", *shares, f"{summary.response_tokens['mean']:.1f}"]

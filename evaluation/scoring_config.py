@@ -40,6 +40,11 @@ class DecodingSection(Sampling):
     repetition_penalty: PositiveFloat = option(1.0, help="on tokens of prompt and response; 1 disables it")
     no_repeat_ngram_size: NonNegativeInt = option(0, help="no n tokens come twice; 0 disables it")
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that decide a response, except for its seed."""
+        return {name: value for name, value in asdict(self).items() if name not in ("seeds", "max_batch_tokens")}
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(Section):
@@ -72,7 +77,5 @@ class EvaluationConfig(Section):
     @property
     def decoding(self) -> dict[str, Any]:
         """The settings that decide responses, as results.json has them."""
-        choice = asdict(self.generation)
-        del choice["seeds"], choice["max_batch_tokens"]
         prompts = {name: getattr(self.data, name) for name in ("max_prompt_tokens", "template", "overlong")}
-        return {"max_new_tokens": choice.pop("max_new_tokens"), **prompts, **choice}
+        return self.generation.settings | prompts

@@ -73,7 +73,7 @@ def read_run(run: str | Path) -> Config:
 
 
 def run_values(run: str | Path) -> Values:
-    """Values of a run for the fields that commands have, under the names that they have there.
+    """Values of a run for the fields that commands have, by the names of the fields.
 
     The student is best/ if the run was validated, else final/.
 
@@ -84,22 +84,18 @@ def run_values(run: str | Path) -> Values:
     best, final, pattern = directory / "best", directory / "final", config.validation.answer_pattern
     student = str(best if best.is_dir() else final)
     return {
-        "model": {
-            "path": student,
-            "student": student,
-            "teacher": config.model.teacher,
-            "trained_prompt": str(final / SOFT_PROMPT_FILE),
-            "initial": config.model.student,
-            "final": str(final),
-        },
-        "data": {
-            "template": config.data.template,
-            "max_prompt_tokens": config.data.max_prompt_tokens,
-            "max_sequence_tokens": config.data.max_sequence_tokens,
-            "seen": config.data.train,
-            "unseen": config.data.validation,
-        },
-        "generation": {"max_new_tokens": config.generation.max_new_tokens},
+        "model.path": student,
+        "model.student": student,
+        "model.teacher": config.model.teacher,
+        "model.trained_prompt": str(final / SOFT_PROMPT_FILE),
+        "model.initial": config.model.student,
+        "model.final": str(final),
+        "data.template": config.data.template,
+        "data.max_prompt_tokens": config.data.max_prompt_tokens,
+        "data.max_sequence_tokens": config.data.max_sequence_tokens,
+        "data.seen": config.data.train,
+        "data.unseen": config.data.validation,
+        "generation.max_new_tokens": config.generation.max_new_tokens,
         "answer_pattern": pattern,
         "metrics": None if pattern is None else ["rougeL", "exact_match", "accuracy"],
     }

@@ -11,30 +11,30 @@ from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class Behavior:
     """What the server does with one request."""
 
     text: str | None = None
     """Content of a proper completion."""
     status: int = 200
     body: str | None = None
-    """In place of a completion."""
+    """Instead of a completion."""
     headers: dict[str, str] = field(default_factory=dict)
     wait_seconds: float = 0.0
     drops: bool = False
-    """Closes the connection without a word."""
+    """Closes the connection without a response."""
     trickles: bool = False
-    """Sends a blank now and then, and never ends."""
+    """Sends a space repeatedly, without end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What came in."""
+    """One request to the server."""
 
     content: dict[str, Any]
     authorization: str
     seconds: float
-    """When, on a clock of its own."""
+    """Time of arrival, on a monotonic clock."""
     num_before: int
     """Requests with the same prompt before this one."""
 
@@ -43,7 +43,7 @@ class Request:
         return str(self.content["messages"][0]["content"])
 
 
-Script = Callable[[Request], Answer]
+Script = Callable[[Request], Behavior]
 
 
 class JudgeServer(ThreadingHTTPServer):

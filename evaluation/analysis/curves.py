@@ -6,10 +6,9 @@ Needs matplotlib (the extra `report`).
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from evaluation.command import Command
 from evaluation.pictures import load_pyplot, write_picture
@@ -32,38 +31,33 @@ class CurvesConfig(Section):
 COMMAND = Command(config=CurvesConfig, program="python -m evaluation.analysis.curves", description=__doc__)
 
 
-def draw(records: Sequence[Mapping[str, Any]], *, metrics: Sequence[str], title: str, out: Path) -> None:
+def draw(config: CurvesConfig) -> None:
     """Write a picture with a line for each metric.
 
     Raises:
-        UserError: matplotlib is missing, no record has one of the metrics, or `out` cannot be written.
+        UserError: matplotlib is missing, no record has one of the metrics, or a file cannot be read or written.
     """
     plt = load_pyplot()
+    records = read_metrics(config.run)
+    known = {name for record in records for name in record}
     figure, axes = plt.subplots(figsize=(7, 3.6), constrained_layout=True)
-    for metric in metrics:
+    for metric in config.metrics or [name for name in DEFAULT_METRICS if name in known] or DEFAULT_METRICS[:1]:
         points = [(record["step"], record[metric]) for record in records if metric in record]
         if not points:
-            known = sorted({name for record in records for name in record} - {"step"})
-            raise UserError(f"metrics: the run has no {metric}; it has {', '.join(known) or 'none yet'}")
+            names = ", ".join(sorted(known - {"step"})) or "none yet"
+            raise UserError(f"metrics: the run has no {metric}; it has {names}")
         axes.plot(*zip(*points, strict=True), marker="." if len(points) < 100 else None, label=metric)
     axes.set_xlabel("optimizer step")
-    axes.set_title(title)
+    axes.set_title(str(config.run))
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    write_picture(figure, out, dpi=130)
+    write_picture(figure, config.out, dpi=130)
     plt.close(figure)
-
-
-def _draw_run(config: CurvesConfig) -> None:
-    records = read_metrics(config.run)
-    usual = [name for name in DEFAULT_METRICS if any(name in record for record in records)]
-    metrics = config.metrics or usual or DEFAULT_METRICS[:1]
-    draw(records, metrics=metrics, title=str(config.run), out=config.out)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command, and return the exit code."""
-    return COMMAND.run(_draw_run, argv)
+    return COMMAND.run(draw, argv)
 
 
 if __name__ == "__main__":

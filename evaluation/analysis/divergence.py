@@ -2,7 +2,7 @@
 
 python -m evaluation.analysis.divergence --teacher DIR --student DIR [--soft-prompt FILE] --data FILE --rows 64
 
-The sequences are the rows' references, or with --responses a file of prompts and responses (such as the generations of
+The sequences are the rows' references, or with --responses a file of prompts and responses (such as those of
 evaluate.py). Nothing is sampled, so two students can be compared on the same positions. An empty response that ended
 is its end token alone; one that did not end has no token, and is left out.
 """
@@ -14,16 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.analysis.models import find_models
 from evaluation.analysis.tokens import score_tokens
 from evaluation.command import Command
-from evaluation.examples import read_examples, row_limits
+from evaluation.examples import print_report, read_examples, row_limits
+from evaluation.models import find_models
 from evaluation.results import write_json
 from evaluation.settings import RUN_HELP, DtypeName, Loading, Prompts, run_values
 from evaluation.statistics import finite
 from kd.config.fields import Count, Section, option, required
 from kd.data.batch import TokenSequence
-from kd.data.encoding import Encoded, read_responses
+from kd.data.encoding import read_responses
 from kd.distributed import World
 from kd.errors import UserError
 from kd.losses.divergences import forward_kl, reverse_kl
@@ -96,9 +96,8 @@ def measure(config: DivergenceConfig, *, world: World) -> Distance:
         UserError: on every rank, if the inputs cannot be used together.
     """
     with world.agreed():
-        models = find_models(config.model.teacher, [config.model.student], loading=config.model, world=world)
-        encoded = _read(config)
-        sequences = _sequences(encoded, world=world)[: config.data.rows]
+        models = find_models([config.model.teacher, config.model.student], loading=config.model, world=world)
+        sequences = _read(config, world=world)
         prompt = None if config.model.soft_prompt is None else load_soft_prompt(config.model.soft_prompt)[0]
         longest = max(sequence.num_tokens for sequence in sequences)
         models.check_lengths(longest + (0 if prompt is None else prompt.num_tokens))
@@ -121,40 +120,28 @@ def measure(config: DivergenceConfig, *, world: World) -> Distance:
     )
 
 
-def _read(config: DivergenceConfig) -> Encoded:
+def _read(config: DivergenceConfig, *, world: World) -> list[TokenSequence]:
+    """The sequences that have a response token; the main rank reports what is left out."""
     data = config.data
     tokenizer = load_tokenizer(config.model.student, trust_remote_code=config.model.trust_remote_code)
+    limit = data.max_sequence_tokens
     if data.responses is not None:
-        limits = row_limits(data, max_sequence_tokens=data.max_sequence_tokens)
-        return read_responses(str(data.responses), tokenizer=tokenizer, data=limits, blank="allowed")
-    assert data.file is not None
-    return read_examples(
-        data.file,
-        tokenizer=tokenizer,
-        prompts=data,
-        max_sequence_tokens=data.max_sequence_tokens,
-        responses="required",
-    )
-
-
-def _sequences(encoded: Encoded, *, world: World) -> list[TokenSequence]:
-    """The rows that have a response token; the main rank reports the others.
-
-    Raises:
-        UserError: none has.
-    """
-    every = [example.with_response() for example in encoded.examples]
+        limits = row_limits(data, max_sequence_tokens=limit)
+        encoded = read_responses(str(data.responses), tokenizer=tokenizer, data=limits, blank="allowed")
+    else:
+        assert data.file is not None
+        encoded = read_examples(
+            data.file, tokenizer=tokenizer, prompts=data, max_sequence_tokens=limit, responses="required"
+        )
+    name, every = encoded.report.name, [example.with_response() for example in encoded.examples]
     sequences = [sequence for sequence in every if len(sequence.response_ids)]
     if not sequences:
-        raise UserError(f"{encoded.report.name}: no row has a response token to measure on; give other rows")
+        raise UserError(f"{name}: no row has a response token to measure on; give other rows")
     if world.is_main:
-        for line in encoded.report.lines():
-            print(line, file=sys.stderr)
+        print_report(encoded)
         if num_empty := len(every) - len(sequences):
-            print(
-                f"{encoded.report.name}: left out {num_empty} of {len(every)} rows: no response token", file=sys.stderr
-            )
-    return sequences
+            print(f"{name}: left out {num_empty} of {len(every)} rows: no response token", file=sys.stderr)
+    return sequences[: data.rows]
 
 
 def _report(config: DivergenceConfig, *, world: World) -> None:

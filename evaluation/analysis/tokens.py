@@ -44,9 +44,7 @@ def sample_sequences(
     """Sample y ~ model(.|x) at temperature 1 for every row and seed; all ranks return all samples.
 
     Two models draw with the same random numbers, so that their samples differ because of the models alone.
-
-    Args:
-        max_new_tokens: of this model, if another number than `sampling` has.
+    `max_new_tokens` takes precedence over that of `sampling`.
     """
     settings = DecodingSettings(
         max_new_tokens=max_new_tokens or sampling.max_new_tokens,

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from evaluation.benchmarks.formats import Original
 from evaluation.benchmarks.preparation import check_counts_as_published, prepare, sample, write_rows
-from evaluation.benchmarks.specs import SPECS, BenchmarkSpec, RowFilter
+from evaluation.benchmarks.specs import SPECS, RowFilter
 from evaluation.command import Command
 from evaluation.display import results_console
 from kd.config.fields import Count, NonNegativeInt, Section, option, required
@@ -30,7 +30,7 @@ _TOKEN_RANGE = re.compile(r"(\d+)-(\d*)")
 class PrepareConfig(Section):
     name: str = required(help=f"one of {', '.join(SPECS)}")
     source: str = required(help="the authors' file or directory, or rows of the project's format")
-    companion: Path | None = option(None, help="vicuna: the reference answers; s_ni: another list of tasks")
+    companion: Path | None = option(None, help="vicuna: the reference responses; s_ni: another list of tasks")
     out: Path = required(help="new .jsonl file of rows")
     tokenizer: str | None = option(None, help="GPT-2's tokenizer, where rows are selected by their length")
     response_tokens: str | None = option(
@@ -75,7 +75,7 @@ def print_specs() -> None:
         if spec.companion:
             table.add_row("companion", spec.companion)
         table.add_row("keeps", str(spec.rows))
-        table.add_row("rows", _counts(spec))
+        table.add_row("rows", spec.counts)
         table.add_row("licence", spec.licence)
         results_console().print(table)
 
@@ -94,26 +94,18 @@ def run_prepare(config: PrepareConfig) -> None:
             check_counts_as_published(tokenizer)
     original = Original(source=config.source, companion=config.companion)
     prepared = prepare(spec, original, keep=keep, tokenizer=tokenizer)
-    # Only the published selection of responses has a published number of rows.
-    if keep.response_tokens == spec.rows.response_tokens and not config.allow_mismatch:
-        _check_count(config.name, spec, num_rows=len(prepared.rows), summary=str(prepared))
     rows = prepared.rows
+    # Only the published selection of responses has a published number of rows.
+    is_published = keep.response_tokens == spec.rows.response_tokens
+    if is_published and len(rows) not in spec.num_rows and not config.allow_mismatch:
+        raise UserError(
+            f"{config.name}: {len(rows)} rows are left ({prepared}), {spec.counts} are published; get the complete"
+            f" source ({spec.original}; {spec.processed} on the hub), or --allow-mismatch"
+        )
     if config.sample is not None:
         rows = sample(rows, size=config.sample, seed=config.seed)
     write_rows(config.out, rows)
     print(f"{prepared}; {len(rows)} written to {config.out} ({spec.licence})")
-
-
-def _counts(spec: BenchmarkSpec) -> str:
-    return " or ".join(map(str, spec.num_rows))
-
-
-def _check_count(name: str, spec: BenchmarkSpec, *, num_rows: int, summary: str) -> None:
-    if num_rows not in spec.num_rows:
-        raise UserError(
-            f"{name}: {num_rows} rows are left ({summary}), {_counts(spec)} are published; get the complete source"
-            f" ({spec.original}; {spec.processed} on the hub), or --allow-mismatch"
-        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,13 +1,13 @@
 """The files in which the authors of a benchmark published it, read as instructions.
 
-Texts are unchanged. An instruction without `references` had an empty output in its file.
+Texts are unchanged. An instruction without `references` had an empty output in its file. All readers raise a UserError
+if a file cannot be read or a row is broken.
 """
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evaluation.results import read_json
 from kd.data.instructions import Instruction
 from kd.data.rows import Row, read_rows
 from kd.errors import UserError
@@ -25,11 +25,7 @@ class Original:
 
 
 def read_row_format(source: str) -> list[Instruction] | None:
-    """The project's own format, `instruction`, `input` and `output`; None if the source has another.
-
-    Raises:
-        UserError: unreadable source or broken row.
-    """
+    """The project's own format, `instruction`, `input` and `output`; None if the source has another."""
     if Path(source).is_dir():
         return None
     rows = read_rows(source)
@@ -37,11 +33,7 @@ def read_row_format(source: str) -> list[Instruction] | None:
 
 
 def read_dolly(original: Original) -> list[Instruction]:
-    """databricks-dolly-15k: `instruction`, `context`, `response`.
-
-    Raises:
-        UserError: unreadable source or broken row.
-    """
+    """databricks-dolly-15k: `instruction`, `context`, `response`."""
     return [_instruction(row, input="context", output="response") for row in read_rows(original.source)]
 
 
@@ -49,9 +41,6 @@ def read_self_instruct(original: Original) -> list[Instruction]:
     """Self-Instruct's user_oriented_instructions.jsonl: `instruction`, and `instances` of `input` and `output`.
 
     unnatural-instructions' core_data.jsonl has the same layout; its `constraints` are left out.
-
-    Raises:
-        UserError: unreadable source or broken row.
     """
     return [
         _instruction(instance, instruction=row.text("instruction"))
@@ -61,28 +50,28 @@ def read_self_instruct(original: Original) -> list[Instruction]:
 
 
 def read_fastchat(original: Original) -> list[Instruction]:
-    """FastChat's Vicuna question.jsonl (`text`, or the first of `turns`) with one model's answers as companion.
+    """FastChat's Vicuna question.jsonl (`text`, or the first of `turns`) with one model's responses as companion.
 
-    The answers have a `question_id` and `text`, or the first turn of the first of `choices`.
+    The responses have a `question_id` and `text`, or the first turn of the first of `choices`.
 
     Raises:
-        UserError: unreadable file, broken row, no answers given, or a question without one.
+        UserError: no companion, or a question without a response.
     """
     if original.companion is None:
-        raise UserError("FastChat's questions come without answers; give --companion answer_gpt35.jsonl, or another")
-    answers = {_question_id(row): _answer(row) for row in read_rows(str(original.companion))}
+        raise UserError("FastChat's questions come without responses; give --companion answer_gpt35.jsonl, or another")
+    responses = {_question_id(row): _response(row) for row in read_rows(str(original.companion))}
     instructions = []
     for row in read_rows(original.source):
         identifier = _question_id(row)
-        if identifier not in answers:
+        if identifier not in responses:
             raise UserError(
-                f"{original.companion}: has no answer to question {identifier} ({row.source}); give a complete file"
+                f"{original.companion}: has no response to question {identifier} ({row.source}); give a complete file"
             )
         instructions.append(
             Instruction(
-                instruction=row.text("text") if "text" in row.fields else _first_turn(row),
+                instruction=_first_turn(row),
                 input="",
-                references=(answers[identifier],),
+                references=(responses[identifier],),
                 source=row.source,
             )
         )
@@ -94,9 +83,6 @@ def read_natural_instructions(original: Original) -> list[Instruction]:
 
     The source is the directory that holds tasks/ and splits/default/test_tasks.txt; a companion stands in for the
     latter, with the name of a task on each line.
-
-    Raises:
-        UserError: a file is missing or broken.
     """
     directory = Path(original.source)
     listing = original.companion or directory / "splits" / "default" / "test_tasks.txt"
@@ -110,7 +96,8 @@ def read_natural_instructions(original: Original) -> list[Instruction]:
         raise UserError(f"{listing}: is no UTF-8 text; expected the name of a task on each line") from None
     instructions = []
     for task in tasks:
-        row = _read_object(directory / "tasks" / f"{task}.json")
+        path = directory / "tasks" / f"{task}.json"
+        row = Row(source=str(path), fields=read_json(path, advice="get this task of natural-instructions again"))
         definitions = row.texts("Definition")
         if not definitions:
             raise UserError(f"{row.source}: expected `Definition`, what the task asks for, found none; get it again")
@@ -154,29 +141,17 @@ def _question_id(row: Row) -> int:
     return value
 
 
-def _answer(row: Row) -> str:
-    if "text" in row.fields:
-        return row.text("text")
-    choices = _nested(row, "choices")
+def _response(row: Row) -> str:
+    choices = _nested(row, "choices") if "choices" in row.fields else [row]
     if not choices:
         raise UserError(f"{row.source}: `choices` is an empty list; give a complete file of FastChat's evaluation")
     return _first_turn(choices[0])
 
 
 def _first_turn(row: Row) -> str:
-    turns: Sequence[str] = row.texts("turns")
+    if "text" in row.fields:
+        return row.text("text")
+    turns = row.texts("turns")
     if not turns:
         raise UserError(f"{row.source}: expected `text` or `turns`; give a file of FastChat's evaluation")
     return turns[0]
-
-
-def _read_object(path: Path) -> Row:
-    try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a task of natural-instructions") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); get the file again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, the task; get the file again")
-    return Row(source=str(path), fields=value)

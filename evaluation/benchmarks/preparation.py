@@ -1,6 +1,7 @@
 """From the published files of a benchmark to rows of the project: which are kept, and whether all are there."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from evaluation.benchmarks.formats import Original, read_row_format
 from evaluation.benchmarks.specs import BenchmarkSpec, RowFilter
+from kd.data.encoding import tokenize
 from kd.data.instructions import Instruction
 from kd.data.templates import alpaca
 from kd.errors import UserError
@@ -18,9 +20,6 @@ from kd.models.vocabulary import vocabulary_size
 
 GPT2_ENTRIES = 50257
 
-# Texts that the tokenizer turns into Python lists at a time.
-_TEXTS_PER_CALL = 1024
-
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
@@ -28,18 +27,11 @@ class Prepared:
 
     rows: tuple[Instruction, ...]
     num_read: int
-    num_without_reference: int
-    num_other_lengths: int
-    """Of the first reference."""
-    num_long_prompts: int
+    dropped: dict[str, int]
 
     def __str__(self) -> str:
-        losses = (
-            (self.num_without_reference, "without a reference"),
-            (self.num_other_lengths, "with a first reference of another length"),
-            (self.num_long_prompts, "with a longer prompt"),
-        )
-        return "; ".join([f"{self.num_read} rows read", *(f"{count} dropped {why}" for count, why in losses if count)])
+        parts = [f"{count} dropped {reason}" for reason, count in self.dropped.items() if count]
+        return "; ".join([f"{self.num_read} rows read", *parts])
 
 
 def check_counts_as_published(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -59,38 +51,31 @@ def check_counts_as_published(tokenizer: PreTrainedTokenizerBase) -> None:
 def prepare(
     spec: BenchmarkSpec, original: Original, *, keep: RowFilter, tokenizer: PreTrainedTokenizerBase | None
 ) -> Prepared:
-    """Read the rows of a benchmark and keep those that `keep` describes.
+    """Read the rows of a benchmark, in its authors' format or the project's, and keep those that `keep` describes.
 
-    Args:
-        original: in the authors' format, or in the project's own.
-        tokenizer: counts the tokens; needed where `keep` limits them.
+    The tokenizer counts the tokens that `keep` limits.
 
     Raises:
         UserError: unreadable source or broken row, a tokenizer that is missing, or no row left.
     """
     instructions = read_row_format(original.source) or spec.read(original)
-    with_reference = [row for row in instructions if row.references]
-    fitting = with_reference
+    referenced = [row for row in instructions if row.references]
+    fitting = referenced
     if keep.response_tokens is not None:
-        lengths = _count_tokens([row.references[0] for row in with_reference], tokenizer)
+        lengths = _count_tokens([row.references[0] for row in referenced], tokenizer)
         lowest, highest = keep.response_tokens
-        fitting = [
-            row
-            for row, length in zip(with_reference, lengths, strict=True)
-            if lowest <= length and (highest is None or length <= highest)
-        ]
+        highest = sys.maxsize if highest is None else highest
+        fitting = [row for row, length in zip(referenced, lengths, strict=True) if lowest <= length <= highest]
     rows = fitting
     if keep.max_prompt_tokens is not None:
-        prompts = [alpaca(row) for row in fitting]
-        lengths = _count_tokens(prompts, tokenizer)
+        lengths = _count_tokens([alpaca(row) for row in fitting], tokenizer)
         rows = [row for row, length in zip(fitting, lengths, strict=True) if length <= keep.max_prompt_tokens]
-    prepared = Prepared(
-        rows=tuple(rows),
-        num_read=len(instructions),
-        num_without_reference=len(instructions) - len(with_reference),
-        num_other_lengths=len(with_reference) - len(fitting),
-        num_long_prompts=len(fitting) - len(rows),
-    )
+    dropped = {
+        "without a reference": len(instructions) - len(referenced),
+        "with a first reference of another length": len(referenced) - len(fitting),
+        "with a longer prompt": len(fitting) - len(rows),
+    }
+    prepared = Prepared(rows=tuple(rows), num_read=len(instructions), dropped=dropped)
     if not rows:
         raise UserError(f"{original.source}: no row is left ({prepared}; kept: {keep}); give a source with such rows")
     return prepared
@@ -116,25 +101,15 @@ def write_rows(path: Path, rows: Sequence[Instruction]) -> None:
     """
     if path.exists():
         raise UserError(f"--out {path}: exists; delete it or choose another")
-    lines = [
-        json.dumps(
-            {
-                "instruction": row.instruction,
-                "input": row.input,
-                "output": row.references[0] if len(row.references) == 1 else row.references,
-            },
-            ensure_ascii=False,
-        )
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        output = row.references[0] if len(row.references) == 1 else row.references
+        content = {"instruction": row.instruction, "input": row.input, "output": output}
+        lines.append(json.dumps(content, ensure_ascii=False))
     write_atomically(path, "\n".join(lines) + "\n")
 
 
 def _count_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
     if tokenizer is None:
         raise UserError("rows are selected by their GPT-2 tokens; give --tokenizer, a directory with GPT-2's tokenizer")
-    lengths: list[int] = []
-    for start in range(0, len(texts), _TEXTS_PER_CALL):
-        part = list(texts[start : start + _TEXTS_PER_CALL])
-        lengths += map(len, tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"])
-    return lengths
+    return [len(ids) for ids in tokenize(texts, tokenizer=tokenizer)]

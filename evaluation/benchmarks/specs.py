@@ -53,9 +53,13 @@ class BenchmarkSpec:
     """What the second file holds, empty where there is none."""
     rows: RowFilter = RowFilter()
 
+    @property
+    def counts(self) -> str:
+        return " or ".join(map(str, self.num_rows))
+
 
 # Published files of both hold no longer prompt.
-_LONG_ANSWERS = RowFilter(response_tokens=(11, None), max_prompt_tokens=256)
+_LONG_RESPONSES = RowFilter(response_tokens=(11, None), max_prompt_tokens=256)
 
 _DOLLY_VALIDATION = BenchmarkSpec(
     column="Dolly (validation)",
@@ -85,7 +89,7 @@ SPECS = {
         original="github.com/lm-sys/FastChat, question.jsonl of fastchat/llm_judge/data/vicuna_bench",
         processed="MiniLLM/Vicuna, valid.jsonl",
         fields="text or turns; output from the companion",
-        companion="ChatGPT's answers, answer_gpt35.jsonl of FastChat's eval/table/answer",
+        companion="ChatGPT's responses, answer_gpt35.jsonl of FastChat's eval/table/answer",
         read=read_fastchat,
         num_rows=(80,),
     ),
@@ -97,7 +101,7 @@ SPECS = {
         fields="Definition, Instances: input, output (first 100)",
         companion="another list of tasks than splits/default/test_tasks.txt",
         read=read_natural_instructions,
-        rows=_LONG_ANSWERS,
+        rows=_LONG_RESPONSES,
         num_rows=(1694,),
     ),
     "un_ni": BenchmarkSpec(
@@ -107,7 +111,7 @@ SPECS = {
         processed="MiniLLM/uinst, 11_/valid.jsonl",
         fields="instruction, instances: input, output",
         read=read_self_instruct,
-        rows=_LONG_ANSWERS,
+        rows=_LONG_RESPONSES,
         num_rows=(23916,),
     ),
 }

@@ -106,7 +106,12 @@ def judge(config: JudgeConfig) -> int:
     print(f"{len(comparisons)} comparisons, {len(prompts)} different prompts; to ask: {estimate}")
     if config.dry_run:
         return 0
-    _check_cost(estimate, limit=config.price.max_cost)
+    limit = config.price.max_cost
+    if limit is not None and estimate.cost is not None and estimate.cost > limit:
+        raise UserError(
+            f"asking would cost about ${estimate.cost:.2f}, more than --max-cost {limit:g}; raise it,"
+            " or judge fewer --rows, --seeds or --benchmark"
+        )
     judgements |= asyncio.run(_judge_open(config, session, open_prompts)) if open_prompts else {}
     judged = [(comparison, judgements[comparison.prompt]) for comparison in comparisons]
     write_report(judged, config=config, sources=sources, num_asked=session.num_asked)
@@ -128,14 +133,6 @@ def _sources(config: JudgeConfig) -> dict[str, str]:
         if name not in names:
             raise UserError(f"--data {name}=…: judged are {', '.join(names) or 'no benchmarks'}; give the name of one")
     return {name: moved.get(name, first[name]) for name in names}
-
-
-def _check_cost(estimate: Usage, *, limit: float | None) -> None:
-    if limit is not None and estimate.cost is not None and estimate.cost > limit:
-        raise UserError(
-            f"asking would cost about ${estimate.cost:.2f}, more than --max-cost {limit:g}; raise it,"
-            " or judge fewer --rows, --seeds or --benchmark"
-        )
 
 
 async def _judge_open(config: JudgeConfig, session: Session, prompts: Sequence[str]) -> dict[str, Judgement]:

@@ -1,17 +1,16 @@
 """The prompts of a judge: a model's response beside the reference, for every row of an evaluation."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.generations import evaluated_seeds, generations_file, read_generations
 from evaluation.judge.config import Order
-from evaluation.results import RESULTS_FILE
+from evaluation.results import RESULTS_FILE, read_json
 from kd.data.instructions import Instruction, read_instructions
 from kd.errors import UserError
 
-# Table 10 of the paper to the letter, because other words would give other scores.
+# Table 10 of the paper, verbatim: other words would give other scores.
 PROMPT = """\
 ### Instruction:
 {instruction}
@@ -54,12 +53,10 @@ def read_sources(out: Path) -> dict[str, str]:
         UserError: no results there.
     """
     path = out / RESULTS_FILE
+    content = read_json(path, advice="give a directory of evaluate.py")
     try:
-        benchmarks = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
-        return {name: str(content["source"]) for name, content in benchmarks.items()}
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a directory of evaluate.py") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return {name: str(entry["source"]) for name, entry in content["benchmarks"].items()}
+    except (KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: is no results.json of evaluate.py; evaluate again") from None
 
 
@@ -75,9 +72,7 @@ def read_comparisons(
 ) -> Iterator[Comparison]:
     """Yield a comparison for each seed (None: all), row (None: all, else the first so many) and order.
 
-    Args:
-        model: its name in the results.
-        out: its directory of evaluate.py.
+    The responses are in `out`, a directory of evaluate.py; `model` is their name in the results.
 
     Raises:
         UserError: no responses, or responses to other rows than `source` has.

@@ -27,7 +27,16 @@ class JudgeSection(Section):
     attempts: Count = option(3, help="responses requested until one has scores")
 
     def __post_init__(self) -> None:
-        _check_base_url(self.base_url)
+        # It may contain a key: messages do not repeat it.
+        try:
+            parts = urlsplit(self.base_url)
+            is_complete = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            is_complete = False
+        if not is_complete:
+            raise UserError("judge.base_url: expected http://… or https://…, such as https://api.openai.com/v1")
+        if parts.username or parts.password or parts.query:
+            raise UserError("judge.base_url: leave out password and query; a key comes from the environment only")
 
     @property
     def parameters(self) -> dict[str, str | float]:
@@ -96,16 +105,3 @@ class JudgeConfig(Section):
     @property
     def orders(self) -> tuple[Order, ...]:
         return ("model_first", "reference_first") if self.order == "both" else (self.order,)
-
-
-def _check_base_url(url: str) -> None:
-    """Refuse a URL that cannot be asked, or that may contain a key; messages do not repeat it."""
-    try:
-        parts = urlsplit(url)
-        is_complete = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_complete = False
-    if not is_complete:
-        raise UserError("judge.base_url: expected http://… or https://…, such as https://api.openai.com/v1")
-    if parts.username or parts.password or parts.query:
-        raise UserError("judge.base_url: leave out password and query; a key comes from the environment only")

@@ -75,7 +75,7 @@ class Endpoint:
 
         tries = self._server.retries + 1
         try:
-            # The client's own timeout restarts with every byte; a slow drip of bytes would hold it for ever.
+            # The client's own timeout restarts with every byte; a server that sends bytes slowly would never time out.
             async with asyncio.timeout(tries * (self._server.timeout_seconds + _LONGEST_PAUSE_SECONDS)):
                 completion = await self._client.chat.completions.create(
                     messages=[{"role": "user", "content": prompt}],

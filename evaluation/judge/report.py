@@ -8,11 +8,12 @@ from typing import Any
 
 from rich.table import Table
 
-from evaluation.display import results_console
+from evaluation.display import results_console, with_error
 from evaluation.judge.comparisons import Comparison
 from evaluation.judge.config import JudgeConfig, PriceSection
 from evaluation.judge.scores import FeedbackScore, Judged, feedback_score
 from evaluation.judge.session import Judgement
+from evaluation.results import write_json
 from kd.files import write_atomically
 
 RESULTS = "judge.json"
@@ -43,7 +44,7 @@ def write_report(judged: Judged, *, config: JudgeConfig, sources: Mapping[str, s
         },
         "usage": _usage(judged, config.price) | {"num_asked": num_asked},
     }
-    write_atomically(config.out / RESULTS, json.dumps(results, indent=1, allow_nan=False) + "\n")
+    write_json(config.out / RESULTS, results)
     results_console().print(_table(scores, sources))
     for status in ("rejected", "unanswered"):
         lost = [judgement for _, judgement in judged if judgement.status == status]
@@ -78,9 +79,5 @@ def _usage(judged: Judged, price: PriceSection) -> dict[str, Any]:
 def _table(scores: Mapping[str, Mapping[str, FeedbackScore]], benchmarks: Mapping[str, str]) -> Table:
     table = Table("model", *benchmarks, title="Feedback score, references = 100 (± standard error over seeds)")
     for model, of_model in scores.items():
-        cells = []
-        for score in of_model.values():
-            error = "" if score.standard_error is None else f" ± {score.standard_error:.2f}"
-            cells.append("–" if score.score is None else f"{score.score:.2f}{error}")
-        table.add_row(model, *cells)
+        table.add_row(model, *(with_error(score.score, score.standard_error) for score in of_model.values()))
     return table

@@ -1,16 +1,16 @@
 """Feedback scores from judgements (Appendix C of the paper): Σ model scores / Σ reference scores × 100."""
 
-import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from evaluation.judge.comparisons import Comparison
 from evaluation.judge.config import Order
 from evaluation.judge.session import Judgement
-from evaluation.statistics import Estimate, ratio, resample, standard_error
+from evaluation.statistics import Estimate, finite, ratio, resample, standard_error
 
 Judged = Sequence[tuple[Comparison, Judgement]]
 
@@ -35,54 +35,45 @@ class FeedbackScore:
     num_unanswered: int
 
 
-Pair = tuple[Comparison, float, float]
-"""A comparison with the scores of the model and of the reference."""
-Group = TypeVar("Group", int, Order)
-
-
-def feedback_score(judged: Judged, *, num_resamples: int = 1000) -> FeedbackScore:
+def feedback_score(judged: Judged) -> FeedbackScore:
     """Aggregate the judgements on one model's responses to one benchmark; those without scores are only counted."""
-    pairs = list(_pairs(judged))
-    per_seed = _scores_by(pairs, lambda comparison: comparison.seed)
-    values = list(per_seed.values())
+    scores = _scores(judged)
+    per_seed = _ratios(scores, "seed")
+    # A resample draws all judgements on a row together: those of several seeds are not independent.
+    by_row = scores.groupby("row")[["model", "reference"]].sum()
     statuses = [judgement.status for _, judgement in judged]
     return FeedbackScore(
-        score=statistics.fmean(values) if values else None,
-        standard_error=standard_error(np.array(values)),
-        pooled=_pooled(pairs, num_resamples=num_resamples),
+        score=finite(pd.Series(per_seed, dtype=float).mean()),
+        standard_error=standard_error(np.array([*per_seed.values()])),
+        pooled=ratio(
+            100 * by_row["model"].to_numpy(),
+            by_row["reference"].to_numpy(),
+            draws=resample(len(by_row), num_resamples=1000),
+        ),
         per_seed=per_seed,
-        by_order=_scores_by(pairs, lambda comparison: comparison.order),
-        mean_model_score=statistics.fmean(model for _, model, _ in pairs) if pairs else None,
-        mean_reference_score=statistics.fmean(reference for _, _, reference in pairs) if pairs else None,
+        by_order=_ratios(scores, "order"),
+        mean_model_score=finite(scores["model"].mean()),
+        mean_reference_score=finite(scores["reference"].mean()),
         num_judged=statuses.count("judged"),
         num_rejected=statuses.count("rejected"),
         num_unanswered=statuses.count("unanswered"),
     )
 
 
-def _pairs(judged: Judged) -> Iterator[Pair]:
+def _scores(judged: Judged) -> pd.DataFrame:
+    """A row for each comparison with scores: its seed, row and order, and the scores of model and reference."""
+    rows = []
     for comparison, judgement in judged:
         if judgement.scores is not None:
-            first, second = judgement.scores.first, judgement.scores.second
-            model_is_first = comparison.order == "model_first"
-            yield (comparison, first, second) if model_is_first else (comparison, second, first)
+            scores = [judgement.scores.first, judgement.scores.second]
+            if comparison.order == "reference_first":
+                scores.reverse()
+            rows.append((comparison.seed, comparison.row, comparison.order, *scores))
+    frame = pd.DataFrame(rows, columns=["seed", "row", "order", "model", "reference"])
+    return frame.astype({"model": float, "reference": float})
 
 
-def _scores_by(pairs: Sequence[Pair], key: Callable[[Comparison], Group]) -> dict[Group, float]:
-    sums: dict[Group, list[float]] = {}
-    for comparison, model, reference in pairs:
-        total = sums.setdefault(key(comparison), [0.0, 0.0])
-        total[0] += model
-        total[1] += reference
-    return {group: 100 * model / reference for group, (model, reference) in sorted(sums.items())}
-
-
-def _pooled(pairs: Sequence[Pair], *, num_resamples: int) -> Estimate:
-    """A resample draws all judgements on a row together: those of several seeds are not independent."""
-    index = {row: number for number, row in enumerate(sorted({comparison.row for comparison, _, _ in pairs}))}
-    if not index:
-        return Estimate(value=None, low=None, high=None)
-    sums = np.zeros((2, len(index)))
-    for comparison, model, reference in pairs:
-        sums[:, index[comparison.row]] += model, reference
-    return ratio(100 * sums[0], sums[1], draws=resample(len(index), num_resamples=num_resamples))
+def _ratios(scores: pd.DataFrame, key: str) -> dict[Any, float]:
+    """100 · Σ model / Σ reference by the values of a column."""
+    sums = scores.groupby(key)[["model", "reference"]].sum()
+    return dict((100 * sums["model"] / sums["reference"]).items())

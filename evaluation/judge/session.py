@@ -81,19 +81,14 @@ class Session:
             try:
                 response = await endpoint.ask(prompt, parameters=self._judge.parameters)
             except EndpointFailure as failure:
-                if not failure.is_refusal:
-                    self._count(failure, patience=patience)
+                self._failures_in_a_row += not failure.is_refusal
+                if self._failures_in_a_row >= patience:
+                    raise UserError(
+                        f"{self._judge.base_url}: {patience} requests in a row failed, the last with: {failure};"
+                        " the judge's responses so far are kept, the same command resumes"
+                    ) from None
                 return Judgement(status="unanswered", responses=state.responses, reason=str(failure))
             self._failures_in_a_row = 0
             self.num_asked += 1
             self._cache.keep(self._judge.request(prompt, attempt=len(state.responses)), response)
         return state
-
-    def _count(self, failure: EndpointFailure, *, patience: int) -> None:
-        """Give up after `patience` failures of the server without a response between them."""
-        self._failures_in_a_row += 1
-        if self._failures_in_a_row >= patience:
-            raise UserError(
-                f"{self._judge.base_url}: {patience} requests in a row failed, the last with: {failure};"
-                " the judge's responses so far are kept, the same command resumes"
-            ) from None

@@ -80,16 +80,16 @@ def share_vocabulary(config: Config, *, teacher_slots: int = 0) -> SharedVocabul
         UserError: tokenizers that differ, a vocabulary that a model does not cover, sequences
             longer than a model's positions, or a precision that the device lacks.
     """
-    _check_dtype(config.model.dtype)
+    check_dtype(config.model.dtype)
     trust = config.model.trust_remote_code
     student = read_model_config(config.model.student, trust_remote_code=trust)
     tokenizer = load_tokenizer(config.model.student, trust_remote_code=trust)
     size = vocabulary_size(tokenizer)
-    _check_model(student, name=config.model.student, vocabulary=size, longest=config.data.max_sequence_tokens)
+    check_model(student, name=config.model.student, vocabulary=size, longest=config.data.max_sequence_tokens)
     if config.model.teacher is not None:
         teacher = read_model_config(config.model.teacher, trust_remote_code=trust)
         longest = config.data.max_sequence_tokens + teacher_slots
-        _check_model(teacher, name=config.model.teacher, vocabulary=size, longest=longest)
+        check_model(teacher, name=config.model.teacher, vocabulary=size, longest=longest)
         check_same_entries(tokenizer, load_tokenizer(config.model.teacher, trust_remote_code=trust))
     return SharedVocabulary(tokenizer=tokenizer, size=size, eos_id=int(tokenizer.eos_token_id))
 
@@ -120,7 +120,12 @@ def check_same_entries(student: PreTrainedTokenizerBase, teacher: PreTrainedToke
         )
 
 
-def _check_model(config: PretrainedConfig, *, name: str, vocabulary: int, longest: int) -> None:
+def check_model(config: PretrainedConfig, *, name: str, vocabulary: int, longest: int) -> None:
+    """Check that a model has an entry for each token of a tokenizer, and a position for each of `longest` tokens.
+
+    Raises:
+        UserError: it has fewer.
+    """
     if config.vocab_size < vocabulary:
         raise UserError(
             f"model {name}: its head has {config.vocab_size} entries, the tokenizer {vocabulary};"
@@ -129,12 +134,17 @@ def _check_model(config: PretrainedConfig, *, name: str, vocabulary: int, longes
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and positions < longest:
         raise UserError(
-            f"model {name}: has {positions} positions, but data.max_sequence_tokens (and the teacher's prompt.length)"
-            f" ask for {longest}; lower data.max_sequence_tokens"
+            f"model {name}: has {positions} positions, the longest sequence with its soft prompt needs {longest};"
+            " lower data.max_sequence_tokens, or data.max_prompt_tokens and generation.max_new_tokens"
         )
 
 
-def _check_dtype(dtype: str) -> None:
+def check_dtype(dtype: str) -> None:
+    """Check that the device supports fp32, bf16 or fp16.
+
+    Raises:
+        UserError: it does not.
+    """
     on_gpu = torch.cuda.is_available()
     if dtype == "fp16" and not on_gpu:
         raise UserError("model.dtype=fp16 needs a GPU; use fp32 (or bf16) on a CPU")

@@ -73,10 +73,10 @@ def test_the_closed_forms_lie_in_the_intervals(measured: Path) -> None:
     }
     for name, values in expected.items():
         low, high = (np.array(curve[name][end]) for end in ("low", "high"))
-        # All prompts are complete at l = 1, where nothing is left to chance but the draw of the requests.
+        # All prompts are complete at l = 1, where only the draw of the prompts is random.
         assert np.all((low - 1e-5 <= values) & (values <= high + 1e-5)), name
         assert np.all(low <= curve[name]["value"]) and np.all(curve[name]["value"] <= high)
-    # An interval that holds anything would prove nothing: this one excludes 0, R = E, and E in place of R.
+    # An interval that holds anything would prove nothing: this one excludes 0, R = E, and E instead of R.
     assert expected["ExAccErr"][-1] > 20
     width = np.array(curve["ExAccErr"]["high"]) - np.array(curve["ExAccErr"]["low"])
     assert width.max() < 10
@@ -93,7 +93,7 @@ def test_samples_are_counted_while_they_last(measured: Path) -> None:
             alive[-1] = 0.0
 
 
-def test_a_student_that_is_the_teacher_has_no_bias_to_speak_of(measured: Path) -> None:
+def test_a_student_that_is_the_teacher_has_no_bias(measured: Path) -> None:
     curve = read(measured)["students"]["itself"]["curve"]
     for name in ("R", "E"):
         # Not the largest alone: rounding could have either sign.
@@ -193,4 +193,4 @@ def test_a_broken_file_of_finished_students_is_refused(
     argv = arguments(inputs, tmp_path, f"--student=other={inputs / 'student'}")
     messages = ranks(2).run(refusal, argv=argv)
     assert messages[0] == messages[1]
-    assert "unfinished.json: cannot be read; delete it" in messages[0]
+    assert "unfinished.json: cannot be read" in messages[0] and "delete it" in messages[0]

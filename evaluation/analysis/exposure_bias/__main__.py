@@ -7,42 +7,35 @@ Writes exposure_bias.json, .png and .svg (docs/analysis.md has the keys). p is t
 come from resampled rows. The same command resumes a killed measurement: unfinished.json has the complete students.
 """
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
 from rich.table import Table
 
 from evaluation.analysis.exposure_bias.config import Course, ExposureConfig
 from evaluation.analysis.exposure_bias.curve import MIN_ROWS, ExposureBias, Series, StepSums, exposure_bias
 from evaluation.analysis.exposure_bias.plot import draw
-from evaluation.analysis.models import ModelSet, find_models
 from evaluation.analysis.tokens import SampleSet, sample_sequences, score_tokens
 from evaluation.command import Command
 from evaluation.display import results_console
-from evaluation.examples import read_examples
-from evaluation.models import EvaluatedModel
+from evaluation.examples import print_report, read_examples
+from evaluation.models import EvaluatedModel, ModelSet, find_models
 from evaluation.pictures import check_matplotlib
-from evaluation.results import describe_weights, digest
+from evaluation.results import describe_weights, digest, read_json, write_json
 from evaluation.settings import run_values
 from evaluation.statistics import CONFIDENCE, Estimate, resample
-from kd.data.batch import TokenSequence
 from kd.data.encoding import Encoded
 from kd.distributed import World
 from kd.errors import UserError
-from kd.files import make_directory, write_atomically
+from kd.files import make_directory
 from kd.losses.divergences import forward_kl
 
 Json = dict[str, Any]
 
 RESULTS = "exposure_bias.json"
 UNFINISHED = "unfinished.json"
-_CURVES = TypeAdapter(dict[str, ExposureBias])
-
 
 COMMAND = Command(
     config=ExposureConfig,
@@ -62,17 +55,16 @@ class Measurement:
     rows: Encoded
     teacher: EvaluatedModel
     teacher_samples: SampleSet
-    curves: dict[str, ExposureBias]
+    curves: Json
     """By everything that decides a curve; the same on all ranks."""
 
-    def curve(self, student: str, *, num_steps: int, label: str) -> ExposureBias:
+    def curve(self, student: str, *, num_steps: int, label: str) -> Json:
         """The curve of a student, measured unless an earlier call with the same settings has completed it.
 
         Raises:
             UserError: on every rank, if the student cannot be loaded or the file of curves cannot be written.
         """
-        world = self.models.world
-        config = self.config
+        world, config = self.models.world, self.config
         settings = {
             "teacher": describe_weights(config.model.teacher),
             "rows": digest([(example.row_id, example.prompt) for example in self.rows.examples]),
@@ -85,12 +77,12 @@ class Measurement:
         # The main rank decides: hosts may show different file times.
         key = world.from_main(digest(settings))
         if key not in self.curves:
-            self.curves[key] = self._measure(student, num_steps=num_steps, label=label)
+            self.curves[key] = asdict(self._measure(student, num_steps=num_steps, label=label))
             with world.agreed():
                 if world.is_main:
-                    content = {name: asdict(curve) for name, curve in self.curves.items()}
-                    write_atomically(config.out / UNFINISHED, json.dumps(content, allow_nan=False) + "\n")
-        return self.curves[key]
+                    write_json(config.out / UNFINISHED, self.curves)
+        curve: Json = self.curves[key]
+        return curve
 
     def _measure(self, student: str, *, num_steps: int, label: str) -> ExposureBias:
         """Sample the student, and compare both models on the student's and on the teacher's samples."""
@@ -113,13 +105,7 @@ class Measurement:
 
 def _clip(samples: SampleSet, num_steps: int) -> SampleSet:
     # Clipped samples equal those that the lower limit gives: a row's random numbers stay the same.
-    return [
-        [
-            TokenSequence(row_id=one.row_id, prompt_ids=one.prompt_ids, response_ids=one.response_ids[:num_steps])
-            for one in of_row
-        ]
-        for of_row in samples
-    ]
+    return [[replace(one, response_ids=one.response_ids[:num_steps]) for one in of_row] for of_row in samples]
 
 
 def measure(config: ExposureConfig, *, world: World) -> None:
@@ -128,15 +114,16 @@ def measure(config: ExposureConfig, *, world: World) -> None:
     Raises:
         UserError: on every rank, if an input cannot be used.
     """
-    students = config.model.students or {}
-    curves: dict[str, ExposureBias] = {}
+    students, unfinished = config.model.students or {}, config.out / UNFINISHED
+    curves: Json = {}
     with world.agreed():
         courses = config.courses()
         num_steps = max(config.generation.max_new_tokens if students else 0, config.progress_steps if courses else 0)
         models, rows = _prepare(config, courses, num_steps=num_steps, world=world)
         if world.is_main:
             make_directory(config.out)
-            curves = _read_curves(config.out / UNFINISHED)
+            if unfinished.exists():
+                curves = read_json(unfinished, advice="delete it to measure all students again")
     teacher = models.load(config.model.teacher)
     measurement = Measurement(
         config=config,
@@ -144,36 +131,29 @@ def measure(config: ExposureConfig, *, world: World) -> None:
         rows=rows,
         teacher=teacher,
         teacher_samples=sample_sequences(
-            teacher,
-            rows.examples,
-            sampling=config.generation,
-            max_new_tokens=num_steps,
-            label="teacher",
+            teacher, rows.examples, sampling=config.generation, max_new_tokens=num_steps, label="teacher"
         ),
         curves=world.from_main(curves),
     )
-    found = {name: _student(measurement, student, label=name) for name, student in students.items()}
+    steps = config.generation.max_new_tokens
+    found = {
+        name: {"model": student, "curve": measurement.curve(student, num_steps=steps, label=name)}
+        for name, student in students.items()
+    }
     progress = {name: _progress(measurement, course, name=name) for name, course in courses.items()}
     with world.agreed():
         if world.is_main:
             _report(measurement, students=found, progress=progress)
-            (config.out / UNFINISHED).unlink(missing_ok=True)
-
-
-def _read_curves(path: Path) -> dict[str, ExposureBias]:
-    try:
-        return _CURVES.validate_json(path.read_bytes()) if path.exists() else {}
-    except (OSError, ValidationError):
-        raise UserError(f"{path}: cannot be read; delete it to measure all students again") from None
+            unfinished.unlink(missing_ok=True)
 
 
 def _prepare(
     config: ExposureConfig, courses: Mapping[str, Course], *, num_steps: int, world: World
 ) -> tuple[ModelSet, Encoded]:
     check_matplotlib()
-    snapshots = [snapshot.model for course in courses.values() for snapshot in course.snapshots]
-    students = [*(config.model.students or {}).values(), *snapshots]
-    models = find_models(config.model.teacher, students, loading=config.model, world=world)
+    students = [*(config.model.students or {}).values()]
+    students += [student for course in courses.values() for student in course.students.values()]
+    models = find_models([config.model.teacher, *students], loading=config.model, world=world)
     rows = read_examples(config.data.file, tokenizer=models.tokenizer, prompts=config.data, responses="optional")
     if len(rows.examples) < MIN_ROWS:
         raise UserError(
@@ -182,24 +162,17 @@ def _prepare(
         )
     models.check_lengths(max(len(example.prompt_ids) for example in rows.examples) + num_steps)
     if world.is_main:
-        for line in rows.report.lines():
-            print(line, file=sys.stderr)
+        print_report(rows)
     return models, rows
-
-
-def _student(measurement: Measurement, student: str, *, label: str) -> Json:
-    num_steps = measurement.config.generation.max_new_tokens
-    return {"model": student, "curve": asdict(measurement.curve(student, num_steps=num_steps, label=label))}
 
 
 def _progress(measurement: Measurement, course: Course, *, name: str) -> Json:
     num_steps = measurement.config.progress_steps
     points = []
-    for snapshot in course.snapshots:
-        label = f"{name}, step {snapshot.step}"
-        bias = measurement.curve(snapshot.model, num_steps=num_steps, label=label)
-        numbers = {key: asdict(getattr(bias, key).at(num_steps)) for key in ("R", "E", "ExAccErr")}
-        points.append({"training_step": snapshot.step, "model": snapshot.model, **numbers})
+    for step, student in course.students.items():
+        curve = measurement.curve(student, num_steps=num_steps, label=f"{name}, step {step}")
+        numbers = {key: asdict(Series(**curve[key]).at(num_steps)) for key in ("R", "E", "ExAccErr")}
+        points.append({"training_step": step, "model": student, **numbers})
     return {"generation_steps": num_steps, "best_step": course.best_step, "points": points}
 
 
@@ -219,9 +192,8 @@ def _report(measurement: Measurement, *, students: Json, progress: Json) -> None
         "students": students,
         "progress": progress,
     }
-    text = json.dumps(results, indent=1, allow_nan=False)
-    write_atomically(config.out / RESULTS, text + "\n")
-    draw(json.loads(text), stem=config.out / "exposure_bias")
+    write_json(config.out / RESULTS, results)
+    draw(results, stem=config.out / "exposure_bias")
     results_console().print(_table(students, progress))
 
 

@@ -18,20 +18,13 @@ _CHECKPOINT = re.compile(r"(.+):(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Snapshot:
-    """A student after `step` optimizer steps."""
-
-    step: int
-    model: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Course:
-    """Students of one training in the order of their steps."""
+    """Students of one training."""
 
     best_step: int | None
     """Step of the best validation; None where it is not known."""
-    snapshots: tuple[Snapshot, ...]
+    students: dict[int, str]
+    """By the number of optimizer steps, in ascending order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,14 +67,13 @@ class ExposureConfig(AnalysisConfig):
             UserError: a run without exports or without metrics.
         """
         found = {name: course_of_run(Path(run)) for name, run in (self.run or {}).items()}
-        snapshots: dict[str, list[Snapshot]] = {}
+        students: dict[str, dict[int, str]] = {}
         for key, model in (self.model.checkpoints or {}).items():
             name, step = _parse_checkpoint(key)
-            snapshots.setdefault(name, []).append(Snapshot(step=step, model=model))
-        for name, own in snapshots.items():
-            ordered = sorted(own, key=lambda snapshot: snapshot.step)
-            found[name] = Course(best_step=None, snapshots=tuple(ordered))
-        return found
+            students.setdefault(name, {})[step] = model
+        return found | {
+            name: Course(best_step=None, students=dict(sorted(own.items()))) for name, own in students.items()
+        }
 
 
 def _parse_checkpoint(key: str) -> tuple[str, int]:
@@ -106,12 +98,10 @@ def course_of_run(run_dir: Path) -> Course:
             " --checkpoint NAME:STEP=DIR"
         )
     best_step = find_best_step(run_dir)
-    steps = nearest_steps(sorted(exports), best=best_step)
-    snapshots = [Snapshot(step=step, model=str(exports[step])) for step in steps]
     start = read_run(run_dir).model.student
-    if Path(start).is_dir():
-        snapshots.insert(0, Snapshot(step=0, model=start))
-    return Course(best_step=best_step, snapshots=tuple(snapshots))
+    students = {0: start} if Path(start).is_dir() else {}
+    students |= {step: str(exports[step]) for step in nearest_steps(sorted(exports), best=best_step)}
+    return Course(best_step=best_step, students=students)
 
 
 def nearest_steps(steps: Sequence[int], *, best: int) -> list[int]:

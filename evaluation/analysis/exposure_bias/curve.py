@@ -91,8 +91,5 @@ def _series(values: Float[np.ndarray, "1+R L"]) -> Series:
     ends = interval(values[1:])
     # Beyond the end of the curve, and where E is 0, there is no estimate to put an interval around.
     low, high = (np.where(np.isfinite(values[0]), end, np.nan) for end in ends)
-    return Series(value=_tuple(values[0]), low=_tuple(low), high=_tuple(high))
-
-
-def _tuple(numbers: Float[np.ndarray, " L"]) -> tuple[float | None, ...]:
-    return tuple(finite(number) for number in numbers)
+    rows = [tuple(finite(number) for number in numbers) for numbers in (values[0], low, high)]
+    return Series(value=rows[0], low=rows[1], high=rows[2])

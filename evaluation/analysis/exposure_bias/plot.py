@@ -1,11 +1,13 @@
 """Figure 3: excess accumulated error over generation steps and over training."""
 
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from evaluation.pictures import load_pyplot, save, styles
+from evaluation.pictures import COLORS, load_pyplot, save
 
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 WIDTH, HEIGHT = 4.6, 3.4
 """Of one panel [inches]."""
 
@@ -28,10 +30,12 @@ def make_figure(results: Mapping[str, Any]) -> Any:
         UserError: matplotlib is missing.
     """
     plt = load_pyplot()
-    panels = [
-        (key, painter) for key, painter in (("students", _draw_steps), ("progress", _draw_progress)) if results[key]
-    ]
-    looks = styles(list(dict.fromkeys([*results["students"], *results["progress"]])))
+    painters = {"students": _draw_steps, "progress": _draw_progress}
+    panels = [(key, painter) for key, painter in painters.items() if results[key]]
+    # A student looks the same in both panels.
+    names = dict.fromkeys([*results["students"], *results["progress"]])
+    styles = [{"color": color, "marker": marker} for color, marker in zip(COLORS, MARKERS, strict=True)]
+    looks = dict(zip(names, cycle(styles), strict=False))
     figure, axes = plt.subplots(
         1, len(panels), figsize=(WIDTH * len(panels), HEIGHT), squeeze=False, constrained_layout=True
     )
@@ -59,8 +63,8 @@ def _draw_steps(panel: Any, name: str, content: Mapping[str, Any], look: Mapping
 def _draw_progress(panel: Any, name: str, content: Mapping[str, Any], look: Mapping[str, str]) -> None:
     points = [point for point in content["points"] if point["ExAccErr"]["value"] is not None]
     # Relative to the best step, or to the last measured one where the best is not known.
-    whole = content["best_step"] or content["points"][-1]["training_step"] or 1
-    share = [100 * point["training_step"] / whole for point in points]
+    last_step = content["best_step"] or content["points"][-1]["training_step"] or 1
+    share = [100 * point["training_step"] / last_step for point in points]
     value = [point["ExAccErr"]["value"] for point in points]
     reach = [
         [point["ExAccErr"]["value"] - point["ExAccErr"]["low"] for point in points],

@@ -9,26 +9,27 @@ Writes student_friendliness.md, a page with table and examples, and student_frie
 keys). Divergences are means over tokens, end token included; intervals come from resampled rows.
 """
 
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from evaluation.analysis.models import ModelSet, find_models
 from evaluation.analysis.student_friendliness.page import SHOWN_MODELS, page, table
-from evaluation.analysis.student_friendliness.summary import Measured, summarise
+from evaluation.analysis.student_friendliness.summary import RowSet, summarise
 from evaluation.analysis.tokens import SampleSet, sample_sequences, score_tokens
 from evaluation.command import Command
-from evaluation.examples import read_examples
-from evaluation.models import EvaluatedModel
+from evaluation.examples import print_report, read_examples
+from evaluation.models import EvaluatedModel, ModelSet, find_models
+from evaluation.results import write_json
 from evaluation.settings import RUN_HELP, AnalysisConfig, AnalysisRows, AnalysisSampling, Loading, run_values
 from evaluation.statistics import CONFIDENCE
 from kd.config.fields import Count, NonNegativeInt, option, required
-from kd.data.encoding import Encoded
+from kd.data.batch import TokenIds
+from kd.data.encoding import Encoded, Example
 from kd.distributed import World
 from kd.files import make_directory, write_atomically
 from kd.losses.divergences import forward_kl, reverse_kl
@@ -112,16 +113,25 @@ def measure(config: FriendlinessConfig, *, world: World) -> None:
         shown.append(sample(student, rows["unseen"], f"{role} student", num_rows=config.examples))
     with world.agreed():
         if world.is_main:
-            measured = {
-                name: Measured(rows=rows[name], nats=nats[name], samples=samples[name], model=prompted) for name in rows
+            sets = {
+                name: summarise(
+                    config.row_files[name],
+                    encoded,
+                    nats=nats[name],
+                    samples=samples[name],
+                    text=prompted.text,
+                    num_resamples=config.resamples,
+                )
+                for name, encoded in rows.items()
             }
-            _report(config, measured, shown, world=world)
+            examples = rows["unseen"].examples[: config.examples]
+            _report(config, sets, _shown(examples, shown, text=prompted.text), num_ranks=world.size)
 
 
 def _prepare(config: FriendlinessConfig, *, world: World) -> tuple[ModelSet, dict[str, Encoded], SoftPrompt]:
     prompt, _ = load_soft_prompt(config.model.trained_prompt)
     students = [config.model.initial, config.model.final]
-    models = find_models(config.model.teacher, students, loading=config.model, world=world)
+    models = find_models([config.model.teacher, *students], loading=config.model, world=world)
     rows = {
         name: read_examples(
             source,
@@ -140,8 +150,7 @@ def _prepare(config: FriendlinessConfig, *, world: World) -> tuple[ModelSet, dic
     if world.is_main:
         make_directory(config.out)
         for encoded in rows.values():
-            for line in encoded.report.lines():
-                print(line, file=sys.stderr)
+            print_report(encoded)
     return models, rows, prompt
 
 
@@ -164,31 +173,25 @@ def _sums(
     return np.stack([one.divergences.sum(axis=2) for one in scores])
 
 
-def _report(
-    config: FriendlinessConfig, measured: dict[str, Measured], responses: Sequence[SampleSet], *, world: World
-) -> None:
-    """Turn sums into means with intervals, write the files and print the table.
-
-    Args:
-        responses: to the unseen rows, of `SHOWN_MODELS`.
-    """
-    sets = {
-        name: summarise(config.row_files[name], content, num_resamples=config.resamples)
-        for name, content in measured.items()
-    }
-    unseen = measured["unseen"]
-    shown = [
+def _shown(
+    examples: Sequence[Example], responses: Sequence[SampleSet], *, text: Callable[[TokenIds], str]
+) -> list[dict[str, Any]]:
+    """Rows with the first response of each of `SHOWN_MODELS`."""
+    return [
         {
             "row": example.row_id,
             "prompt": example.prompt,
             "reference": example.references[0],
-            **{
-                name: unseen.model.text(samples[index][0].response_ids)
-                for name, samples in zip(SHOWN_MODELS, responses, strict=True)
-            },
+            **{name: text(samples[0].response_ids) for name, samples in zip(SHOWN_MODELS, of_row, strict=True)},
         }
-        for index, example in enumerate(unseen.rows.examples[: config.examples])
+        for example, *of_row in zip(examples, *responses, strict=False)
     ]
+
+
+def _report(
+    config: FriendlinessConfig, sets: Mapping[str, RowSet], examples: Sequence[Mapping[str, Any]], *, num_ranks: int
+) -> None:
+    """Write the files and print the table."""
     model = config.model
     models = {
         "teacher": model.teacher,
@@ -200,15 +203,15 @@ def _report(
         "format": "student_friendliness",
         "version": 1,
         **models,
-        "num_ranks": world.size,
+        "num_ranks": num_ranks,
         "confidence": CONFIDENCE,
         "settings": config.settings | {"max_sequence_tokens": config.data.max_sequence_tokens},
         "sets": {name: asdict(content) for name, content in sets.items()},
-        "examples": shown,
+        "examples": examples,
     }
     subtitle = ", ".join(f"{name.replace('_', ' ')} `{path}`" for name, path in models.items())
-    write_atomically(config.out / RESULTS, json.dumps(results, indent=1, allow_nan=False) + "\n")
-    write_atomically(config.out / PAGE, page(sets, shown, subtitle=subtitle))
+    write_json(config.out / RESULTS, results)
+    write_atomically(config.out / PAGE, page(sets, examples, subtitle=subtitle))
     print(table(sets))
 
 

@@ -3,15 +3,15 @@
 B rows; conditions are: without prompt, with prompt.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
 from evaluation.analysis.tokens import SampleSet
-from evaluation.models import EvaluatedModel
 from evaluation.statistics import Estimate, ratio, resample
+from kd.data.batch import TokenIds
 from kd.data.encoding import Encoded
 from kd.text_metrics import rouge_l
 
@@ -50,61 +50,55 @@ class RowSet:
     difference: Column
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Measured:
-    """Raw measurements on one set of rows; conditions are: without prompt, with prompt."""
+def summarise(
+    data: str,
+    rows: Encoded,
+    *,
+    nats: Mapping[str, Float[np.ndarray, "B 2 2"]],
+    samples: Sequence[SampleSet],
+    text: Callable[[TokenIds], str],
+    num_resamples: int,
+) -> RowSet:
+    """Means with intervals on the rows of the file `data`; the conditions are compared row by row.
 
-    rows: Encoded
-    nats: dict[str, Float[np.ndarray, "B 2 2"]]
-    """For initial and final student: KL(p‖q) and KL(q‖p) under both conditions, summed over each row's tokens."""
-    samples: Sequence[SampleSet]
-    """The teacher's responses, under both conditions."""
-    model: EvaluatedModel
-
-
-def summarise(data: str, measured: Measured, *, num_resamples: int) -> RowSet:
-    """Means with intervals; the conditions are compared row by row."""
-    examples = measured.rows.examples
+    `nats` has for initial and final student the sums over each row's tokens of KL(p‖q) and KL(q‖p), under both
+    conditions; `samples` has the teacher's responses under both, which `text` decodes.
+    """
+    examples = rows.examples
     num_tokens = np.array([len(example.with_response().response_ids) for example in examples], dtype=np.float64)
     draws = resample(len(examples), num_resamples=num_resamples)
     ones = np.ones(len(examples))
-    rouge = np.stack([_rouge(samples, measured) for samples in measured.samples], axis=1)
-    lengths = np.stack([_mean_lengths(samples) for samples in measured.samples], axis=1)
+    scores = [
+        [
+            100 * np.mean([rouge_l(text(one.response_ids), example.references) for one in of_row])
+            for of_row, example in zip(of_condition, examples, strict=True)
+        ]
+        for of_condition in samples
+    ]
+    lengths = [
+        [np.mean([len(one.response_ids) for one in of_row]) for of_row in of_condition] for of_condition in samples
+    ]
 
     def column(pick: Callable[[Float[np.ndarray, "B 2"]], Float[np.ndarray, " B"]]) -> Column:
         distances = {
             role: Distance(
-                forward_kl=ratio(pick(nats[:, :, 0]), num_tokens, draws=draws),
-                reverse_kl=ratio(pick(nats[:, :, 1]), num_tokens, draws=draws),
+                forward_kl=ratio(pick(of_role[:, :, 0]), num_tokens, draws=draws),
+                reverse_kl=ratio(pick(of_role[:, :, 1]), num_tokens, draws=draws),
             )
-            for role, nats in measured.nats.items()
+            for role, of_role in nats.items()
         }
         return Column(
             **distances,
-            rougeL=ratio(pick(rouge), ones, draws=draws),
-            response_tokens=ratio(pick(lengths), ones, draws=draws),
+            rougeL=ratio(pick(np.array(scores).T), ones, draws=draws),
+            response_tokens=ratio(pick(np.array(lengths).T), ones, draws=draws),
         )
 
     return RowSet(
         data=data,
         num_rows=len(examples),
         num_tokens=int(num_tokens.sum()),
-        dropped_rows=len(measured.rows.report.dropped),
+        dropped_rows=len(rows.report.dropped),
         without_prompt=column(lambda values: values[:, 0]),
         with_prompt=column(lambda values: values[:, 1]),
         difference=column(lambda values: values[:, 1] - values[:, 0]),
     )
-
-
-def _rouge(samples: SampleSet, measured: Measured) -> Float[np.ndarray, " B"]:
-    """ROUGE-L ×100 of each row, its mean over the seeds."""
-    return np.array(
-        [
-            100 * np.mean([rouge_l(measured.model.text(one.response_ids), example.references) for one in of_row])
-            for of_row, example in zip(samples, measured.rows.examples, strict=True)
-        ]
-    )
-
-
-def _mean_lengths(samples: SampleSet) -> Float[np.ndarray, " B"]:
-    return np.array([np.mean([len(one.response_ids) for one in of_row]) for of_row in samples])

@@ -7,7 +7,7 @@ from typing import Any
 
 from evaluation.generations import generations_file, write_generations
 from tests.integration.tiny_run import launcher_environment
-from tests.judge_server import Answer, Request, Script
+from tests.judge_server import Behavior, Request, Script
 from tests.unit.evaluation.generations import generation
 
 KEY = "sk-test-0123456789abcdef"
@@ -50,18 +50,18 @@ def judgements(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def always(answer: Answer) -> Script:
+def always(behavior: Behavior) -> Script:
     """The same to every request."""
 
-    def script(request: Request) -> Answer:
-        return answer
+    def script(request: Request) -> Behavior:
+        return behavior
 
     return script
 
 
-def by_seed(request: Request) -> Answer:
+def by_seed(request: Request) -> Behavior:
     """7 of 8 for seed 10, 4 of 5 for seed 20, the model first."""
-    return Answer(text="7 8\nbecause" if " 10\n" in request.prompt else "4 5")
+    return Behavior(text="7 8\nbecause" if " 10\n" in request.prompt else "4 5")
 
 
 def command(directory: Path, url: str, *extra: str) -> list[str]:

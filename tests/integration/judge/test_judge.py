@@ -1,4 +1,4 @@
-"""The judge and a server that answers: scores, files, costs, and what it is asked."""
+"""The judge and a server: scores, files, costs, and the requests it gets."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ from evaluation.generations import generations_file
 from evaluation.judge.__main__ import main
 from evaluation.judge.comparisons import PROMPT
 from tests.integration.judge.judged import KEY, always, arguments, by_seed, judgements, read, score_of, write_evaluation
-from tests.judge_server import Answer, JudgeServer, Request, Script
+from tests.judge_server import Behavior, JudgeServer, Request, Script
 
 
 def test_scores_files_and_the_request_itself(tmp_path: Path, served: Callable[[Script], JudgeServer]) -> None:
@@ -63,19 +63,19 @@ def test_equal_prompts_are_asked_once(tmp_path: Path, served: Callable[[Script],
     out = write_evaluation(tmp_path, name="kd")
     first, second = (generations_file(out, benchmark="dolly", seed=seed) for seed in (10, 20))
     second.write_text(first.read_text())
-    server = served(always(Answer(text="5 5")))
+    server = served(always(Behavior(text="5 5")))
     assert main(arguments(tmp_path, server.url)) == 0
     assert len(server.requests) == 3
     assert score_of(tmp_path)["num_judged"] == 6
 
 
-def test_exchanged_places_are_undone_in_the_scores(tmp_path: Path, served: Callable[[Script], JudgeServer]) -> None:
+def test_scores_follow_exchanged_positions(tmp_path: Path, served: Callable[[Script], JudgeServer]) -> None:
     write_evaluation(tmp_path, name="kd", num_rows=1, seeds=(10,))
 
-    def script(request: Request) -> Answer:
+    def script(request: Request) -> Behavior:
         """Likes the model a little more where it stands first."""
         model_first = "### Assistant 1:\nkd says" in request.prompt
-        return Answer(text="8 10" if model_first else "10 6")
+        return Behavior(text="8 10" if model_first else "10 6")
 
     server = served(script)
     assert main(arguments(tmp_path, server.url, "--order", "both")) == 0
@@ -108,7 +108,7 @@ def test_a_dry_run_asks_nothing_and_needs_no_key(
     assert not server.requests
 
 
-def test_what_is_answered_costs_nothing_in_the_estimate(
+def test_cached_responses_cost_nothing_in_the_estimate(
     tmp_path: Path, served: Callable[[Script], JudgeServer], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_evaluation(tmp_path, name="kd")
@@ -121,7 +121,7 @@ def test_what_is_answered_costs_nothing_in_the_estimate(
 
 def test_no_more_requests_at_a_time_than_asked_for(tmp_path: Path, served: Callable[[Script], JudgeServer]) -> None:
     write_evaluation(tmp_path, name="kd", num_rows=12, seeds=(10,))
-    server = served(always(Answer(text="5 5", wait_seconds=0.05)))
+    server = served(always(Behavior(text="5 5", wait_seconds=0.05)))
     assert main(arguments(tmp_path, server.url, "--concurrency", "3")) == 0
     assert server.most_at_once == 3
 
@@ -160,7 +160,7 @@ def test_names_stand_whole_in_the_table_of_a_log(
 ) -> None:
     out = write_evaluation(tmp_path, name="kd", num_rows=1, seeds=(10,))
     names = [f"student-of-{letter * 100}" for letter in "ab"]
-    server = served(always(Answer(text="5 5")))
+    server = served(always(Behavior(text="5 5")))
     extra = [word for name in names for word in ("--evaluation", f"{name}={out}")]
     assert main(arguments(tmp_path, server.url, *extra)) == 0
     printed = capsys.readouterr().out
@@ -171,7 +171,7 @@ def test_a_broken_file_of_the_cache_is_named(
     tmp_path: Path, served: Callable[[Script], JudgeServer], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_evaluation(tmp_path, name="kd", num_rows=1, seeds=(10,))
-    server = served(always(Answer(text="5 5")))
+    server = served(always(Behavior(text="5 5")))
     assert main(arguments(tmp_path, server.url)) == 0
     (path,) = (tmp_path / "out" / "cache").rglob("*.json")
     path.write_text("{")

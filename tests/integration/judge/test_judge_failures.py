@@ -23,25 +23,25 @@ from tests.integration.judge.judged import (
     write_evaluation,
 )
 from tests.integration.tiny_run import ROOT
-from tests.judge_server import Answer, JudgeServer, Request, Script
+from tests.judge_server import Behavior, JudgeServer, Request, Script
 
 
 @pytest.mark.parametrize(
     "trouble",
     [
-        Answer(status=429, body="slow down", headers=SOON),
-        Answer(status=500, body="<html>sorry</html>", headers=SOON | {"Content-Type": "text/html"}),
-        Answer(status=503, body="", headers=SOON),
-        Answer(drops=True),
-        Answer(text="1 1", wait_seconds=1.0),
+        Behavior(status=429, body="slow down", headers=SOON),
+        Behavior(status=500, body="<html>sorry</html>", headers=SOON | {"Content-Type": "text/html"}),
+        Behavior(status=503, body="", headers=SOON),
+        Behavior(drops=True),
+        Behavior(text="1 1", wait_seconds=1.0),
     ],
     ids=["429", "500", "503", "dropped", "stalled"],
 )
 def test_a_request_that_fails_is_made_again(
-    tmp_path: Path, served: Callable[[Script], JudgeServer], trouble: Answer
+    tmp_path: Path, served: Callable[[Script], JudgeServer], trouble: Behavior
 ) -> None:
     write_evaluation(tmp_path, name="kd", num_rows=1, seeds=(10,))
-    server = served(lambda request: Answer(text="8 10") if request.num_before == 2 else trouble)
+    server = served(lambda request: Behavior(text="8 10") if request.num_before == 2 else trouble)
     assert main(arguments(tmp_path, server.url, "--timeout-seconds", "0.3")) == 0
     assert len(server.requests) == 3
     assert score_of(tmp_path)["score"] == 80.0
@@ -51,10 +51,10 @@ def test_a_request_that_fails_is_made_again(
 def test_a_server_that_trickles_is_not_waited_for(
     tmp_path: Path, served: Callable[[Script], JudgeServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every byte satisfies the client's own timeout, so that only a limit on the whole ends it."""
+    """Every byte satisfies the client's own timeout, so that only the limit of the complete request ends it."""
     monkeypatch.setattr("evaluation.judge.endpoint._LONGEST_PAUSE_SECONDS", 0.2)
     write_evaluation(tmp_path, name="kd", num_rows=1, seeds=(10,))
-    server = served(always(Answer(trickles=True)))
+    server = served(always(Behavior(trickles=True)))
     assert main(arguments(tmp_path, server.url, "--timeout-seconds", "0.3", "--retries", "0")) == 1
     assert judgements(tmp_path)[0]["reason"] == "timed out"
 
@@ -62,7 +62,7 @@ def test_a_server_that_trickles_is_not_waited_for(
 def test_the_rate_holds_for_repeated_requests_too(tmp_path: Path, served: Callable[[Script], JudgeServer]) -> None:
     write_evaluation(tmp_path, name="kd", num_rows=4, seeds=(10,))
     server = served(
-        lambda request: Answer(text="5 5") if request.num_before else Answer(status=429, body="", headers=SOON)
+        lambda request: Behavior(text="5 5") if request.num_before else Behavior(status=429, body="", headers=SOON)
     )
     assert main(arguments(tmp_path, server.url, "--requests-per-minute", "300", "--concurrency", "4")) == 0
     seconds = [request.seconds for request in server.requests]
@@ -76,7 +76,7 @@ def test_nonsense_is_asked_for_again_and_a_score_then_counts(
     tmp_path: Path, served: Callable[[Script], JudgeServer], nonsense: str
 ) -> None:
     write_evaluation(tmp_path, name="kd", num_rows=1, seeds=(10,))
-    server = served(lambda request: Answer(text="6 8" if request.num_before == 2 else nonsense))
+    server = served(lambda request: Behavior(text="6 8" if request.num_before == 2 else nonsense))
     assert main(arguments(tmp_path, server.url)) == 0
     assert len(server.requests) == 3
     assert score_of(tmp_path)["score"] == 75.0
@@ -88,7 +88,7 @@ def test_nonsense_without_end_is_counted_and_reported(
     tmp_path: Path, served: Callable[[Script], JudgeServer], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_evaluation(tmp_path, name="kd", num_rows=2, seeds=(10,))
-    server = served(lambda request: Answer(text="9/10" if "Ask 1." in request.prompt else "9 10"))
+    server = served(lambda request: Behavior(text="9/10" if "Ask 1." in request.prompt else "9 10"))
     assert main(arguments(tmp_path, server.url)) == 0
     score = score_of(tmp_path)
     assert (score["score"], score["num_judged"], score["num_rejected"]) == (90.0, 1, 1)
@@ -106,23 +106,23 @@ def test_nonsense_without_end_is_counted_and_reported(
     "body",
     ["", "no JSON", "[]", "{}", '{"choices": []}', '{"choices": [{}]}', '{"choices": [{"message": {"content": 7}}]}'],
 )
-def test_an_answer_of_another_kind_is_no_answer(
+def test_a_response_that_is_no_completion_is_not_kept(
     tmp_path: Path, served: Callable[[Script], JudgeServer], capsys: pytest.CaptureFixture[str], body: str
 ) -> None:
     write_evaluation(tmp_path, name="kd", num_rows=2, seeds=(10,))
-    server = served(lambda request: Answer(body=body) if "Ask 1." in request.prompt else Answer(text="5 5"))
+    server = served(lambda request: Behavior(body=body) if "Ask 1." in request.prompt else Behavior(text="5 5"))
     assert main(arguments(tmp_path, server.url)) == 1
     assert score_of(tmp_path)["num_unanswered"] == 1
     assert "1 of 2 comparisons are unanswered" in capsys.readouterr().err
     # It was not kept: the next call asks again.
-    server.script = always(Answer(text="6 5"))
+    server.script = always(Behavior(text="6 5"))
     assert main(arguments(tmp_path, server.url)) == 0
     assert read(tmp_path)["usage"]["num_asked"] == 1
 
 
 def test_a_silent_content_is_a_rejected_response(tmp_path: Path, served: Callable[[Script], JudgeServer]) -> None:
     write_evaluation(tmp_path, name="kd", num_rows=1, seeds=(10,))
-    server = served(always(Answer(text=None)))
+    server = served(always(Behavior(text=None)))
     assert main(arguments(tmp_path, server.url)) == 0
     assert (score_of(tmp_path)["num_rejected"], score_of(tmp_path)["score"]) == (1, None)
 
@@ -131,7 +131,7 @@ def test_a_server_that_keeps_failing_is_given_up(
     tmp_path: Path, served: Callable[[Script], JudgeServer], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_evaluation(tmp_path, name="kd", num_rows=50, seeds=(10,))
-    server = served(always(Answer(status=500, body="down", headers=SOON)))
+    server = served(always(Behavior(status=500, body="down", headers=SOON)))
     assert main(arguments(tmp_path, server.url, "--retries", "1", "--concurrency", "2")) == 2
     error = capsys.readouterr().err
     assert "5 requests in a row failed, the last with: " in error
@@ -147,9 +147,9 @@ def test_prompts_that_the_server_refuses_do_not_end_the_session(
     write_evaluation(tmp_path, name="kd", num_rows=22, seeds=(10,))
     body = json.dumps({"error": {"message": "too many tokens"}})
 
-    def script(request: Request) -> Answer:
+    def script(request: Request) -> Behavior:
         is_short = "Ask 0." in request.prompt or "Ask 21." in request.prompt
-        return Answer(text="8 10") if is_short else Answer(status=status, body=body)
+        return Behavior(text="8 10") if is_short else Behavior(status=status, body=body)
 
     server = served(script)
     assert main(arguments(tmp_path, server.url, "--concurrency", "2")) == 1
@@ -165,8 +165,8 @@ def test_refused_prompts_do_not_hide_that_the_server_fails(
 ) -> None:
     write_evaluation(tmp_path, name="kd", num_rows=30, seeds=(10,))
 
-    def script(request: Request) -> Answer:
-        return Answer(status=400 if len(server.requests) % 2 else 500, body="no", headers=SOON)
+    def script(request: Request) -> Behavior:
+        return Behavior(status=400 if len(server.requests) % 2 else 500, body="no", headers=SOON)
 
     server = served(script)
     assert main(arguments(tmp_path, server.url, "--retries", "0", "--concurrency", "1")) == 2
@@ -178,8 +178,8 @@ def test_responses_before_a_failure_are_counted_and_written(
     tmp_path: Path, served: Callable[[Script], JudgeServer]
 ) -> None:
     write_evaluation(tmp_path, name="kd", num_rows=1, seeds=(10,))
-    trouble = Answer(status=500, body="down", headers=SOON)
-    server = served(lambda request: trouble if request.num_before else Answer(text="8/10"))
+    trouble = Behavior(status=500, body="down", headers=SOON)
+    server = served(lambda request: trouble if request.num_before else Behavior(text="8/10"))
     prices = ["--price-input", "10", "--price-output", "30"]
     assert main(arguments(tmp_path, server.url, "--retries", "0", *prices)) == 1
     (judgement,) = judgements(tmp_path)
@@ -200,10 +200,10 @@ def test_a_refused_key_or_model_ends_it_at_once_and_the_key_stays_hidden(
 ) -> None:
     write_evaluation(tmp_path, name="kd", num_rows=50, seeds=(10,))
 
-    def script(request: Request) -> Answer:
+    def script(request: Request) -> Behavior:
         """As OpenAI refuses it: the client shows this message only."""
         body = json.dumps({"error": {"message": f"no: {request.authorization}"}})
-        return Answer(status=status, body=body)
+        return Behavior(status=status, body=body)
 
     server = served(script)
     assert main(arguments(tmp_path, server.url, "--concurrency", "2")) == 2
@@ -219,10 +219,10 @@ def test_the_key_is_in_no_output_and_no_file(tmp_path: Path, served: Callable[[S
     """Even if the server sends it back, and the client is told to log everything."""
     write_evaluation(tmp_path, name="kd", num_rows=3, seeds=(10,))
 
-    def script(request: Request) -> Answer:
+    def script(request: Request) -> Behavior:
         if "Ask 0." in request.prompt:
-            return Answer(text=f"5 5\n{request.authorization}")
-        return Answer(text=request.authorization) if "Ask 1." in request.prompt else Answer(body=KEY)
+            return Behavior(text=f"5 5\n{request.authorization}")
+        return Behavior(text=request.authorization) if "Ask 1." in request.prompt else Behavior(body=KEY)
 
     done = subprocess.run(
         command(tmp_path, served(script).url),
@@ -247,11 +247,11 @@ def test_a_word_in_place_of_a_key_is_left_in_responses_and_taken_out_of_messages
     """Servers without keys are given any; "1" is also a part of scores and of error codes."""
     monkeypatch.setenv("OPENAI_API_KEY", "1")
     write_evaluation(tmp_path, name="kd", num_rows=1, seeds=(10,))
-    server = served(always(Answer(text="10 8\n1st is better")))
+    server = served(always(Behavior(text="10 8\n1st is better")))
     assert main(arguments(tmp_path, server.url)) == 0
     assert judgements(tmp_path)[0]["responses"] == ["10 8\n1st is better"]
     assert score_of(tmp_path)["score"] == 125.0
-    server.script = lambda request: Answer(
+    server.script = lambda request: Behavior(
         status=401, body=json.dumps({"error": {"message": f"no: {request.authorization}"}})
     )
     assert main(arguments(tmp_path, server.url, "--temperature", "0")) == 2
@@ -265,9 +265,9 @@ def test_an_interrupted_call_resumes(
 ) -> None:
     write_evaluation(tmp_path, name="kd", num_rows=8, seeds=(10,))
 
-    def script(request: Request) -> Answer:
-        """The first four are answered, the others never."""
-        return Answer(text="5 10", wait_seconds=0.0 if len(server.requests) <= 4 else 600.0)
+    def script(request: Request) -> Behavior:
+        """Responds to the first four requests only."""
+        return Behavior(text="5 10", wait_seconds=0.0 if len(server.requests) <= 4 else 600.0)
 
     server = served(script)
     process = subprocess.Popen(
@@ -288,7 +288,7 @@ def test_an_interrupted_call_resumes(
     if number == signal.SIGINT:
         assert error.decode() == "interrupted; the judge's responses so far are kept, the same command resumes\n"
     assert not (tmp_path / "out" / "judge.json").exists()
-    server.script = always(Answer(text="5 10"))
+    server.script = always(Behavior(text="5 10"))
     assert main(arguments(tmp_path, server.url)) == 0
     assert len(server.requests) == 6 + 4
     assert score_of(tmp_path)["num_judged"] == 8

@@ -79,15 +79,15 @@ VICUNA = [
 def test_fastchat_in_both_of_its_layouts(layout: str, tmp_path: Path) -> None:
     if layout == "table":
         questions = [{"question_id": 1, "text": "How?", "category": "x"}, {"question_id": 2, "text": "When?"}]
-        answers = [{"answer_id": "b", "question_id": 2, "text": "Now."}, {"question_id": 1, "text": "So."}]
+        responses = [{"answer_id": "b", "question_id": 2, "text": "Now."}, {"question_id": 1, "text": "So."}]
     else:
         questions = [{"question_id": 1, "turns": ["How?", "And?"]}, {"question_id": 2, "turns": ["When?"]}]
-        answers = [
+        responses = [
             {"question_id": 1, "choices": [{"index": 0, "turns": ["So.", "More."]}, {"index": 1, "turns": ["No."]}]},
             {"question_id": 2, "choices": [{"index": 0, "turns": ["Now."]}]},
         ]
     source = write_lines(tmp_path / "question.jsonl", questions)
-    companion = write_lines(tmp_path / "answers.jsonl", answers)
+    companion = write_lines(tmp_path / "responses.jsonl", responses)
     assert converted("vicuna", source, "--companion", companion) == VICUNA
 
 
@@ -102,7 +102,7 @@ def write_tasks(directory: Path, tasks: dict[str, Any], *, tested: Sequence[str]
 
 
 def test_natural_instructions(tmp_path: Path, tokenizer: Path) -> None:
-    long, longer = "a river of words that goes on and on", "a river of other words that goes on and on"
+    long, longer = "a river of words that never ends at all", "a river of other words that never ends at all"
     tasks = {
         "task1_a": {
             "Definition": ["Name it."],
@@ -202,7 +202,7 @@ def test_published_counts_are_expected(tmp_path: Path, capsys: pytest.CaptureFix
 def mistakes(directory: Path, tokenizer: Path) -> dict[str, tuple[list[str | Path], str]]:
     core = write_lines(directory / "core.jsonl", [core_row("Say it.", "yes")])
     questions = write_lines(directory / "question.jsonl", [{"question_id": 1, "text": "How?"}])
-    answers = write_lines(directory / "answers.jsonl", [{"question_id": 2, "text": "Now."}])
+    responses = write_lines(directory / "responses.jsonl", [{"question_id": 2, "text": "Now."}])
     silent = write_lines(directory / "silent.jsonl", [{"question_id": 1, "choices": []}])
     listing = directory / "tasks.txt"
     listing.write_bytes(b"t\xe4sk1\n")
@@ -217,9 +217,9 @@ def mistakes(directory: Path, tokenizer: Path) -> dict[str, tuple[list[str | Pat
             ["un_ni", core, "--tokenizer", tokenizer, "--allow-mismatch"],
             "no row is left (1 rows read; 1",
         ),
-        "no answers": (["vicuna", questions], "come without answers"),
-        "an answer is missing": (["vicuna", questions, "--companion", answers], "has no answer to question 1"),
-        "an answer without a choice": (["vicuna", questions, "--companion", silent], "`choices` is an empty list"),
+        "no responses": (["vicuna", questions], "come without responses"),
+        "a response is missing": (["vicuna", questions, "--companion", responses], "has no response to question 1"),
+        "a response without a choice": (["vicuna", questions, "--companion", silent], "`choices` is an empty list"),
         "a list of tasks in Latin-1": (["s_ni", tasks, "--companion", listing], "is no UTF-8 text"),
         "no benchmark": (["selfinst", core], "name is 'selfinst'; expected one of dolly_validation,"),
         "no range": (["self_inst", core, "--response-tokens", "9-3"], "expected LOWEST-HIGHEST, such as 6-10"),

@@ -61,9 +61,9 @@ def test_a_run_begins_with_its_starting_student_where_there_is_one(tmp_path: Pat
     for name, start, steps in (("a", "start", [0, 2, 20]), ("b", "gone", [2, 20])):
         run = write_run(tmp_path / name, records=VALIDATED, exports=(2, 20, 40), start=tmp_path / start)
         course = course_of_run(run)
-        assert [snapshot.step for snapshot in course.snapshots] == steps
+        assert list(course.students) == steps
         assert course.best_step == 20
-        assert course.snapshots[-1].model == str(run / "exports" / "step-20")
+        assert course.students[20] == str(run / "exports" / "step-20")
 
 
 def test_a_run_without_exports_is_refused(tmp_path: Path) -> None:
@@ -92,4 +92,4 @@ def test_checkpoints_of_one_name_are_one_course_in_the_order_of_steps() -> None:
     config = COMMAND.read([*GOOD, *(f"--checkpoint={text}" for text in ("a:20=y", "b:5=z", "a:3=x"))])
     courses = config.courses()
     assert list(courses) == ["a", "b"]
-    assert [snapshot.model for snapshot in courses["a"].snapshots] == ["x", "y"]
+    assert list(courses["a"].students.items()) == [(3, "x"), (20, "y")]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from evaluation.generations import (
     evaluated_seeds,
@@ -17,7 +17,7 @@ from evaluation.generations import (
     sample_responses,
     write_generations,
 )
-from evaluation.models import EvaluatedModel, load_model
+from evaluation.models import EvaluatedModel, find_models
 from evaluation.settings import Loading
 from kd.data.encoding import Example
 from kd.distributed import World
@@ -45,14 +45,8 @@ EXAMPLES = [example(row_id, length) for row_id, length in enumerate(LENGTHS)]
 
 
 def load(directory: Path, *, soft_prompt: SoftPrompt | None) -> EvaluatedModel:
-    return load_model(
-        str(directory),
-        config=AutoConfig.from_pretrained(directory),
-        soft_prompt=soft_prompt,
-        tokenizer=AutoTokenizer.from_pretrained(directory),
-        loading=Loading(dtype="fp32"),
-        world=ALONE,
-    )
+    models = find_models([str(directory)], loading=Loading(dtype="fp32"), world=ALONE)
+    return models.load(str(directory), soft_prompt=soft_prompt)
 
 
 def run(

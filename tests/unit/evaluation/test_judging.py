@@ -92,7 +92,7 @@ def test_sums_are_divided_and_not_single_scores() -> None:
     assert score.standard_error is None
 
 
-def test_seeds_count_alike_and_places_are_undone() -> None:
+def test_seeds_have_equal_weight_and_scores_follow_the_order() -> None:
     pairs = [
         judged(0, seed=1, scores=(8, 10)),
         judged(1, seed=1, scores=(8, 10)),

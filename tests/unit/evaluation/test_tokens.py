@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from evaluation.analysis.models import ModelSet, find_models
 from evaluation.analysis.tokens import TokenScores, sample_sequences, score_tokens
-from evaluation.models import EvaluatedModel
+from evaluation.models import EvaluatedModel, ModelSet, find_models
 from evaluation.settings import Loading, Sampling
 from kd.data.batch import TokenSequence
 from kd.data.encoding import Example
@@ -48,7 +47,7 @@ EXAMPLES = [example(row, prompt) for row, (prompt, _) in enumerate(LENGTHS)]
 
 
 def models_in(teacher: Path, student: Path) -> ModelSet:
-    return find_models(str(teacher), [str(student)], loading=Loading(dtype="fp32"), world=ALONE)
+    return find_models([str(teacher), str(student)], loading=Loading(dtype="fp32"), world=ALONE)
 
 
 def scores(
@@ -84,19 +83,19 @@ def test_divergences_at_every_token_equal_a_plain_loop(family: str, tmp_path: Pa
         nats = -q[range(len(q)), sequence.response_ids.astype(int)].numpy()
         np.testing.assert_allclose(of_sequence.cross_entropy, nats, atol=1e-5, rtol=1e-4)
         assert values.shape == (2, 2, len(sequence.response_ids))
-        for place, prefix in enumerate((None, prompt)):
+        for index, prefix in enumerate((None, prompt)):
             p = plain_log_probs(teacher, sequence, prefix)
             expected = [functional.kl_div(b, a, reduction="none", log_target=True).sum(-1) for a, b in ((p, q), (q, p))]
-            np.testing.assert_allclose(values[place], torch.stack(expected).numpy(), atol=1e-5, rtol=1e-4)
+            np.testing.assert_allclose(values[index], torch.stack(expected).numpy(), atol=1e-5, rtol=1e-4)
 
 
 def test_a_small_chunk_of_the_vocabulary_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher, student = (save_tiny_model(tmp_path / str(seed), "gpt2", seed=seed) for seed in (1, 2))
     models = models_in(teacher, student)
     loaded = [models.load(str(path)) for path in (student, teacher)]
-    whole = scores(loaded[0], loaded[1:], divergences=[forward_kl])
+    unchunked = scores(loaded[0], loaded[1:], divergences=[forward_kl])
     monkeypatch.setattr("evaluation.analysis.tokens.chunk_rows", partial(chunk_rows, byte_budget=2 * 4 * NUM_ENTRIES))
-    for one, other in zip(whole, scores(loaded[0], loaded[1:], divergences=[forward_kl]), strict=True):
+    for one, other in zip(unchunked, scores(loaded[0], loaded[1:], divergences=[forward_kl]), strict=True):
         np.testing.assert_allclose(one.divergences, other.divergences, atol=1e-6)
 
 
