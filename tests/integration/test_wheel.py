@@ -28,6 +28,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in SOURCES:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, source / name)
+    # An editable install on PYTHONPATH would count as installed.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     build = [
         *pip,
@@ -39,13 +41,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(directory),
         str(source),
     ]
-    subprocess.run(build, check=True)
+    subprocess.run(build, env=environment, check=True)
     shutil.rmtree(source)
     venv.create(directory / "environment", with_pip=False)
     programs = directory / "environment" / "bin"
     [wheel] = directory.glob("promptkd-*.whl")
     install = ["--python", str(programs / "python"), "install", "--no-index", "--no-deps", str(wheel)]
-    subprocess.run([*pip, *install], check=True)
+    subprocess.run([*pip, *install], env=environment, check=True)
     # Python does not process the .pth files of a folder that a .pth file names, such as that of an editable install.
     [site_packages] = (directory / "environment").glob("lib/python*/site-packages")
     (site_packages / "tested.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
