@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
-from evaluation.paper.published import PUBLISHED
+from evaluation.paper.published import PUBLISHED, published
 from evaluation.paper.tables import OWN
 from evaluation.report.findings import Findings, size
 from evaluation.report.models import count_values
@@ -133,9 +133,7 @@ def _table(key: str, title: str, found: Iterator[pd.DataFrame], *, titles: Mappi
     own = [one.assign(source=OWN).rename(columns=dict(titles)) for one in found]
     if not own:
         return None
-    published = PUBLISHED[key]
-    paper = pd.DataFrame(published["rows"]).assign(source="paper")
-    frame = pd.concat([*own, paper], ignore_index=True)[["source", *own[0].columns.drop("source")]]
+    frame = pd.concat([*own, published(key)], ignore_index=True)[["source", *own[0].columns.drop("source")]]
     if key != "table9":
         frame = frame.drop(columns=["trained values", "time [h]"])
     return Table(
@@ -143,7 +141,7 @@ def _table(key: str, title: str, found: Iterator[pd.DataFrame], *, titles: Mappi
         title=f"{key.replace('table', 'Table ')}: {title}",
         frame=frame,
         digits={"ROUGE-L": 2, "trained values": 0, "time [h]": 2},
-        note=f"Paper: {published['setting']}.",
+        note=f"Paper: {PUBLISHED[key]['setting']}.",
     )
 
 

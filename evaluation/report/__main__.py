@@ -70,9 +70,8 @@ def report(config: ReportConfig) -> None:
     """
     check_matplotlib()
     findings = read_findings(config.runs, metric=config.metric, base=config.base, num_samples=config.samples)
-    sections = [section for section in (make(findings) for make in SECTIONS) if section.pictures or section.tables]
-    files = write_page(config.out, title=config.title, sections=sections, footer="python -m evaluation.report")
-    print(f"{config.out}: {', '.join(section.title for section in sections)}; tables and pictures: {files}")
+    sections = [make(findings) for make in SECTIONS]
+    write_page(config.out, title=config.title, sections=sections, footer="python -m evaluation.report")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,21 +19,15 @@ def scores_section(findings: Findings) -> Section:
     Raises:
         UserError: a file of generations is broken.
     """
-    section = Section(key="scores", title="Scores")
     if not findings.models:
-        return section
+        return Section(key="scores", title="Scores")
     tables = [_scores_table(findings), *_differences_table(findings), _details_table(findings)]
     pictures = [_bars(findings)] if findings.shared_benchmarks else []
-    return Section(key=section.key, title=section.title, pictures=pictures, tables=tables)
+    return Section(key="scores", title="Scores", pictures=pictures, tables=tables)
 
 
 def best_students(frame: pd.DataFrame, *, students: Sequence[bool], by: Sequence[str]) -> pd.DataFrame:
-    """Mark the best number of each column among students of one group, where there are several.
-
-    Args:
-        students: for each row, whether it is a student's.
-        by: columns whose values make the groups.
-    """
+    """Mark the best number of each column among the students, by row, that have the same values in the columns `by`."""
     numbers = frame.select_dtypes("number").columns
     scores = frame.loc[list(students), numbers]
     groups = scores.groupby([frame[name] for name in by])
