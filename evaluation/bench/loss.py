@@ -6,14 +6,19 @@ from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
 from evaluation.bench.fresh import in_fresh_process
-from evaluation.bench.results import GIB, describe_machine, make_out, print_results, write_results
+from evaluation.bench.results import GIB, describe_machine, make_out, print_results
+from evaluation.command import Command
+from evaluation.results import write_json
+from kd.config.fields import Count, Section, option
 from kd.errors import UserError
 from kd.losses.fused import fused_loss
 from kd.losses.outputs import Head, Outputs, chunk_rows
@@ -35,13 +40,27 @@ class LossCost:
     value: float
 
 
-def run_loss(*, out: Path, positions: int, vocabulary: int) -> None:
+@dataclass(frozen=True, kw_only=True)
+class LossConfig(Section):
+    positions: Count = option(4096, help="number of response positions")
+    vocabulary: Annotated[int, Field(ge=2, strict=True)] = option(151936, help="number of entries of the vocabulary")
+    out: Path | None = option(None, help="new directory for the results; null for a new one in runs/")
+
+
+LOSS = Command(
+    config=LossConfig,
+    program="python -m evaluation.bench loss",
+    description="Time and memory of reverse KL with its gradients: fused, and plain.",
+)
+
+
+def run_loss(config: LossConfig) -> None:
     """Measure both losses, each in a fresh process, and write loss.json.
 
     Raises:
         UserError: --out cannot be made, or a process was killed.
     """
-    make_out(out)
+    out, positions, vocabulary = make_out(config.out, command="loss"), config.positions, config.vocabulary
     costs: dict[str, LossCost] = {}
     for kind in LOSSES:
         try:
@@ -58,15 +77,16 @@ def run_loss(*, out: Path, positions: int, vocabulary: int) -> None:
     for kind, cost in costs.items():
         table.add_row(kind, f"{cost.seconds:.2f}", f"{cost.extra_bytes / GIB:.3f}")
     table.add_row("fused ÷ plain", f"{ratios['seconds']:.2f}", f"{ratios['memory']:.3f}")
+    machine = describe_machine(num_ranks=1)
     values = {
         "positions": positions,
         "vocabulary": vocabulary,
-        "machine": describe_machine(num_ranks=1),
+        "machine": machine,
         "costs": {kind: asdict(cost) for kind, cost in costs.items()},
         "fused_over_plain": ratios,
     }
-    write_results(out / "loss.json", values)
-    print_results(table, machine=describe_machine(num_ranks=1), out=out)
+    write_json(out / "loss.json", values)
+    print_results(table, machine=machine, out=out)
 
 
 def measure_loss(kind: str, positions: int, vocabulary: int) -> LossCost:

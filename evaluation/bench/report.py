@@ -5,13 +5,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
 from evaluation.bench.peer_trl import PeerCost
-from evaluation.bench.results import GIB, describe_briefly, print_results, write_results
+from evaluation.bench.results import GIB, describe_briefly, print_results
 from evaluation.bench.steps import COLUMNS, StepCost
-from evaluation.pictures import save
+from evaluation.pictures import load_pyplot, save
+from evaluation.results import write_json
 from kd.zero.recorder import PHASES
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
@@ -47,7 +49,7 @@ def write_report(report: CostReport, *, out: Path) -> None:
     reference, seconds = report.reference
     for cost, entry in zip(report.costs, values["costs"], strict=True):
         entry |= {"name": cost.case.name, "relative_to": reference, "relative": cost.step_seconds / seconds}
-    write_results(out / "cost.json", values)
+    write_json(out / "cost.json", values)
     _draw(report, out=out)
 
 
@@ -89,27 +91,23 @@ def _rows(report: CostReport) -> list[tuple[str, Callable[[StepCost], str]]]:
 
 def _draw(report: CostReport, *, out: Path) -> None:
     """Draw one bar for each case, stacked by phase, and the peer's."""
-    # Imported here: --help works without matplotlib.
-    from matplotlib.figure import Figure
-
+    plt = load_pyplot()
     reference, reference_seconds = report.reference
     bars = {cost.case.name: cost.seconds for cost in report.costs}
     if report.peer is not None:
         bars[reference] = {reference: reference_seconds}
-    figure = Figure(figsize=(9.5, 2.4 + 0.6 * len(bars)), layout="constrained")
-    axes = figure.subplots()
-    ends = [0.0] * len(bars)
-    for part, colour in zip((*COLUMNS, reference), _COLOURS, strict=False):
-        widths = [seconds.get(part, 0.0) for seconds in bars.values()]
-        if any(widths):
-            axes.barh(list(bars), widths, left=ends, color=colour, label=part)
-            ends = [end + width for end, width in zip(ends, widths, strict=True)]
-    for row, end in enumerate(ends):
+    frame = pd.DataFrame.from_dict(bars, orient="index")
+    figure, axes = plt.subplots(figsize=(9.5, 2.4 + 0.6 * len(bars)), layout="constrained")
+    frame.loc[:, frame.any()].plot.barh(
+        stacked=True, ax=axes, color=dict(zip(frame, _COLOURS, strict=False)), legend=False
+    )
+    for row, end in enumerate(frame.sum(axis=1)):
         axes.text(end, row, f" {end:.2f} s, {end / reference_seconds:.2f} × {reference}", va="center")
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.5 * max(ends))
+    axes.set_xlim(0, 1.5 * frame.sum(axis=1).max())
     axes.set_xlabel("seconds of one step (medians)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=len(_COLOURS), frameon=False)
     figure.supxlabel(f"preset {report.preset_name}; {describe_briefly(report.machine)}", fontsize=7, color="#666666")
     save(figure, out / "cost")
+    plt.close(figure)

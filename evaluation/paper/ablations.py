@@ -147,18 +147,14 @@ def _table(key: str, title: str, found: Iterator[pd.DataFrame], *, titles: Mappi
 
 def _figure4(found: pd.DataFrame, *, key: str) -> Picture:
     """ROUGE-L over the prompt's length, a line for each initialization."""
+    lengths = pd.to_numeric(found["prompt.length"], errors="coerce")
+    found = found.assign(length=lengths, error=found[f"ROUGE-L{ERROR}"].fillna(0)).sort_values("length")
 
     def paint(axes: Axes) -> None:
-        for init, line in found.assign(length=pd.to_numeric(found["prompt.length"], errors="coerce")).groupby(
-            "prompt.init"
-        ):
-            line = line.sort_values("length")
-            errors = line[f"ROUGE-L{ERROR}"].fillna(0)
-            axes.errorbar(line["length"], line["ROUGE-L"], yerr=errors, marker="o", capsize=2, label=init)
+        for init, line in found.groupby("prompt.init"):
+            axes.errorbar("length", "ROUGE-L", yerr="error", data=line, marker="o", capsize=2, label=init)
         axes.set_xlabel("length of the prompt m [tokens]")
         axes.set_ylabel("ROUGE-L")
 
-    size_of = found["parameters"].iloc[0]
-    return draw(
-        key, paint, description=f"Figure 4: ROUGE-L by length and initialization of the prompt, student of {size_of}."
-    )
+    student = f"student of {found['parameters'].iloc[0]}"
+    return draw(key, paint, description=f"Figure 4: ROUGE-L by length and initialization of the prompt, {student}.")

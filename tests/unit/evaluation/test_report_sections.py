@@ -15,7 +15,7 @@ from evaluation.compare import paired_difference
 from evaluation.generations import generations_file, read_generations, write_generations
 from evaluation.report.analyses import costs_section, friendliness_section, judge_section
 from evaluation.report.findings import Findings, read_findings
-from evaluation.report.samples import instruction_of, samples_section, spread
+from evaluation.report.samples import instruction_of, samples_section
 from evaluation.report.scores import scores_section
 from evaluation.report.trainings import settings_section, trainings_section
 from tests.unit.evaluation.report_inputs import (
@@ -174,11 +174,6 @@ def test_rows_with_other_references_are_not_shown_side_by_side(tmp_path: Path) -
     write_generations(path, [replace(row, references=("other",)) if row.row == 1 else row for row in rows])
     (table,) = samples_section(findings_of(tmp_path)).tables
     assert list(table.frame["row"]) == ["0", "2"]
-
-
-@pytest.mark.parametrize(("number", "expected"), [(0, []), (1, [5]), (2, [5, 9]), (3, [5, 7, 9]), (7, [5, 6, 7, 8, 9])])
-def test_rows_are_spread_evenly(number: int, expected: list[int]) -> None:
-    assert spread([5, 6, 7, 8, 9], number) == expected
 
 
 def test_the_words_of_the_template_alpaca_are_left_out() -> None:
