@@ -35,19 +35,14 @@ def table1(findings: Findings, *, families: Sequence[str]) -> Section:
     if len(shared) > 1:
         frame["mean"] = frame[shared].mean(axis=1, skipna=False)
     students = [model.is_student for model in findings.models] + list(paper["model"] == "student")
-    return Section(
+    table = Table(
         key="table1",
-        title="Table 1",
-        tables=[
-            Table(
-                key="table1",
-                title="ROUGE-L",
-                frame=frame,
-                note=f"Mean: over {', '.join(shared) or 'nothing'}. Bold: the best of a size. {PUBLISHED['source']}.",
-                best=best_students(frame, students=students, by=["source", "parameters"]),
-            )
-        ],
+        title="ROUGE-L",
+        frame=frame,
+        note=f"Mean: over {', '.join(shared) or 'nothing'}. Bold: the best of a size. {PUBLISHED['source']}.",
+        best=best_students(frame, students=students, by=["source", "parameters"]),
     )
+    return Section(key="table1", title="Table 1", tables=[table])
 
 
 def _columns(benchmarks: Sequence[str]) -> dict[str, str]:

@@ -57,7 +57,7 @@ class Table:
 
     @property
     def html(self) -> Markup:
-        numbers = ", ".join(f".col{place}" for place, name in enumerate(self._shown()) if self._is_number(name))
+        numbers = ", ".join(f".col{index}" for index, name in enumerate(self._shown()) if self._is_number(name))
         rules: Any = [{"selector": numbers, "props": "text-align: right"}] if numbers else []
         return Markup(self._styler("html").set_table_styles(rules).to_html())
 

@@ -138,8 +138,8 @@ def test_a_run_that_was_moved_is_known_by_its_run_dir(tmp_path: Path) -> None:
 
 def test_roles_of_models(tmp_path: Path) -> None:
     run = write_training(tmp_path / "a", model={"teacher": "hub/teacher", "student": "hub/start"})
-    for place, model in (("z", "hub/teacher"), ("y", "hub/start"), ("x", "hub/other"), ("w", str(run / "final"))):
-        write_evaluation(tmp_path / place, model=model, scores=SCORES)
+    for name, model in (("z", "hub/teacher"), ("y", "hub/start"), ("x", "hub/other"), ("w", str(run / "final"))):
+        write_evaluation(tmp_path / name, model=model, scores=SCORES)
     prompt = run / "final" / "soft_prompt.safetensors"
     write_evaluation(tmp_path / "v", model="hub/teacher", soft_prompt=prompt, scores=SCORES)
     assert names(tmp_path) == [

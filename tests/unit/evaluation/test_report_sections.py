@@ -98,14 +98,14 @@ def test_models_with_other_rows_are_not_compared(scored: Path) -> None:
     assert records(table.frame, ["promptkd minus", "mine"])[-1] == ["other", None]
 
 
-def test_details_tell_how_many_rows_were_decoded_and_how(scored: Path) -> None:
+def test_details_have_numbers_of_rows_and_decoding_settings(scored: Path) -> None:
     frame = scores_section(findings_of(scored)).tables[-1].frame
     columns = ["benchmark", "model", "rougeL", "exact_match", "rows", "seeds", "at most", "temperature"]
     assert len(frame) == 6
     assert records(frame, columns)[1] == ["mine", "promptkd", 36.0, 0.0, 2, 2, 256, 1.0]
 
 
-def test_trainings_are_told_with_time_and_best_step(scored: Path) -> None:
+def test_trainings_have_their_time_and_best_step(scored: Path) -> None:
     (table,) = trainings_section(findings_of(scored)).tables
     columns = [
         "run",
