@@ -1,5 +1,6 @@
 """The main command: cost of each method's step, and the peer's."""
 
+import importlib.util
 import re
 import shutil
 from collections.abc import Sequence
@@ -12,11 +13,11 @@ import yaml
 
 from evaluation.bench.fresh import in_fresh_ranks
 from evaluation.bench.inputs import write_inputs
-from evaluation.bench.peer_trl import check_trl, measure_trl
+from evaluation.bench.peer_trl import measure_trl
 from evaluation.bench.presets import PRESETS, Case, PresetName
 from evaluation.bench.report import CostReport, print_report, write_report
 from evaluation.bench.results import describe_machine, make_out
-from evaluation.bench.steps import measure_steps, num_steps_of_run
+from evaluation.bench.steps import EXTRA_STEPS, measure_steps
 from evaluation.command import Command
 from evaluation.pictures import check_matplotlib
 from kd.config.fields import Count, Section, option
@@ -58,6 +59,10 @@ class BenchConfig(Section):
     fields: tuple[str, ...] = option((), help="section.field=value of all runs; the flag may be left out")
     out: Path | None = option(None, help="new directory for the results; null for a new one in runs/")
 
+    def __post_init__(self) -> None:
+        if self.peer is not None and importlib.util.find_spec(self.peer) is None:
+            raise UserError(f'peer: {self.peer} is not installed; pip install -e ".[bench]"')
+
     @property
     def cases(self) -> list[Case]:
         """Every method with every ZeRO stage; only ZeRO-3 gathers."""
@@ -90,8 +95,6 @@ def run_bench(config: BenchConfig, world: World) -> None:
     out, global_batch = Path(), 0
     with world.agreed():
         check_matplotlib()
-        if config.peer is not None:
-            check_trl()
         if world.is_main:
             out = make_out(config.out, command="step")
             for case in (*config.cases, *peer_cases):
@@ -126,7 +129,7 @@ def run_bench(config: BenchConfig, world: World) -> None:
 
 def _write_run(case: Case, config: BenchConfig, *, out: Path, num_ranks: int) -> Config:
     """Write the configuration of one case's run, which each process reads again, and check it."""
-    num_steps = num_steps_of_run(config.steps)
+    num_steps = config.steps + EXTRA_STEPS
     values = PRESETS[config.preset].run_config(case, num_steps=num_steps, num_ranks=num_ranks, out=out)
     write_atomically(case.file(out), yaml.safe_dump(values))
     run = load_config(case.file(out), overrides=config.fields)

@@ -95,12 +95,9 @@ def measure_loss(kind: str, positions: int, vocabulary: int) -> LossCost:
     torch.manual_seed(0)
 
     def outputs(width: int, *, requires_grad: bool) -> Outputs:
-        hidden = torch.empty(positions, width, device=device).normal_()
-        head = torch.empty(vocabulary, width, device=device).normal_(std=width**-0.5)
-        weight = head.requires_grad_(requires_grad)
-        return Outputs(
-            hidden=hidden.requires_grad_(requires_grad), head=Head(weight=weight, vocabulary_size=vocabulary)
-        )
+        hidden = torch.empty(positions, width, device=device).normal_().requires_grad_(requires_grad)
+        weight = torch.empty(vocabulary, width, device=device).normal_(std=width**-0.5).requires_grad_(requires_grad)
+        return Outputs(hidden=hidden, head=Head(weight=weight, vocabulary_size=vocabulary))
 
     student = outputs(STUDENT_WIDTH, requires_grad=True)
     teacher = outputs(TEACHER_WIDTH, requires_grad=False)

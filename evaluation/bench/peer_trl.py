@@ -6,7 +6,6 @@ counterpart of `gkd`. Needs the extra `bench`.
 
 import importlib
 import importlib.metadata
-import importlib.util
 import itertools
 import statistics
 import tempfile
@@ -19,7 +18,6 @@ from typing import Any
 import torch
 
 from evaluation.bench.steps import WARM_UP_STEPS
-from kd.errors import UserError
 from kd.methods import load_config
 
 
@@ -31,12 +29,6 @@ class PeerCost:
     version: str
     step_seconds: float
     all_step_seconds: list[float]
-
-
-def check_trl() -> None:
-    """Raise UserError unless TRL is installed."""
-    if importlib.util.find_spec("trl") is None:
-        raise UserError('--peer trl: trl is not installed; pip install -e ".[bench]"')
 
 
 def measure_trl(file: Path, fields: Sequence[str], num_steps: int, num_ranks: int) -> PeerCost:

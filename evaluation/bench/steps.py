@@ -26,6 +26,9 @@ from kd.zero.recorder import PHASES
 
 WARM_UP_STEPS = 3
 """Steps before those that count: memory, threads and compiled kernels have settled then."""
+EXTRA_STEPS = WARM_UP_STEPS + 2
+"""Steps of a run that are not timed. One is for counting. Another is never run: PromptKD's last step has no
+regularization and is cheaper."""
 COLUMNS = (*PHASES, "other")
 """What the seconds of a step are split into."""
 
@@ -57,14 +60,6 @@ class StepCost:
     peak: PeakMemory
     all_step_seconds: list[float]
     """End to end, from the end of the step before."""
-
-
-def num_steps_of_run(num_steps: int) -> int:
-    """K of a run with that many measured steps.
-
-    One step is for counting. Another one is never run: PromptKD's last step has no regularization and is cheaper.
-    """
-    return WARM_UP_STEPS + num_steps + 2
 
 
 def measure_steps(case: Case, file: Path, fields: Sequence[str], num_steps: int) -> StepCost:
