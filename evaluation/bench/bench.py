@@ -1,4 +1,14 @@
-"""The main command: cost of each method's step, and the peer's."""
+"""Cost of a training step by phase, with random models, for chosen methods and ZeRO stages:
+
+  deepspeed --num_gpus 2 --module evaluation.bench --methods gkd,promptkd --zero 0,3 --peer trl
+
+Each method trains through the same code as a real run, after three steps that warm up. section.field=value sets a
+field of the configuration of all runs. Absolute times belong to one machine: compare ratios of one call, on a machine
+that does nothing else. Two more commands, with their own --help:
+
+  python -m evaluation.bench decoding    tokens per second of the decoder and of transformers' generate
+  python -m evaluation.bench loss        time and memory of the fused loss and of a plain one
+"""
 
 import importlib.util
 import re
@@ -27,18 +37,6 @@ from kd.errors import UserError
 from kd.files import write_atomically
 from kd.methods import load_config
 
-_DESCRIPTION = """\
-Cost of a training step by phase, with random models, for chosen methods and ZeRO stages:
-
-  deepspeed --num_gpus 2 --module evaluation.bench --methods gkd,promptkd --zero 0,3 --peer trl
-
-Each method trains through the same code as a real run, after three steps that warm up. section.field=value sets a
-field of the configuration of all runs. Absolute times belong to one machine: compare ratios of one call, on a machine
-that does nothing else. Two more commands, with their own --help:
-
-  python -m evaluation.bench decoding    tokens per second of the decoder and of transformers' generate
-  python -m evaluation.bench loss        time and memory of the fused loss and of a plain one
-"""
 _TRAINING_FIELD = re.compile(r"\w+\.\w+=")
 
 
@@ -73,7 +71,7 @@ class BenchConfig(Section):
         return list(dict.fromkeys(cases))
 
 
-COMMAND = Command(config=BenchConfig, program="python -m evaluation.bench", description=_DESCRIPTION)
+COMMAND = Command(config=BenchConfig, program="python -m evaluation.bench", description=__doc__)
 
 
 def separate_fields(words: Sequence[str]) -> list[str]:
@@ -114,11 +112,11 @@ def run_bench(config: BenchConfig, world: World) -> None:
         for case in config.cases:
             cost = in_fresh_ranks(measure_steps, case, case.file(out), config.fields, config.steps, world=world)
             report = replace(report, costs=[*report.costs, cost])
-            _write(report, out=out, world=world)
+            write_report(report, out=out, world=world)
         for case in peer_cases:
             peer = in_fresh_ranks(measure_trl, case.file(out), config.fields, config.steps, world.size, world=world)
             report = replace(report, peer=peer)
-            _write(report, out=out, world=world)
+            write_report(report, out=out, world=world)
     finally:
         # Also if a case or the peer fails: the others are measured.
         if world.is_main:
@@ -136,9 +134,3 @@ def _write_run(case: Case, config: BenchConfig, *, out: Path, num_ranks: int) ->
     if run.schedule.steps != num_steps:
         raise UserError(f"schedule.steps={run.schedule.steps}: the bench sets it; use --steps")
     return run
-
-
-def _write(report: CostReport, *, out: Path, world: World) -> None:
-    with world.agreed():
-        if world.is_main:
-            write_report(report, out=out)

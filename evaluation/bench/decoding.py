@@ -42,11 +42,7 @@ class DecodingConfig(Section):
     out: Path | None = option(None, help="new directory for the results; null for a new one in runs/")
 
 
-DECODING = Command(
-    config=DecodingConfig,
-    program="python -m evaluation.bench decoding",
-    description="Tokens per second of kd.rollout.decode and transformers.generate.",
-)
+DECODING = Command(config=DecodingConfig, program="python -m evaluation.bench decoding", description=__doc__)
 
 
 def run_decoding(config: DecodingConfig) -> None:

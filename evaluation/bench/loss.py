@@ -47,11 +47,7 @@ class LossConfig(Section):
     out: Path | None = option(None, help="new directory for the results; null for a new one in runs/")
 
 
-LOSS = Command(
-    config=LossConfig,
-    program="python -m evaluation.bench loss",
-    description="Time and memory of reverse KL with its gradients: fused, and plain.",
-)
+LOSS = Command(config=LossConfig, program="python -m evaluation.bench loss", description=__doc__)
 
 
 def run_loss(config: LossConfig) -> None:
@@ -66,13 +62,10 @@ def run_loss(config: LossConfig) -> None:
         try:
             costs[kind] = in_fresh_process(measure_loss, kind, positions, vocabulary)
         except BrokenProcessPool:
-            raise UserError(
-                f"the process of the {kind} loss was killed, probably for its memory; lower --positions"
-            ) from None
+            raise UserError(f"the {kind} loss was killed, probably for its memory; lower --positions") from None
     fused, plain = costs["fused"], costs["plain"]
     ratios = {"seconds": fused.seconds / plain.seconds, "memory": fused.extra_bytes / plain.extra_bytes}
-    widths = f"student {STUDENT_WIDTH} and teacher {TEACHER_WIDTH} wide"
-    title = f"{positions} positions, vocabulary {vocabulary}, {widths}, fp32"
+    title = f"{positions} positions, vocabulary {vocabulary}, widths {STUDENT_WIDTH} and {TEACHER_WIDTH}, fp32"
     table = Table("", "seconds", "extra peak memory (GiB)", title=title)
     for kind, cost in costs.items():
         table.add_row(kind, f"{cost.seconds:.2f}", f"{cost.extra_bytes / GIB:.3f}")

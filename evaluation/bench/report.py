@@ -12,12 +12,10 @@ from rich.table import Table
 from evaluation.bench.peer_trl import PeerCost
 from evaluation.bench.results import GIB, describe_briefly, print_results
 from evaluation.bench.steps import COLUMNS, StepCost
-from evaluation.pictures import load_pyplot, save
+from evaluation.pictures import COLORS, load_pyplot, save
 from evaluation.results import write_json
+from kd.distributed import World
 from kd.zero.recorder import PHASES
-
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-_COLOURS = ("#56B4E9", "#E69F00", "#CC79A7", "#009E73", "#0072B2", "#DDDDDD", "#8A8A8A")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,18 +37,20 @@ class CostReport:
         return self.costs[0].case.name, self.costs[0].step_seconds
 
 
-def write_report(report: CostReport, *, out: Path) -> None:
-    """Write cost.json, cost.png and cost.svg.
+def write_report(report: CostReport, *, out: Path, world: World) -> None:
+    """Write cost.json, cost.png and cost.svg on the main rank.
 
     Raises:
-        UserError: a file cannot be written.
+        UserError: on every rank alike, if a file cannot be written.
     """
     values = asdict(report)
     reference, seconds = report.reference
     for cost, entry in zip(report.costs, values["costs"], strict=True):
         entry |= {"name": cost.case.name, "relative_to": reference, "relative": cost.step_seconds / seconds}
-    write_json(out / "cost.json", values)
-    _draw(report, out=out)
+    with world.agreed():
+        if world.is_main:
+            write_json(out / "cost.json", values)
+            _draw(report, out=out)
 
 
 def print_report(report: CostReport, *, out: Path) -> None:
@@ -99,7 +99,7 @@ def _draw(report: CostReport, *, out: Path) -> None:
     frame = pd.DataFrame.from_dict(bars, orient="index")
     figure, axes = plt.subplots(figsize=(9.5, 2.4 + 0.6 * len(bars)), layout="constrained")
     frame.loc[:, frame.any()].plot.barh(
-        stacked=True, ax=axes, color=dict(zip(frame, _COLOURS, strict=False)), legend=False
+        stacked=True, ax=axes, color=dict(zip(frame, COLORS, strict=False)), legend=False
     )
     for row, end in enumerate(frame.sum(axis=1)):
         axes.text(end, row, f" {end:.2f} s, {end / reference_seconds:.2f} × {reference}", va="center")
@@ -107,7 +107,7 @@ def _draw(report: CostReport, *, out: Path) -> None:
     axes.set_xlim(0, 1.5 * frame.sum(axis=1).max())
     axes.set_xlabel("seconds of one step (medians)")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=len(_COLOURS), frameon=False)
+    figure.legend(loc="outside upper center", ncols=len(COLORS), frameon=False)
     figure.supxlabel(f"preset {report.preset_name}; {describe_briefly(report.machine)}", fontsize=7, color="#666666")
     save(figure, out / "cost")
     plt.close(figure)

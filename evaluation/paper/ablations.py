@@ -1,6 +1,6 @@
 """Figure 4 and Tables 9, 11 and 12: PromptKD's students whose trainings differ in one decision."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
@@ -20,19 +20,21 @@ _OF_TOKENS = ("length", "init", "init_text", "regularization", "regularization_d
 _MEASURED = ("ROUGE-L", "parameters", "trained values", "time [h]")
 _ADAPTATION = "adaptation"
 _LACKING = shown(None)
+_TITLES = {
+    "prompt.regularization": "regularization",
+    "prompt.kd_divergence": "L_kd",
+    "prompt.regularization_divergence": "L_reg",
+}
 
 
 def ablations_section(findings: Findings) -> Section:
     """The comparisons that the runs allow; empty if they allow none."""
     students = promptkd_students(findings)
-    regularization = {"prompt.regularization": "regularization"}
-    divergences = {"prompt.kd_divergence": "L_kd", "prompt.regularization_divergence": "L_reg"}
+    divergences = ["prompt.kd_divergence", "prompt.regularization_divergence"]
     tables = [
-        _table("table9", "How the teacher adapts", _adaptations(students), titles={}),
-        _table(
-            "table11", "Regularization of the prompt", compare(students, list(regularization)), titles=regularization
-        ),
-        _table("table12", "Divergences of the prompt’s loss", compare(students, list(divergences)), titles=divergences),
+        _table("table9", "How the teacher adapts", _adaptations(students)),
+        _table("table11", "Regularization of the prompt", compare(students, ["prompt.regularization"])),
+        _table("table12", "Divergences of the prompt’s loss", compare(students, divergences)),
     ]
     return Section(
         key="ablations",
@@ -128,9 +130,9 @@ def _adaptations(students: pd.DataFrame) -> Iterator[pd.DataFrame]:
         yield found.drop(columns=[name for name in decision if name != _ADAPTATION])
 
 
-def _table(key: str, title: str, found: Iterator[pd.DataFrame], *, titles: Mapping[str, str]) -> Table | None:
+def _table(key: str, title: str, found: Iterator[pd.DataFrame]) -> Table | None:
     """Comparisons above the paper's; None if there is no comparison."""
-    own = [one.assign(source=OWN).rename(columns=dict(titles)) for one in found]
+    own = [one.assign(source=OWN).rename(columns=_TITLES) for one in found]
     if not own:
         return None
     frame = pd.concat([*own, published(key)], ignore_index=True)[["source", *own[0].columns.drop("source")]]

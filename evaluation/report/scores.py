@@ -55,11 +55,8 @@ def _bars(findings: Findings) -> Picture:
 
     def paint(axes: Axes) -> None:
         colors = [findings.looks[name]["color"] for name in frame["model"]]
-        bars = axes.barh(
-            range(len(frame)), frame[column], xerr=frame[column + ERROR].fillna(0), color=colors, capsize=2
-        )
+        bars = axes.barh("model", column, xerr=frame[column + ERROR].fillna(0), data=frame, color=colors, capsize=2)
         axes.bar_label(bars, fmt="%.1f", padding=4)
-        axes.set_yticks(range(len(frame)), list(frame["model"]))
         axes.invert_yaxis()
         axes.grid(visible=False)
         axes.margins(x=0.14)
