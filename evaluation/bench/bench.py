@@ -42,8 +42,6 @@ _TRAINING_FIELD = re.compile(r"\w+\.\w+=")
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig(Section):
-    """What is measured, and how often."""
-
     preset: PresetName = option("cpu-small", help=f"models, batch and lengths: {', '.join(PRESETS)}")
     methods: tuple[str, ...] = option(("sft", "gkd", "promptkd"), help="as `method`: sft,gkd,promptkd")
     zero: tuple[Literal[0, 1, 2, 3], ...] = option(
