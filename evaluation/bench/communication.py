@@ -4,11 +4,11 @@ torch's CommDebugMode counts calls, not bytes; DeepSpeed's communication logger 
 only calls that go through deepspeed.comm.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 class CollectiveBytes(TorchDispatchMode):
@@ -31,7 +31,9 @@ class CollectiveBytes(TorchDispatchMode):
 
     def _count(self, name: str, args: tuple[Any, ...]) -> None:
         # A gather has its result before its input, a scatter its input after its result: the larger one counts.
-        largest = max((sum(tensor.nbytes for tensor in _tensors(arg)) for arg in args), default=0)
+        largest = max(
+            (sum(leaf.nbytes for leaf in tree_leaves(arg) if isinstance(leaf, Tensor)) for arg in args), default=0
+        )
         if name.startswith(("all_gather", "allgather")):
             self.num_bytes["gathered"] += largest
         elif name.startswith("reduce_scatter"):
@@ -40,11 +42,3 @@ class CollectiveBytes(TorchDispatchMode):
             self.num_bytes["reduced"] += 2 * largest
         elif "barrier" not in name:
             self.num_bytes["other"] += largest
-
-
-def _tensors(value: object) -> Iterable[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)

@@ -8,6 +8,7 @@ to 1 selects it. `generate` continues all rows until the longest has ended, so i
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from evaluation.bench.inputs import random_model
-from evaluation.bench.presets import PRESETS, Preset
-from evaluation.bench.results import describe_machine, make_out, print_results, write_results
+from evaluation.bench.presets import PRESETS, Preset, PresetName
+from evaluation.bench.results import describe_machine, make_out, print_results
+from evaluation.command import Command
+from evaluation.results import write_json
+from kd.config.fields import Count, Section, option
 from kd.data.batch import PromptBatch, TokenSequence
 from kd.models.causal_lm import CausalLM
 from kd.rollout.decode import decode, row_streams
@@ -31,31 +35,41 @@ DOLLY_TOKENS = (2, 5, 9, 15, 24, 33, 45, 60, 82, 111, 173, 255, 256)
 """Percentiles of Dolly's 11,435 training responses in GPT-2 tokens, end token included, clipped at 256."""
 
 
-def run_decoding(*, out: Path, preset: str, num_prompts: int) -> None:
+@dataclass(frozen=True, kw_only=True)
+class DecodingConfig(Section):
+    preset: PresetName = option("cpu-small", help=f"whose student decodes: {', '.join(PRESETS)}")
+    prompts: Count = option(64, help="number of prompts")
+    out: Path | None = option(None, help="new directory for the results; null for a new one in runs/")
+
+
+DECODING = Command(config=DecodingConfig, program="python -m evaluation.bench decoding", description=__doc__)
+
+
+def run_decoding(config: DecodingConfig) -> None:
     """Measure both in this process, and write decoding.json.
 
     Raises:
         UserError: --out cannot be made.
     """
-    make_out(out)
+    out, preset = make_out(config.out, command="decoding"), PRESETS[config.preset]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    prompts, lengths = prompts_and_lengths(PRESETS[preset], num_prompts=num_prompts, device=device)
+    prompts, lengths = prompts_and_lengths(preset, num_prompts=config.prompts, device=device)
     # One model each: our view of a model may change it.
-    view = CausalLM.of(random_model(PRESETS[preset], "student", device=device))
-    model = random_model(PRESETS[preset], "student", device=device)
+    view = CausalLM.of(random_model(preset, "student", device=device))
+    model = random_model(preset, "student", device=device)
     ways: dict[str, Callable[[], list[int]]] = {
         "kd.rollout.decode": lambda: our_decode(view, prompts, lengths),
         "transformers.generate": lambda: transformers_generate(model, prompts, lengths),
     }
     seconds = {name: [_seconds(way, lengths) for _ in range(1 + REPEATS)][1:] for name, way in ways.items()}
     rates = {name: sum(lengths) / statistics.median(times) for name, times in seconds.items()}
-    table = Table("", "seconds", "tokens/s", "of ours", title=f"{num_prompts} prompts, {sum(lengths)} new tokens")
+    table = Table("", "seconds", "tokens/s", "of ours", title=f"{config.prompts} prompts, {sum(lengths)} new tokens")
     for name, rate in rates.items():
         of_ours = rate / rates["kd.rollout.decode"]
         table.add_row(name, f"{sum(lengths) / rate:.2f}", f"{rate:.0f}", f"{of_ours:.2f}")
     machine = describe_machine(num_ranks=1)
-    values = {"preset": preset, "num_tokens": sum(lengths), "seconds": seconds, "tokens_per_second": rates}
-    write_results(out / "decoding.json", values | {"machine": machine})
+    values = {"preset": config.preset, "num_tokens": sum(lengths), "seconds": seconds, "tokens_per_second": rates}
+    write_json(out / "decoding.json", values | {"machine": machine})
     print_results(table, machine=machine, out=out)
 
 

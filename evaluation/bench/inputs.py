@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,9 +37,11 @@ def random_model(preset: Preset, role: Role, *, device: torch.device) -> PreTrai
     """Teacher or student with the random weights that its family starts training from; the same each time."""
     torch.manual_seed(ROLES.index(role))
     with device:
-        model: Any = AutoModelForCausalLM.from_config(preset.model_config(role), dtype=_DTYPES[preset.dtype])
-    loaded: PreTrainedModel = model.eval()
-    return loaded
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            preset.model_config(role), dtype=_DTYPES[preset.dtype]
+        )
+    model.eval()
+    return model
 
 
 def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:

@@ -6,14 +6,19 @@ from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
 from evaluation.bench.fresh import in_fresh_process
-from evaluation.bench.results import GIB, describe_machine, make_out, print_results, write_results
+from evaluation.bench.results import GIB, describe_machine, make_out, print_results
+from evaluation.command import Command
+from evaluation.results import write_json
+from kd.config.fields import Count, Section, option
 from kd.errors import UserError
 from kd.losses.fused import fused_loss
 from kd.losses.outputs import Head, Outputs, chunk_rows
@@ -35,38 +40,46 @@ class LossCost:
     value: float
 
 
-def run_loss(*, out: Path, positions: int, vocabulary: int) -> None:
+@dataclass(frozen=True, kw_only=True)
+class LossConfig(Section):
+    positions: Count = option(4096, help="number of response positions")
+    vocabulary: Annotated[int, Field(ge=2, strict=True)] = option(151936, help="number of entries of the vocabulary")
+    out: Path | None = option(None, help="new directory for the results; null for a new one in runs/")
+
+
+LOSS = Command(config=LossConfig, program="python -m evaluation.bench loss", description=__doc__)
+
+
+def run_loss(config: LossConfig) -> None:
     """Measure both losses, each in a fresh process, and write loss.json.
 
     Raises:
         UserError: --out cannot be made, or a process was killed.
     """
-    make_out(out)
+    out, positions, vocabulary = make_out(config.out, command="loss"), config.positions, config.vocabulary
     costs: dict[str, LossCost] = {}
     for kind in LOSSES:
         try:
             costs[kind] = in_fresh_process(measure_loss, kind, positions, vocabulary)
         except BrokenProcessPool:
-            raise UserError(
-                f"the process of the {kind} loss was killed, probably for its memory; lower --positions"
-            ) from None
+            raise UserError(f"the {kind} loss was killed, probably for its memory; lower --positions") from None
     fused, plain = costs["fused"], costs["plain"]
     ratios = {"seconds": fused.seconds / plain.seconds, "memory": fused.extra_bytes / plain.extra_bytes}
-    widths = f"student {STUDENT_WIDTH} and teacher {TEACHER_WIDTH} wide"
-    title = f"{positions} positions, vocabulary {vocabulary}, {widths}, fp32"
+    title = f"{positions} positions, vocabulary {vocabulary}, widths {STUDENT_WIDTH} and {TEACHER_WIDTH}, fp32"
     table = Table("", "seconds", "extra peak memory (GiB)", title=title)
     for kind, cost in costs.items():
         table.add_row(kind, f"{cost.seconds:.2f}", f"{cost.extra_bytes / GIB:.3f}")
     table.add_row("fused ÷ plain", f"{ratios['seconds']:.2f}", f"{ratios['memory']:.3f}")
+    machine = describe_machine(num_ranks=1)
     values = {
         "positions": positions,
         "vocabulary": vocabulary,
-        "machine": describe_machine(num_ranks=1),
+        "machine": machine,
         "costs": {kind: asdict(cost) for kind, cost in costs.items()},
         "fused_over_plain": ratios,
     }
-    write_results(out / "loss.json", values)
-    print_results(table, machine=describe_machine(num_ranks=1), out=out)
+    write_json(out / "loss.json", values)
+    print_results(table, machine=machine, out=out)
 
 
 def measure_loss(kind: str, positions: int, vocabulary: int) -> LossCost:
@@ -75,12 +88,9 @@ def measure_loss(kind: str, positions: int, vocabulary: int) -> LossCost:
     torch.manual_seed(0)
 
     def outputs(width: int, *, requires_grad: bool) -> Outputs:
-        hidden = torch.empty(positions, width, device=device).normal_()
-        head = torch.empty(vocabulary, width, device=device).normal_(std=width**-0.5)
-        weight = head.requires_grad_(requires_grad)
-        return Outputs(
-            hidden=hidden.requires_grad_(requires_grad), head=Head(weight=weight, vocabulary_size=vocabulary)
-        )
+        hidden = torch.empty(positions, width, device=device).normal_().requires_grad_(requires_grad)
+        weight = torch.empty(vocabulary, width, device=device).normal_(std=width**-0.5).requires_grad_(requires_grad)
+        return Outputs(hidden=hidden, head=Head(weight=weight, vocabulary_size=vocabulary))
 
     student = outputs(STUDENT_WIDTH, requires_grad=True)
     teacher = outputs(TEACHER_WIDTH, requires_grad=False)

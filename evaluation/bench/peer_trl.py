@@ -6,19 +6,19 @@ counterpart of `gkd`. Needs the extra `bench`.
 
 import importlib
 import importlib.metadata
-import importlib.util
 import itertools
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from evaluation.bench.steps import WARM_UP_STEPS
-from kd.config.schema import Config
-from kd.errors import UserError
+from kd.methods import load_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +31,7 @@ class PeerCost:
     all_step_seconds: list[float]
 
 
-def check_trl() -> None:
-    """Raise UserError unless TRL is installed."""
-    if importlib.util.find_spec("trl") is None:
-        raise UserError('--peer trl: trl is not installed; pip install -e ".[bench]"')
-
-
-def measure_trl(config: Config, num_steps: int, num_ranks: int) -> PeerCost:
+def measure_trl(file: Path, fields: Sequence[str], num_steps: int, num_ranks: int) -> PeerCost:
     """Train `num_steps` steps after those that warm up, as one rank of all, with the shapes of a `gkd` run."""
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -56,7 +50,7 @@ def measure_trl(config: Config, num_steps: int, num_ranks: int) -> PeerCost:
                 torch.cuda.synchronize()
             self.times.append(time.perf_counter())
 
-    ends = StepEnds()
+    ends, config = StepEnds(), load_config(file, overrides=fields)
     model, schedule, is_bf16 = config.model, config.schedule, config.model.dtype == "bf16"
     assert model.teacher is not None
     rows = load_dataset("json", data_files=config.data.train, split="train")

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import TypeAdapter
+from pydantic import AfterValidator, TypeAdapter
 from transformers import AutoConfig, PretrainedConfig
+
+from kd.errors import UserError
 
 Role = Literal["teacher", "student"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -26,6 +28,10 @@ class Case:
     def name(self) -> str:
         gather = "" if self.gather == "auto" else f" gather={self.gather}"
         return f"{self.method} ZeRO-{self.zero_stage}{gather}"
+
+    def file(self, out: Path) -> Path:
+        """The configuration of its run."""
+        return out / "models" / f"{self.name.replace(' ', '-')}.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +96,19 @@ class Preset:
                 "gather": case.gather,
             },
             "checkpoints": {"every": num_steps},
-            "run": {"dir": str(out / "runs" / case.name.replace(" ", "-")), "tensorboard": False},
+            "run": {"dir": str(out / "runs" / case.file(out).stem), "tensorboard": False},
         }
 
 
 PRESETS = TypeAdapter(dict[str, Preset]).validate_python(
     yaml.safe_load(Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8"))
 )
+
+
+def _check_name(name: str) -> str:
+    if name not in PRESETS:
+        raise UserError(f"preset is {name!r}; expected one of {', '.join(PRESETS)}")
+    return name
+
+
+PresetName = Annotated[str, AfterValidator(_check_name)]

@@ -5,17 +5,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
 from evaluation.bench.peer_trl import PeerCost
-from evaluation.bench.results import GIB, describe_briefly, print_results, write_results
+from evaluation.bench.results import GIB, describe_briefly, print_results
 from evaluation.bench.steps import COLUMNS, StepCost
-from evaluation.pictures import save
+from evaluation.pictures import COLORS, load_pyplot, save
+from evaluation.results import write_json
+from kd.distributed import World
 from kd.zero.recorder import PHASES
-
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-_COLOURS = ("#56B4E9", "#E69F00", "#CC79A7", "#009E73", "#0072B2", "#DDDDDD", "#8A8A8A")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +37,20 @@ class CostReport:
         return self.costs[0].case.name, self.costs[0].step_seconds
 
 
-def write_report(report: CostReport, *, out: Path) -> None:
-    """Write cost.json, cost.png and cost.svg.
+def write_report(report: CostReport, *, out: Path, world: World) -> None:
+    """Write cost.json, cost.png and cost.svg on the main rank.
 
     Raises:
-        UserError: a file cannot be written.
+        UserError: on every rank alike, if a file cannot be written.
     """
     values = asdict(report)
     reference, seconds = report.reference
     for cost, entry in zip(report.costs, values["costs"], strict=True):
         entry |= {"name": cost.case.name, "relative_to": reference, "relative": cost.step_seconds / seconds}
-    write_results(out / "cost.json", values)
-    _draw(report, out=out)
+    with world.agreed():
+        if world.is_main:
+            write_json(out / "cost.json", values)
+            _draw(report, out=out)
 
 
 def print_report(report: CostReport, *, out: Path) -> None:
@@ -89,27 +91,23 @@ def _rows(report: CostReport) -> list[tuple[str, Callable[[StepCost], str]]]:
 
 def _draw(report: CostReport, *, out: Path) -> None:
     """Draw one bar for each case, stacked by phase, and the peer's."""
-    # Imported here: --help works without matplotlib.
-    from matplotlib.figure import Figure
-
+    plt = load_pyplot()
     reference, reference_seconds = report.reference
     bars = {cost.case.name: cost.seconds for cost in report.costs}
     if report.peer is not None:
         bars[reference] = {reference: reference_seconds}
-    figure = Figure(figsize=(9.5, 2.4 + 0.6 * len(bars)), layout="constrained")
-    axes = figure.subplots()
-    ends = [0.0] * len(bars)
-    for part, colour in zip((*COLUMNS, reference), _COLOURS, strict=False):
-        widths = [seconds.get(part, 0.0) for seconds in bars.values()]
-        if any(widths):
-            axes.barh(list(bars), widths, left=ends, color=colour, label=part)
-            ends = [end + width for end, width in zip(ends, widths, strict=True)]
-    for row, end in enumerate(ends):
+    frame = pd.DataFrame.from_dict(bars, orient="index")
+    figure, axes = plt.subplots(figsize=(9.5, 2.4 + 0.6 * len(bars)), layout="constrained")
+    frame.loc[:, frame.any()].plot.barh(
+        stacked=True, ax=axes, color=dict(zip(frame, COLORS, strict=False)), legend=False
+    )
+    for row, end in enumerate(frame.sum(axis=1)):
         axes.text(end, row, f" {end:.2f} s, {end / reference_seconds:.2f} × {reference}", va="center")
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.5 * max(ends))
+    axes.set_xlim(0, 1.5 * frame.sum(axis=1).max())
     axes.set_xlabel("seconds of one step (medians)")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=len(_COLOURS), frameon=False)
+    figure.legend(loc="outside upper center", ncols=len(COLORS), frameon=False)
     figure.supxlabel(f"preset {report.preset_name}; {describe_briefly(report.machine)}", fontsize=7, color="#666666")
     save(figure, out / "cost")
+    plt.close(figure)

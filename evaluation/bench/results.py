@@ -1,7 +1,6 @@
 """Directory and machine of a measurement, and its results as JSON and table."""
 
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -15,22 +14,23 @@ from rich.table import Table
 
 from evaluation.display import results_console
 from kd.errors import UserError
-from kd.files import write_atomically
 
 GIB = 2**30
 _PACKAGES = ("torch", "deepspeed", "transformers")
 
 
-def make_out(out: Path) -> None:
-    """Make the directory of results.
+def make_out(out: Path | None, *, command: str) -> Path:
+    """Make the directory of results, a dated one in runs/ by default, and return it.
 
     Raises:
         UserError: it exists or cannot be made.
     """
+    made = out or Path("runs") / f"bench-{command}-{datetime.now():%Y%m%d-%H%M%S}"
     try:
-        out.mkdir(parents=True)
+        made.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"--out {out}: cannot be made ({error.strerror}); choose a new directory") from None
+        raise UserError(f"--out {made}: cannot be made ({error.strerror}); choose a new directory") from None
+    return made
 
 
 def describe_machine(*, num_ranks: int) -> dict[str, Any]:
@@ -58,15 +58,6 @@ def describe_briefly(machine: dict[str, Any]) -> str:
         f"{machine['gpus'][0] if machine['gpus'] else cpu}; ranks: {machine['num_ranks']}, threads of each:"
         f" {machine['threads_per_rank']}; {packages}; {machine['date'][:10]}"
     )
-
-
-def write_results(file: Path, values: dict[str, Any]) -> None:
-    """Write what a measurement found; earlier results are replaced at once.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    write_atomically(file, json.dumps(values, indent=2) + "\n")
 
 
 def print_results(table: Table, *, machine: dict[str, Any], out: Path) -> None:

@@ -2,9 +2,10 @@
 
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import transformers
@@ -14,6 +15,7 @@ from evaluation.bench.flops import PhaseFlops
 from evaluation.bench.presets import Case
 from kd.config.schema import Config
 from kd.distributed import World, start_world
+from kd.methods import load_config
 from kd.train.assemble import assemble, read_inputs
 from kd.train.checkpoint import Checkpoints
 from kd.train.console import Record, RunConsole
@@ -24,6 +26,9 @@ from kd.zero.recorder import PHASES
 
 WARM_UP_STEPS = 3
 """Steps before those that count: memory, threads and compiled kernels have settled then."""
+EXTRA_STEPS = WARM_UP_STEPS + 2
+"""Steps of a run that are not timed. One is for counting. Another is never run: PromptKD's last step has no
+regularization and is cheaper."""
 COLUMNS = (*PHASES, "other")
 """What the seconds of a step are split into."""
 
@@ -57,15 +62,7 @@ class StepCost:
     """End to end, from the end of the step before."""
 
 
-def num_steps_of_run(num_steps: int) -> int:
-    """K of a run with that many measured steps.
-
-    One step is for counting. Another one is never run: PromptKD's last step has no regularization and is cheaper.
-    """
-    return WARM_UP_STEPS + num_steps + 2
-
-
-def measure_steps(case: Case, config: Config, num_steps: int) -> StepCost:
+def measure_steps(case: Case, file: Path, fields: Sequence[str], num_steps: int) -> StepCost:
     """Train `num_steps` steps after those that warm up, as one rank of all.
 
     Raises:
@@ -74,7 +71,7 @@ def measure_steps(case: Case, config: Config, num_steps: int) -> StepCost:
     # Progress bars of loading would interrupt the run's own lines.
     transformers.utils.logging.disable_progress_bar()
     world = start_world()
-    with _assembled(config, world=world) as trainer:
+    with _assembled(load_config(file, overrides=fields), world=world) as trainer:
         trainer.log.restart_clock()
         num_timed = WARM_UP_STEPS + num_steps
         records = [_step(trainer, step) for step in range(1, num_timed + 1)][WARM_UP_STEPS:]
@@ -92,7 +89,7 @@ def measure_steps(case: Case, config: Config, num_steps: int) -> StepCost:
         step_seconds=median("step_seconds"),
         seconds=seconds,
         tokens_per_second=median("tokens_per_second"),
-        num_flops={phase: flops.num_flops.get(phase, 0) for phase in PHASES} | {"total": flops.total},
+        num_flops={phase: flops.num_flops.get(phase, 0) for phase in PHASES} | {"total": flops.get_total_flops()},
         num_bytes=collectives.num_bytes,
         peak=peak,
         all_step_seconds=[float(record["step_seconds"]) for record in records],

@@ -1,10 +1,10 @@
 """Figure 4 and Tables 9, 11 and 12: PromptKD's students whose trainings differ in one decision."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from evaluation.paper.published import PUBLISHED
+from evaluation.paper.published import PUBLISHED, published
 from evaluation.paper.tables import OWN
 from evaluation.report.findings import Findings, size
 from evaluation.report.models import count_values
@@ -20,19 +20,21 @@ _OF_TOKENS = ("length", "init", "init_text", "regularization", "regularization_d
 _MEASURED = ("ROUGE-L", "parameters", "trained values", "time [h]")
 _ADAPTATION = "adaptation"
 _LACKING = shown(None)
+_TITLES = {
+    "prompt.regularization": "regularization",
+    "prompt.kd_divergence": "L_kd",
+    "prompt.regularization_divergence": "L_reg",
+}
 
 
 def ablations_section(findings: Findings) -> Section:
     """The comparisons that the runs allow; empty if they allow none."""
     students = promptkd_students(findings)
-    regularization = {"prompt.regularization": "regularization"}
-    divergences = {"prompt.kd_divergence": "L_kd", "prompt.regularization_divergence": "L_reg"}
+    divergences = ["prompt.kd_divergence", "prompt.regularization_divergence"]
     tables = [
-        _table("table9", "How the teacher adapts", _adaptations(students), titles={}),
-        _table(
-            "table11", "Regularization of the prompt", compare(students, list(regularization)), titles=regularization
-        ),
-        _table("table12", "Divergences of the prompt’s loss", compare(students, list(divergences)), titles=divergences),
+        _table("table9", "How the teacher adapts", _adaptations(students)),
+        _table("table11", "Regularization of the prompt", compare(students, ["prompt.regularization"])),
+        _table("table12", "Divergences of the prompt’s loss", compare(students, divergences)),
     ]
     return Section(
         key="ablations",
@@ -128,14 +130,12 @@ def _adaptations(students: pd.DataFrame) -> Iterator[pd.DataFrame]:
         yield found.drop(columns=[name for name in decision if name != _ADAPTATION])
 
 
-def _table(key: str, title: str, found: Iterator[pd.DataFrame], *, titles: Mapping[str, str]) -> Table | None:
+def _table(key: str, title: str, found: Iterator[pd.DataFrame]) -> Table | None:
     """Comparisons above the paper's; None if there is no comparison."""
-    own = [one.assign(source=OWN).rename(columns=dict(titles)) for one in found]
+    own = [one.assign(source=OWN).rename(columns=_TITLES) for one in found]
     if not own:
         return None
-    published = PUBLISHED[key]
-    paper = pd.DataFrame(published["rows"]).assign(source="paper")
-    frame = pd.concat([*own, paper], ignore_index=True)[["source", *own[0].columns.drop("source")]]
+    frame = pd.concat([*own, published(key)], ignore_index=True)[["source", *own[0].columns.drop("source")]]
     if key != "table9":
         frame = frame.drop(columns=["trained values", "time [h]"])
     return Table(
@@ -143,24 +143,20 @@ def _table(key: str, title: str, found: Iterator[pd.DataFrame], *, titles: Mappi
         title=f"{key.replace('table', 'Table ')}: {title}",
         frame=frame,
         digits={"ROUGE-L": 2, "trained values": 0, "time [h]": 2},
-        note=f"Paper: {published['setting']}.",
+        note=f"Paper: {PUBLISHED[key]['setting']}.",
     )
 
 
 def _figure4(found: pd.DataFrame, *, key: str) -> Picture:
     """ROUGE-L over the prompt's length, a line for each initialization."""
+    lengths = pd.to_numeric(found["prompt.length"], errors="coerce")
+    found = found.assign(length=lengths, error=found[f"ROUGE-L{ERROR}"].fillna(0)).sort_values("length")
 
     def paint(axes: Axes) -> None:
-        for init, line in found.assign(length=pd.to_numeric(found["prompt.length"], errors="coerce")).groupby(
-            "prompt.init"
-        ):
-            line = line.sort_values("length")
-            errors = line[f"ROUGE-L{ERROR}"].fillna(0)
-            axes.errorbar(line["length"], line["ROUGE-L"], yerr=errors, marker="o", capsize=2, label=init)
+        for init, line in found.groupby("prompt.init"):
+            axes.errorbar("length", "ROUGE-L", yerr="error", data=line, marker="o", capsize=2, label=init)
         axes.set_xlabel("length of the prompt m [tokens]")
         axes.set_ylabel("ROUGE-L")
 
-    size_of = found["parameters"].iloc[0]
-    return draw(
-        key, paint, description=f"Figure 4: ROUGE-L by length and initialization of the prompt, student of {size_of}."
-    )
+    student = f"student of {found['parameters'].iloc[0]}"
+    return draw(key, paint, description=f"Figure 4: ROUGE-L by length and initialization of the prompt, {student}.")

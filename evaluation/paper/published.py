@@ -25,33 +25,10 @@ def _plain(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
-def published_table1(families: Sequence[str]) -> pd.DataFrame:
-    """ROUGE-L of teachers and students, a column for each benchmark."""
-    rows = []
-    for family in (family for family in PUBLISHED["table1"] if family["family"] in families):
-        source = f"paper, {family['family']}"
-        rows.append([source, "teacher", family["teacher"]["size"], "", *family["teacher"]["rouge_l"]])
-        for student in family["students"]:
-            rows += [
-                [source, "student", student["size"], method, *scores] for method, scores in student["rouge_l"].items()
-            ]
-    return pd.DataFrame(rows, columns=["source", "model", "parameters", "method", *BENCHMARKS])
-
-
-def published_table4(families: Sequence[str]) -> pd.DataFrame:
-    """Divergences and ROUGE-L of the teacher with and without its prompt."""
-    return pd.DataFrame(
-        {"source": f"paper, {family['family']}", "teacher": condition.replace("_", " "), **family[condition]}
-        for family in PUBLISHED["table4"]
-        for condition in ("without_prompt", "with_prompt")
-        if family["family"] in families
-    )
-
-
-def published_table6() -> pd.DataFrame:
-    """Feedback scores, a column for each benchmark."""
-    table = PUBLISHED["table6"]
-    frame = pd.DataFrame.from_dict(table["scores"], orient="index", columns=table["benchmarks"])
-    frame = frame.reset_index(names="model")
-    frame.insert(0, "source", "paper")
-    return frame
+def published(table: str, *, families: Sequence[str] = FAMILIES) -> pd.DataFrame:
+    """One table of the paper, such as table1; `families` select its rows where it has several."""
+    frame = pd.DataFrame(PUBLISHED[table]["rows"], columns=PUBLISHED[table]["columns"])
+    if "family" not in frame:
+        return frame.assign(source="paper")
+    frame = frame[frame["family"].isin(families)]
+    return frame.assign(source="paper, " + frame["family"]).drop(columns="family")

@@ -24,18 +24,6 @@ from evaluation.report.trainings import settings_section, trainings_section
 from kd.config.fields import NonNegativeInt, Section, option, required
 from kd.errors import UserError
 
-SECTIONS = (
-    scores_section,
-    trainings_section,
-    exposure_section,
-    friendliness_section,
-    judge_section,
-    costs_section,
-    samples_section,
-    settings_section,
-)
-"""In the order of the page; each makes a section from what was read, empty if there is nothing to show."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class PageConfig(Section):
@@ -70,9 +58,17 @@ def report(config: ReportConfig) -> None:
     """
     check_matplotlib()
     findings = read_findings(config.runs, metric=config.metric, base=config.base, num_samples=config.samples)
-    sections = [section for section in (make(findings) for make in SECTIONS) if section.pictures or section.tables]
-    files = write_page(config.out, title=config.title, sections=sections, footer="python -m evaluation.report")
-    print(f"{config.out}: {', '.join(section.title for section in sections)}; tables and pictures: {files}")
+    sections = [
+        scores_section(findings),
+        trainings_section(findings),
+        exposure_section(findings),
+        friendliness_section(findings),
+        judge_section(findings),
+        costs_section(findings),
+        samples_section(findings),
+        settings_section(findings),
+    ]
+    write_page(config.out, title=config.title, sections=sections, footer="python -m evaluation.report")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -95,9 +95,9 @@ def read_findings(directories: Sequence[Path], *, metric: str, base: str | None,
     """
     outputs = find_outputs(directories)
     models = match_models(outputs.results["evaluation"], outputs.trainings)
-    students = [model for model in models if model.is_student]
     if base is None:
-        chosen = next((one for one in students if one.method == FIRST_METHOD), students[0] if students else None)
+        students = (model for model in models if model.is_student)
+        chosen = min(students, key=lambda model: model.method != FIRST_METHOD, default=None)
     else:
         chosen = next((model for model in models if model.name == base), None)
         if chosen is None:

@@ -63,18 +63,14 @@ def match_models(evaluations: Sequence[Output], trainings: Sequence[TrainingRun]
     groups: list[list[Output]] = []
     for evaluation in evaluations:
         # Evaluations that share a benchmark differ in their decoding: they are not merged.
-        group = next((group for group in groups if all(_can_merge(one, evaluation) for one in group)), None)
-        if group is None:
-            groups.append([evaluation])
-        else:
-            group.append(evaluation)
+        group = next((group for group in groups if all(_can_merge(one, evaluation) for one in group)), [])
+        if not group:
+            groups.append(group)
+        group.append(evaluation)
     models = [_match(group, trainings) for group in groups]
     named = [replace(model, name=name) for model, name in zip(models, _names(models), strict=True)]
-    order = [run.name for run in trainings]
-    return sorted(
-        named,
-        key=lambda model: (get_args(Role).index(model.role), -1 if model.run is None else order.index(model.run.name)),
-    )
+    roles, runs = get_args(Role), [None, *trainings]
+    return sorted(named, key=lambda model: (roles.index(model.role), runs.index(model.run)))
 
 
 def metrics_of(benchmark: Entry) -> dict[str, Entry]:

@@ -1,5 +1,6 @@
 """Finds the outputs of the toolkit's commands in directories and below, and recognises them by their files."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,13 +65,13 @@ def find_outputs(directories: Sequence[Path]) -> Outputs:
         if not outputs:
             expected = "; ".join(" and ".join(names) for names in _FILES.values())
             raise UserError(f"--runs {directory}: has no outputs, in it or below; expected one of: {expected}")
-        for kind, place in outputs:
-            found[kind].setdefault(place.resolve(), place)
+        for kind, output in outputs:
+            found[kind].setdefault(output.resolve(), output)
     named = {kind: list(zip(short_names(list(of.values())), of.values(), strict=True)) for kind, of in found.items()}
     return Outputs(
-        trainings=[read_training(place, name=name) for name, place in named["training"]],
+        trainings=[read_training(path, name=name) for name, path in named["training"]],
         results={
-            kind: [Output(directory=place, name=name, results=_read(place, kind=kind)) for name, place in named[kind]]
+            kind: [Output(directory=path, name=name, results=_read(path, kind=kind)) for name, path in named[kind]]
             for kind in _REQUIRED
         },
     )
@@ -85,17 +86,15 @@ def _read(directory: Path, *, kind: str) -> dict[str, Any]:
     return results
 
 
-def _walk(directory: Path) -> Iterator[tuple[str, Path]]:
-    """Kinds and places of the outputs in `directory` and below."""
-    try:
-        entries = {entry.name: entry for entry in directory.iterdir()}
-    except OSError as error:
-        raise UserError(f"{directory}: cannot be read ({error.strerror}); give another --runs") from None
-    kinds = [kind for kind, names in _FILES.items() if all(name in entries for name in names)]
-    yield from ((kind, directory) for kind in kinds)
-    if kinds and "training" not in kinds:
-        return
-    for name in sorted(entries):
-        skipped = name.startswith(".") or entries[name].is_symlink() or (kinds and name in _WITHOUT_OUTPUTS)
-        if entries[name].is_dir() and not skipped:
-            yield from _walk(entries[name])
+def _walk(top: Path) -> Iterator[tuple[str, Path]]:
+    """Kinds and directories of the outputs in `top` and below; links are not followed."""
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); give another --runs") from None
+
+    for directory, below, files in os.walk(top, onerror=fail):
+        kinds = [kind for kind, names in _FILES.items() if {*below, *files}.issuperset(names)]
+        yield from ((kind, Path(directory)) for kind in kinds)
+        skipped = _WITHOUT_OUTPUTS if kinds else frozenset()
+        is_searched = not kinds or "training" in kinds
+        below[:] = sorted(name for name in below if is_searched and not name.startswith(".") and name not in skipped)

@@ -57,7 +57,7 @@ class Table:
 
     @property
     def html(self) -> Markup:
-        numbers = ", ".join(f".col{place}" for place, name in enumerate(self._shown()) if self._is_number(name))
+        numbers = ", ".join(f".col{index}" for index, name in enumerate(self._shown()) if self._is_number(name))
         rules: Any = [{"selector": numbers, "props": "text-align: right"}] if numbers else []
         return Markup(self._styler("html").set_table_styles(rules).to_html())
 
@@ -163,8 +163,8 @@ def picture(key: str, figure: Figure, *, description: str) -> Picture:
     return Picture(key=key, description=description, svg=svg.getvalue(), pdf=pdf.getvalue())
 
 
-def write_page(out: Path, *, title: str, sections: Sequence[Section], footer: str) -> Path:
-    """Write the page, and its tables and pictures beside it; return the directory of those.
+def write_page(out: Path, *, title: str, sections: Sequence[Section], footer: str) -> None:
+    """Write the page without empty sections, and its tables and pictures beside it; print what was written.
 
     Raises:
         UserError: a file cannot be written.
@@ -177,6 +177,7 @@ def write_page(out: Path, *, title: str, sections: Sequence[Section], footer: st
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    sections = [section for section in sections if section.pictures or section.tables]
     files = out.with_name(f"{out.stem}_files")
     for table in (table for section in sections for table in section.tables):
         write_atomically(files / f"{table.key}.csv", table.csv)
@@ -187,7 +188,7 @@ def write_page(out: Path, *, title: str, sections: Sequence[Section], footer: st
         _write_bytes(files / f"{drawing.key}.pdf", drawing.pdf)
     template = environment.get_template("page.html.jinja")
     write_atomically(out, template.render(title=title, sections=sections, footer=footer, files=files.name))
-    return files
+    print(f"{out}: {', '.join(section.title for section in sections)}; tables and pictures: {files}")
 
 
 def _write_bytes(path: Path, content: bytes) -> None:

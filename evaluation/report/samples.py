@@ -1,10 +1,11 @@
 """Responses side by side: rows spread evenly over a benchmark, not chosen by their responses."""
 
-from collections.abc import Sequence
+from functools import reduce
 
+import numpy as np
 import pandas as pd
 
-from evaluation.generations import Response, generations_file, read_generations
+from evaluation.generations import generations_file, read_generations
 from evaluation.report.findings import Findings
 from evaluation.report.models import Model, metrics_of
 from evaluation.report.page import Section, Table
@@ -28,38 +29,27 @@ def samples_section(findings: Findings) -> Section:
 
 
 def _benchmark_table(findings: Findings, benchmark: str) -> Table:
-    models = [model for model in findings.models if benchmark in model.benchmarks]
-    found = {model.name: _first_seed(model, benchmark) for model in models}
-    first = found[models[0].name]
+    responses = [_responses(model, benchmark) for model in findings.models if benchmark in model.benchmarks]
     # Models with other tokenizers may have dropped other rows, and another file has other rows.
-    shared = [
-        row
-        for row, generation in sorted(first.items())
-        if all(row in rows and rows[row].references == generation.references for rows in found.values())
-    ]
-    samples = [
-        {
-            "row": str(row),
-            "prompt": instruction_of(first[row].prompt),
-            "reference": "\n\n".join(first[row].references),
-            **{name: f"[{rows[row].scores['rougeL']:.0f}] {rows[row].response}" for name, rows in found.items()},
-        }
-        for row in spread(shared, findings.num_samples)
-    ]
-    return Table(key=f"samples-{benchmark}", title=benchmark, frame=pd.DataFrame(samples), content="texts")
+    shared = reduce(lambda one, other: one.merge(other.drop(columns="prompt"), on=["row", "reference"]), responses)
+    chosen = np.linspace(0, len(shared) - 1, num=min(findings.num_samples, len(shared))).round().astype(int)
+    frame = shared.sort_values("row").iloc[chosen].astype({"row": str})
+    return Table(key=f"samples-{benchmark}", title=benchmark, frame=frame, content="texts")
 
 
-def _first_seed(model: Model, benchmark: str) -> dict[int, Response]:
+def _responses(model: Model, benchmark: str) -> pd.DataFrame:
+    """The rows of a benchmark with the model's responses of the first seed."""
     seed = next(seed for metric in metrics_of(model.benchmarks[benchmark]).values() for seed in metric["per_seed"])
     generations = read_generations(generations_file(model.directory(benchmark), benchmark=benchmark, seed=int(seed)))
-    return {generation.row: generation for generation in generations}
-
-
-def spread(rows: Sequence[int], number: int) -> list[int]:
-    """`number` rows at equal distances, the first and the last among them; all rows if there are fewer."""
-    if number >= len(rows):
-        return list(rows)
-    return [rows[round(place * (len(rows) - 1) / max(1, number - 1))] for place in range(number)]
+    return pd.DataFrame(
+        {
+            "row": one.row,
+            "prompt": instruction_of(one.prompt),
+            "reference": "\n\n".join(one.references),
+            model.name: f"[{one.scores['rougeL']:.0f}] {one.response}",
+        }
+        for one in generations
+    )
 
 
 def instruction_of(prompt: str) -> str:

@@ -19,21 +19,17 @@ def scores_section(findings: Findings) -> Section:
     Raises:
         UserError: a file of generations is broken.
     """
-    section = Section(key="scores", title="Scores")
     if not findings.models:
-        return section
-    tables = [_scores_table(findings), *_differences_table(findings), _details_table(findings)]
+        return Section(key="scores", title="Scores")
+    tables = [_scores_table(findings), _details_table(findings)]
+    if findings.base is not None and len(findings.models) > 1:
+        tables.insert(1, _differences_table(findings, findings.base))
     pictures = [_bars(findings)] if findings.shared_benchmarks else []
-    return Section(key=section.key, title=section.title, pictures=pictures, tables=tables)
+    return Section(key="scores", title="Scores", pictures=pictures, tables=tables)
 
 
 def best_students(frame: pd.DataFrame, *, students: Sequence[bool], by: Sequence[str]) -> pd.DataFrame:
-    """Mark the best number of each column among students of one group, where there are several.
-
-    Args:
-        students: for each row, whether it is a student's.
-        by: columns whose values make the groups.
-    """
+    """Mark the best number of each column among the students, by row, that have the same values in the columns `by`."""
     numbers = frame.select_dtypes("number").columns
     scores = frame.loc[list(students), numbers]
     groups = scores.groupby([frame[name] for name in by])
@@ -59,11 +55,8 @@ def _bars(findings: Findings) -> Picture:
 
     def paint(axes: Axes) -> None:
         colors = [findings.looks[name]["color"] for name in frame["model"]]
-        bars = axes.barh(
-            range(len(frame)), frame[column], xerr=frame[column + ERROR].fillna(0), color=colors, capsize=2
-        )
+        bars = axes.barh("model", column, xerr=frame[column + ERROR].fillna(0), data=frame, color=colors, capsize=2)
         axes.bar_label(bars, fmt="%.1f", padding=4)
-        axes.set_yticks(range(len(frame)), list(frame["model"]))
         axes.invert_yaxis()
         axes.grid(visible=False)
         axes.margins(x=0.14)
@@ -74,47 +67,39 @@ def _bars(findings: Findings) -> Picture:
     return draw("scores", paint, description=description, height=0.9 + _BAR * len(frame))
 
 
-def _differences_table(findings: Findings) -> list[Table]:
-    """The base model's score minus that of each other model; none without two models."""
-    base = findings.base
+def _differences_table(findings: Findings, base: Model) -> Table:
+    """The base model's score minus that of each other model."""
     others = [model for model in findings.models if model is not base]
-    if base is None or not others:
-        return []
     names = [name for name in base.benchmarks if findings.score(base, name)]
     columns = [column for name in names for column in (name, name + LOW, name + HIGH, f"p, {name}")]
-    rows = [
-        {key: value for name in names for key, value in _difference(findings, base, other, benchmark=name).items()}
-        for other in others
-    ]
+    rows = [[value for name in names for value in _difference(findings, base, other, name)] for other in others]
     frame = pd.DataFrame(rows, columns=columns, dtype=float)
     frame.insert(0, f"{base.name} minus", [other.name for other in others])
-    return [
-        Table(
-            key="differences",
-            title=f"Paired differences between {base.name} and the other models",
-            frame=frame,
-            digits={f"p, {name}": 4 for name in names},
-            note=(
-                f"Difference in {findings.label} ×100 with its 95 % interval and p, by a paired bootstrap over the"
-                " rows, each with its mean over the seeds. Other rows would change it within the interval;"
-                " another training may change it more. –: the two models were evaluated on different rows or seeds."
-            ),
-        )
-    ]
+    return Table(
+        key="differences",
+        title=f"Paired differences between {base.name} and the other models",
+        frame=frame,
+        digits={f"p, {name}": 4 for name in names},
+        note=(
+            f"Difference in {findings.label} ×100 with its 95 % interval and p, by a paired bootstrap over the"
+            " rows, each with its mean over the seeds. Other rows would change it within the interval;"
+            " another training may change it more. –: the two models were evaluated on different rows or seeds."
+        ),
+    )
 
 
-def _difference(findings: Findings, base: Model, other: Model, *, benchmark: str) -> dict[str, float]:
+def _difference(findings: Findings, base: Model, other: Model, benchmark: str) -> Sequence[float | None]:
+    """The difference, the ends of its interval, and p."""
     if not findings.score(other, benchmark):
-        return {}
+        return [None] * 4
     ours, theirs = (
         read_row_scores(model.directory(benchmark), benchmark=benchmark, metric=findings.metric)
         for model in (base, other)
     )
     if (ours.seeds, ours.rows) != (theirs.seeds, theirs.rows) or len(ours.rows) < 2:
-        return {}
+        return [None] * 4
     found = paired_difference(ours.values, theirs.values, metric=findings.metric)
-    interval = {benchmark + LOW: found.low, benchmark + HIGH: found.high}
-    return {benchmark: found.mean, **interval, f"p, {benchmark}": found.p_value}
+    return found.mean, found.low, found.high, found.p_value
 
 
 def _details_table(findings: Findings) -> Table:

@@ -67,54 +67,30 @@ def read_training(directory: Path, *, name: str) -> TrainingRun:
     return TrainingRun(
         directory=directory,
         name=name,
-        settings=_read_settings(directory / CONFIG_FILE),
+        settings=_flatten(read_object(directory / CONFIG_FILE)),
         conditions=_flatten({key: conditions[key] for key in _CONDITIONS if key in conditions}),
         metrics=metrics,
     )
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON object, or the mapping of a .yaml file.
 
     Raises:
-        UserError: it cannot be read, or is something else.
+        UserError: the file cannot be read, or has something else.
     """
+    kind, parse = ("YAML mapping", yaml.safe_load) if path.suffix == ".yaml" else ("JSON object", json.loads)
     try:
-        content = json.loads(read_text(path))
-    except ValueError:
+        content = parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable or give another --runs") from None
+    except (ValueError, yaml.YAMLError):
         content = None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object; write it again, or give another --runs")
+        raise UserError(f"{path}: expected a {kind}; write it again, or give another --runs")
     return content
 
 
-def read_text(path: Path) -> str:
-    """Read a UTF-8 file.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable or give another --runs") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8 text; write it again, or give another --runs") from None
-
-
-def _read_settings(path: Path) -> Flat:
-    try:
-        settings = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not YAML ({' '.join(str(error).split())}); give another --runs") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: expected the sections of a training's configuration; give another --runs")
-    return _flatten(settings)
-
-
 def _flatten(values: Mapping[str, Any]) -> Flat:
-    flat: Flat = {}
-    for name, value in values.items():
-        inner = _flatten(value) if isinstance(value, Mapping) else None
-        flat |= {name: value} if inner is None else {f"{name}.{key}": content for key, content in inner.items()}
-    return flat
+    [flat] = pd.json_normalize(dict(values)).to_dict("records")
+    return {str(name): value for name, value in flat.items()}

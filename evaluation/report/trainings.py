@@ -90,12 +90,9 @@ def runs_table(findings: Findings) -> Table:
 
 def _curves(findings: Findings) -> list[Picture]:
     found = {name for run in findings.outputs.trainings for name in run.metrics if not name.endswith("_seconds")}
-    pictures = []
-    for name in sorted(found - _NOT_DRAWN, key=lambda one: (_FIRST.index(one) if one in _FIRST else len(_FIRST), one)):
-        pictures.append(_curve(findings, name, over="step"))
-        if name.startswith(_VALIDATION):
-            pictures.append(_curve(findings, name, over="seconds"))
-    return pictures
+    names = sorted(found - _NOT_DRAWN, key=lambda one: (_FIRST.index(one) if one in _FIRST else len(_FIRST), one))
+    axes = {name: ("step", "seconds") if name.startswith(_VALIDATION) else ("step",) for name in names}
+    return [_curve(findings, name, over=over) for name in names for over in axes[name]]
 
 
 def _curve(findings: Findings, metric: str, *, over: str) -> Picture:

@@ -87,13 +87,13 @@ def test_the_label_of_a_method_comes_from_the_configuration(tmp_path: Path, meth
     ("name", "content", "message"),
     [
         ("a/metrics.jsonl", "loss 3\n", "a/metrics.jsonl:1: expected a JSON object, found 'loss 3'"),
-        ("a/config.yaml", "model: [", "a/config.yaml: is not YAML"),
-        ("a/config.yaml", "3", "a/config.yaml: expected the sections of a training's configuration"),
+        ("a/config.yaml", "model: [", "a/config.yaml: expected a YAML mapping"),
+        ("a/config.yaml", "3", "a/config.yaml: expected a YAML mapping"),
         ("a/environment.json", "no", "a/environment.json: expected a JSON object"),
         ("e/results.json", "{}", "e/results.json: has no model; write it again"),
         ("e/results.json", "[]", "e/results.json: expected a JSON object"),
         ("x/exposure_bias.json", "[", "x/exposure_bias.json: expected a JSON object"),
-        ("c/cost.json", b"\xff\xfe", "c/cost.json: is not UTF-8 text"),
+        ("c/cost.json", b"\xff\xfe", "c/cost.json: expected a JSON object"),
     ],
 )
 def test_a_broken_file_is_named_in_one_line(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
@@ -138,8 +138,8 @@ def test_a_run_that_was_moved_is_known_by_its_run_dir(tmp_path: Path) -> None:
 
 def test_roles_of_models(tmp_path: Path) -> None:
     run = write_training(tmp_path / "a", model={"teacher": "hub/teacher", "student": "hub/start"})
-    for place, model in (("z", "hub/teacher"), ("y", "hub/start"), ("x", "hub/other"), ("w", str(run / "final"))):
-        write_evaluation(tmp_path / place, model=model, scores=SCORES)
+    for name, model in (("z", "hub/teacher"), ("y", "hub/start"), ("x", "hub/other"), ("w", str(run / "final"))):
+        write_evaluation(tmp_path / name, model=model, scores=SCORES)
     prompt = run / "final" / "soft_prompt.safetensors"
     write_evaluation(tmp_path / "v", model="hub/teacher", soft_prompt=prompt, scores=SCORES)
     assert names(tmp_path) == [

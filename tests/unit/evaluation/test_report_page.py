@@ -125,8 +125,8 @@ def test_colours_of_the_page_exist_in_light_and_dark(written: Path) -> None:
 def test_equal_inputs_give_equal_bytes(outputs: Path, written: Path, tmp_path: Path) -> None:
     again = write_report(outputs, tmp_path / written.name)
     first, second = (
-        {path.relative_to(place): path.read_bytes() for path in place.rglob("*") if path.is_file()}
-        for place in (written.parent, again.parent)
+        {path.relative_to(parent): path.read_bytes() for path in parent.rglob("*") if path.is_file()}
+        for parent in (written.parent, again.parent)
     )
     assert first == second
 

@@ -15,7 +15,7 @@ from evaluation.compare import paired_difference
 from evaluation.generations import generations_file, read_generations, write_generations
 from evaluation.report.analyses import costs_section, friendliness_section, judge_section
 from evaluation.report.findings import Findings, read_findings
-from evaluation.report.samples import instruction_of, samples_section, spread
+from evaluation.report.samples import instruction_of, samples_section
 from evaluation.report.scores import scores_section
 from evaluation.report.trainings import settings_section, trainings_section
 from tests.unit.evaluation.report_inputs import (
@@ -98,14 +98,14 @@ def test_models_with_other_rows_are_not_compared(scored: Path) -> None:
     assert records(table.frame, ["promptkd minus", "mine"])[-1] == ["other", None]
 
 
-def test_details_tell_how_many_rows_were_decoded_and_how(scored: Path) -> None:
+def test_details_have_numbers_of_rows_and_decoding_settings(scored: Path) -> None:
     frame = scores_section(findings_of(scored)).tables[-1].frame
     columns = ["benchmark", "model", "rougeL", "exact_match", "rows", "seeds", "at most", "temperature"]
     assert len(frame) == 6
     assert records(frame, columns)[1] == ["mine", "promptkd", 36.0, 0.0, 2, 2, 256, 1.0]
 
 
-def test_trainings_are_told_with_time_and_best_step(scored: Path) -> None:
+def test_trainings_have_their_time_and_best_step(scored: Path) -> None:
     (table,) = trainings_section(findings_of(scored)).tables
     columns = [
         "run",
@@ -174,11 +174,6 @@ def test_rows_with_other_references_are_not_shown_side_by_side(tmp_path: Path) -
     write_generations(path, [replace(row, references=("other",)) if row.row == 1 else row for row in rows])
     (table,) = samples_section(findings_of(tmp_path)).tables
     assert list(table.frame["row"]) == ["0", "2"]
-
-
-@pytest.mark.parametrize(("number", "expected"), [(0, []), (1, [5]), (2, [5, 9]), (3, [5, 7, 9]), (7, [5, 6, 7, 8, 9])])
-def test_rows_are_spread_evenly(number: int, expected: list[int]) -> None:
-    assert spread([5, 6, 7, 8, 9], number) == expected
 
 
 def test_the_words_of_the_template_alpaca_are_left_out() -> None:

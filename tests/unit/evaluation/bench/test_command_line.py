@@ -24,17 +24,18 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ("argv", "message"),
     [
         (["scaling"], "'scaling': expected section.field=value"),
-        (["--preset", "huge"], "invalid choice: 'huge'"),
+        (["--preset", "huge"], "preset is 'huge'; expected one of tiny, cpu-small"),
         (["--methods", "sft,ppo"], "ppo"),
-        (["--zero", "0,4"], "'4' is no ZeRO stage"),
-        (["--gather", "shard"], "engine.gather"),
-        (["--steps", "0"], "'0' is not a whole number of at least 1"),
+        (["--zero", "0,4"], "zero.1 is 4; input should be 0, 1, 2 or 3"),
+        (["--gather", "shard"], "gather.0 is 'shard'; input should be 'auto', 'layer' or 'model'"),
+        (["--steps", "0"], "steps is 0; input should be greater than or equal to 1"),
         (["--local_rank=0", "prompt.length=0"], "prompt.length"),
         (["schedule.steps=3"], "schedule.steps=3: the bench sets it; use --steps"),
-        (["--peer", "verl"], "invalid choice: 'verl'"),
+        (["--peer", "verl"], "peer is 'verl'; input should be 'trl'"),
         (["--out", "{used}"], "cannot be made (File exists); choose a new directory"),
+        (["decoding", "--preset", "huge"], "preset is 'huge'"),
         (["decoding", "--out", "{used}"], "cannot be made (File exists); choose a new directory"),
-        (["loss", "--vocabulary", "1"], "'1' is not a whole number of at least 2"),
+        (["loss", "--vocabulary", "1"], "vocabulary is 1; input should be greater than or equal to 2"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_two(
@@ -56,4 +57,4 @@ def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
     assert stop.value.code == 0
-    assert "--out DIR" in capsys.readouterr().out
+    assert "out, --out" in capsys.readouterr().out

@@ -31,4 +31,4 @@ def test_operations_count_in_the_phase_that_runs_them() -> None:
     matmul = 2 * 3 * 4 * 5
     # Backward has the gradient of the weight alone. Attention: QKᵀ and the weighted sum of V, for two heads.
     assert flops.num_flops == {"inner": matmul, "student": 3 * matmul, "teacher": 2 * 2 * (2 * 6 * 8 * 6)}
-    assert flops.total == 4 * matmul + flops.num_flops["teacher"]
+    assert flops.get_total_flops() == 4 * matmul + flops.num_flops["teacher"]
