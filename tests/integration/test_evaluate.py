@@ -1,73 +1,23 @@
 """evaluate.py from its command line to its files, with a tiny model."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 from evaluation.generations import sample_responses
 from evaluation.rouge_l import mean_scores
 from evaluation.scoring import COMMAND, evaluate_model, main
-from kd.distributed import World, free_port
-from kd.models.soft_prompt import SoftPromptOrigin, save_soft_prompt
-from tests.integration.tiny_run import launcher_environment
+from kd.distributed import World
+from tests.integration.evaluated import ROWS, arguments, contents, read_results, save_prompt, write_rows
+from tests.integration.tiny_run import ROOT, launcher_environment
 from tests.run_on_ranks import Ranks
-from tests.tiny_models import save_tiny_model
-
-ROOT = Path(__file__).resolve().parents[2]
-
-ROWS: list[dict[str, object]] = [
-    {"instruction": "Name the capital.", "input": "", "output": ["Paris", "the capital is Paris"]},
-    {"instruction": "Sort these words: river, apple, stone, and then say which one is longest.", "output": "apple"},
-    {"instruction": "Which is the odd one out?", "output": "spoon"},
-    {"instruction": "Count.", "output": "two"},
-    {"instruction": "Say it again, " * 20, "output": "too long"},
-]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"), "gpt2", seed=3, padding=8)
-
-
-@pytest.fixture
-def benchmark(tmp_path: Path) -> Path:
-    return write_rows(tmp_path / "rows.jsonl", ROWS)
-
-
-@pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment of a single rank, for `main` in this process."""
-    names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    for name, value in (names | {"MASTER_PORT": str(free_port())}).items():
-        monkeypatch.setenv(name, value)
-
-
-def write_rows(path: Path, rows: Sequence[dict[str, object]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def arguments(model: Path, benchmark: Path, out: Path, *extra: str) -> list[str]:
-    fixed = ["--max-new-tokens", "8", "--max-prompt-tokens", "100", "--seeds", "10,20"]
-    return ["--model", str(model), "--benchmark", f"test={benchmark}", "--out", str(out), *fixed, *extra]
-
-
-def read_results(out: Path) -> dict[str, Any]:
-    results: dict[str, Any] = json.loads((out / "results.json").read_text())
-    return results
-
-
-def contents(out: Path) -> dict[str, str]:
-    return {str(path.relative_to(out)): path.read_text() for path in out.rglob("*.jsonl")}
 
 
 @pytest.mark.usefixtures("alone")
@@ -160,12 +110,6 @@ def test_truncated_prompts_are_sampled_and_counted(model: Path, benchmark: Path,
     assert test["decoding"]["overlong"] == "truncate"
 
 
-def save_prompt(path: Path, *, width: int) -> Path:
-    values = torch.randn(3, width, generator=torch.Generator().manual_seed(1))
-    save_soft_prompt(values, path, origin=SoftPromptOrigin(teacher="t", init="random", init_text=""))
-    return path
-
-
 @pytest.mark.usefixtures("alone")
 def test_finished_seeds_are_not_sampled_again(
     model: Path, benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -247,36 +191,6 @@ def test_python_api_returns_the_results_of_a_run(model: Path, benchmark: Path, t
 
 
 @pytest.mark.usefixtures("alone")
-def test_other_settings_in_the_same_directory_are_refused(
-    model: Path, benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    assert main(arguments(model, benchmark, out)) == 0
-    # Neither responses nor their meaning depend on these.
-    assert main(arguments(model, benchmark, out, "--max-batch-tokens", "200", "--seeds", "10")) == 0
-    before = contents(out)
-    prompt = save_prompt(tmp_path / "soft_prompt.safetensors", width=32)
-    changes = {
-        "temperature=1.0": ["--temperature", "0.5"],
-        "greedy=False": ["--greedy"],
-        "rows=": ["--rows", "2"],
-        "soft_prompt=None": ["--soft-prompt", str(prompt)],
-        "dtype=fp32": ["--dtype", "bf16"],
-    }
-    for expected, extra in changes.items():
-        capsys.readouterr()
-        assert main(arguments(model, benchmark, out, *extra)) == 2
-        message = capsys.readouterr().err.splitlines()[-1]
-        assert f"was made with {expected}" in message
-        assert "use another --out or delete" in message
-    # A model that was trained again is not scored with its old responses.
-    (model / "model.safetensors").touch()
-    assert main(arguments(model, benchmark, out)) == 2
-    assert "was made with weights=" in capsys.readouterr().err
-    assert contents(out) == before
-
-
-@pytest.mark.usefixtures("alone")
 def test_results_of_other_benchmarks_stay(
     model: Path, benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -292,107 +206,3 @@ def test_results_of_other_benchmarks_stay(
         assert main([*other, *extra]) == 2
         assert "has test of another model or other seeds, which would be lost" in capsys.readouterr().err
     assert contents(out) == before
-
-
-@pytest.mark.usefixtures("alone")
-def test_mistakes_are_one_line_and_exit_code_two(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = write_rows(tmp_path / "rows.jsonl", ROWS[:2])
-    unanswered = write_rows(tmp_path / "unanswered.jsonl", [ROWS[0], {"instruction": "And now?"}])
-    prompt = save_prompt(tmp_path / "soft_prompt.safetensors", width=16)
-    blocked = tmp_path / "blocked"
-    blocked.write_text("a file, no directory")
-    out = tmp_path / "out"
-    cases = [
-        (arguments(tmp_path / "nowhere", rows, out), f"model {tmp_path / 'nowhere'}"),
-        (arguments(model, tmp_path / "nowhere.jsonl", out), f"{tmp_path / 'nowhere.jsonl'}: cannot be read"),
-        (arguments(model, rows, out, "--benchmark", "second"), "'second' is not NAME=PATH"),
-        (arguments(model, unanswered, out), f"{unanswered}:2: expected `output`"),
-        (arguments(model, rows, out, "--soft-prompt", str(prompt)), "16 numbers"),
-        (arguments(model, rows, out, "--soft-prompt", str(rows)), f"soft prompt {rows}: cannot be read"),
-        (arguments(model, rows, out, "--max-new-tokens", "64"), "has 128 positions"),
-        (arguments(model, rows, out, "--dtype", "fp16"), "model.dtype=fp16 needs a GPU"),
-        (arguments(model, rows, blocked), "cannot be written"),
-    ]
-    for argv, expected in cases:
-        if "fp16" in argv and torch.cuda.is_available():
-            continue
-        capsys.readouterr()
-        assert main(argv) == 2
-        message = capsys.readouterr().err
-        assert message.startswith("error: ")
-        assert expected in message
-        assert message.count("\n") == 1
-    assert contents(out) == {}
-
-
-EVALUATE = (str(ROOT / "evaluation" / "evaluate.py"),)
-
-
-def start_rank(
-    rank: int, *, size: int, port: int, argv: list[str], program: tuple[str, ...] = EVALUATE
-) -> "subprocess.Popen[str]":
-    environment = os.environ | {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    command = [sys.executable, *program, *argv]
-    return subprocess.Popen(
-        command, env=environment, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def test_error_of_one_rank_ends_both(model: Path, benchmark: Path, tmp_path: Path) -> None:
-    port = free_port()
-    missing = tmp_path / "nowhere.jsonl"
-    argvs = [arguments(model, rows, tmp_path / "out") for rows in (benchmark, missing)]
-    processes = [start_rank(rank, size=2, port=port, argv=argv) for rank, argv in enumerate(argvs)]
-    outputs = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [2, 2]
-    errors = [line for _, error in outputs for line in error.splitlines() if not line.startswith(str(benchmark))]
-    assert len(errors) == 1
-    assert errors[0].startswith(f"error: {missing}: cannot be read")
-
-
-def test_a_command_line_that_one_rank_cannot_follow_ends_both(tmp_path: Path) -> None:
-    """The analyses read runs that their command lines name, which only some machines may have."""
-    port = free_port()
-    here, nowhere = tmp_path / "here", tmp_path / "nowhere"
-    (here / "exports" / "step-1").mkdir(parents=True)
-    (here / "metrics.jsonl").write_text('{"step": 1}\n')
-    (here / "config.yaml").write_text("model: {student: s, teacher: t}\ndata: {train: d}\nrun: {dir: r}\n")
-    fixed = ["--teacher", "t", "--data", "d", "--out", str(tmp_path / "out")]
-    program = ("-m", "evaluation.analysis.exposure_bias")
-    processes = [
-        start_rank(rank, size=2, port=port, argv=[*fixed, "--run", f"a={run}"], program=program)
-        for rank, run in enumerate((here, nowhere))
-    ]
-    outputs = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [2, 2]
-    assert "".join(error for _, error in outputs).startswith(f"error: {nowhere}: has no config.yaml")
-
-
-def test_script_runs_from_anywhere_without_deepspeed(model: Path, benchmark: Path, tmp_path: Path) -> None:
-    """The toolkit is found beside the script, and an import of DeepSpeed would raise."""
-    (tmp_path / "hidden" / "deepspeed").mkdir(parents=True)
-    broken = tmp_path / "hidden" / "deepspeed" / "__init__.py"
-    broken.write_text("raise AssertionError('DeepSpeed was imported')\n")
-    finished = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "evaluation" / "evaluate.py"),
-            *arguments(model, benchmark, tmp_path / "out", "--rows", "2"),
-        ],
-        env={name: value for name, value in os.environ.items() if name not in ("RANK", "MASTER_PORT")}
-        | {"PYTHONPATH": str(tmp_path / "hidden"), "MASTER_PORT": str(free_port())},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert finished.returncode == 0, finished.stderr
-    assert len(contents(tmp_path / "out")) == 2
