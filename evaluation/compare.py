@@ -41,7 +41,7 @@ class CompareConfig(Section):
 
 COMMAND = Command(
     config=CompareConfig,
-    program="python -m evaluation.compare",
+    program="promptkd compare",
     description=__doc__,
     flags={"benchmarks": "--benchmark"},
 )

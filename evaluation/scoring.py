@@ -36,7 +36,7 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "rouge_score")
 
 COMMAND = Command(
     config=EvaluationConfig,
-    program="evaluate.py",
+    program="promptkd evaluate",
     description="Sample a model's responses to benchmarks, and score them. Finished seeds are not sampled again.",
     flags={"model.path": "--model", "data.benchmarks": "--benchmark"},
     run_values=run_values,

@@ -47,7 +47,7 @@ class ReportConfig(PageConfig):
     samples: NonNegativeInt = option(5, help="number of rows of each benchmark to show")
 
 
-COMMAND = Command(config=ReportConfig, program="python -m evaluation.report", description=__doc__)
+COMMAND = Command(config=ReportConfig, program="promptkd report", description=__doc__)
 
 
 def report(config: ReportConfig) -> None:

@@ -63,6 +63,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     assert all(f"  {name}" in shown and text in shown for name, (_, text) in COMMANDS.items())
+    assert main([]) == 2
+    assert capsys.readouterr().err == shown
 
 
 @pytest.mark.parametrize("command", COMMANDS)
