@@ -22,7 +22,7 @@ def with_error(value: float | None, standard_error: float | None) -> str:
 
 
 def short_names(directories: Sequence[Path]) -> list[str]:
-    """The last parts of each path, as many as it takes to tell it from the others."""
+    """The last parts of each path, as many as distinguish it from the others."""
     parts = [Path(os.path.abspath(directory)).parts for directory in directories]
     names = []
     for own in parts:

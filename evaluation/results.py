@@ -160,7 +160,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def digest(value: object) -> str:
-    """Sixteen characters that tell one JSON value from another."""
+    """Sixteen characters that distinguish one JSON value from others."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 

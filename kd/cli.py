@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(argv: Sequence[str], *, only: str | None = None) -> int:
-    """Train as the arguments say, and return the exit code.
+    """Train with the arguments of a command line, and return the exit code.
 
     Args:
         argv: arguments, without the name of the program.
@@ -69,7 +69,7 @@ def train(argv: Sequence[str], *, only: str | None = None) -> int:
 
 
 def generate(argv: Sequence[str]) -> int:
-    """Write the teacher's responses as the arguments say, and return the exit code."""
+    """Write the teacher's responses, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="promptkd generate",
         description="Write data.responses: the teacher's responses to each row of data.train, seqkd.samples of each,\n"
@@ -89,7 +89,7 @@ def generate(argv: Sequence[str]) -> int:
 
 
 def make_student(argv: Sequence[str]) -> int:
-    """Make a student from some of a teacher's layers as the arguments say, and return the exit code."""
+    """Make a student from some of a teacher's layers, and return the exit code."""
     parser = argparse.ArgumentParser(prog="promptkd make-student", description="Keep some of a teacher's layers.")
     add = parser.add_argument
     add("--teacher", required=True, metavar="DIR", help="from_pretrained directory or hub name")
@@ -104,6 +104,9 @@ def make_student(argv: Sequence[str]) -> int:
     def work() -> None:
         import transformers
 
+        from kd.distributed.session import select_accelerator
+
+        select_accelerator()
         from kd.models.prune import prune_layers
 
         transformers.utils.logging.disable_progress_bar()

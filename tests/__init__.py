@@ -6,7 +6,7 @@ Here, because this module is imported before kd in pytest's process and in those
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    # Elsewhere in kd.methods, tests put doubles in the place of the loader or the sampler.
+    # Elsewhere in kd.methods, tests replace the loader or the sampler with doubles.
     ["kd.data", "kd.losses", "kd.models", "kd.rollout", "kd.methods.minillm_rollouts"],
     typechecker="beartype.beartype",
 )

@@ -16,6 +16,12 @@ from kd.errors import EXIT_CODE, LoneUserError, UserError
 _joined: World | None = None
 
 
+def select_accelerator() -> None:
+    """Call it before DeepSpeed is imported, which otherwise warns in every process on a CPU that it found no GPU."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def start_world() -> World:
     """Join the process group of this run (NCCL on GPUs, gloo on CPUs).
 
@@ -24,10 +30,8 @@ def start_world() -> World:
     Raises:
         UserError: the launcher does not set the ranks or their rendezvous, or they cannot meet there.
     """
+    select_accelerator()
     on_gpu = torch.cuda.is_available()
-    if not on_gpu:
-        # Before DeepSpeed is imported, which otherwise warns in every process that it found no GPU.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     info = find_rank()
     address, port = find_rendezvous(info)
     device = _choose_gpu(info) if on_gpu else torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Two ranks under the mpirun of Open MPI and of MPICH, with and without variables that tell the ranks."""
+"""Two ranks under the mpirun of Open MPI and of MPICH, with and without environment variables that give the ranks."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ AGENT = '#!/bin/sh\nshift\nexec sh -c "$*"\n'
 
 @dataclass(frozen=True, kw_only=True)
 class Mpi:
-    """An installed MPI: its commands for two ranks, and the variables that tell the ranks on one host."""
+    """An installed MPI: its commands for two ranks, and the variables that give the ranks on one host."""
 
     one_host: list[str]
     two_hosts: list[str]

@@ -1,4 +1,4 @@
-"""The demo's bundled data and teacher are what README says."""
+"""The demo's bundled data and teacher are those that README describes."""
 
 import json
 from pathlib import Path

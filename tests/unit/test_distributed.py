@@ -105,7 +105,7 @@ def test_rank_comes_from_the_launcher(
         ),
         ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, "MASTER_ADDR is not set"),
         (TORCHRUN | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "http"}, "MASTER_PORT=http is not an integer"),
-        # An MPI that does not tell local ranks, and whose library is not here.
+        # An MPI that does not give local ranks, and whose library is not installed.
         ({"PMI_RANK": "1", "PMI_SIZE": "4", "MPI4PY_LIBMPI": "/no/libmpi.so"}, "mpi4py does not load .*/no/libmpi.so"),
         (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "MPI4PY_LIBMPI": "/no/libmpi.so"}, "mpi4py does not load"),
         (SLURM_STEP | {"SLURM_STEP_NODELIST": "n[1-2]", "PATH": ""}, "scontrol cannot list the hosts n\\[1-2\\]"),
@@ -166,8 +166,8 @@ def test_one_rank_needs_no_process_group() -> None:
 
 
 def test_agreement_passes_user_errors_on_and_leaves_others_alone() -> None:
-    with pytest.raises(UserError, match="as it was said"), lone_world().agreed():
-        raise UserError("as it was said")
+    with pytest.raises(UserError, match="unchanged message"), lone_world().agreed():
+        raise UserError("unchanged message")
     with pytest.raises(KeyError), lone_world().agreed():
         raise KeyError("a defect, not an input")
 

@@ -31,6 +31,8 @@ LAUNCHERS = {
 PROGRAMS = {*LAUNCHERS, "python", "promptkd", "make", "bash"}
 TRAINING = ("kd", "launch/train.py", "launch/train_promptkd.py", "launch/generate.py", "launch/slurm/train.sbatch")
 TRACKED = tuple(f"{name}/" for name in ("launch", "docs", "ds_configs", "tests", "evaluation", "kd", "demo"))
+# Commands run in this process, after their packages were imported.
+pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:

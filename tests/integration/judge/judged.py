@@ -15,7 +15,7 @@ SOON = {"retry-after-ms": "5"}
 
 
 def write_evaluation(directory: Path, *, name: str, num_rows: int = 3, seeds: tuple[int, ...] = (10, 20)) -> Path:
-    """What evaluate.py leaves: responses "NAME says ROW SEED" to rows with the reference "truth ROW"."""
+    """What evaluate.py writes: responses "NAME says ROW SEED" to rows with the reference "truth ROW"."""
     rows = [
         {"instruction": f"Ask {row}.", "input": "{it}" if row else "", "output": f"truth {row}"}
         for row in range(num_rows)

@@ -58,7 +58,7 @@ def scores(
 
 @torch.no_grad()
 def plain_log_probs(directory: Path, sequence: TokenSequence, prompt: Tensor | None) -> Tensor:
-    """What a model says before each response token, over the tokenizer's entries [T, V] in float64."""
+    """The distribution before each response token, over the tokenizer's entries [T, V] in float64."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64).eval()
     ids = torch.from_numpy(np.append(sequence.prompt_ids, sequence.response_ids)).long()
     embeds = model.get_input_embeddings()(ids)

@@ -31,7 +31,7 @@ def sequence(row_id: int, *, response: int = 7, length: int = 2) -> TokenSequenc
 
 
 class StepSampler:
-    """Samples responses that tell their step."""
+    """Samples responses that name their step."""
 
     def sample(self, examples: Sequence[Example], *, seed: int, step: int, keep_hidden: bool) -> SampledResponses:
         return SampledResponses(sequences=[sequence(row.row_id, response=step) for row in examples])
