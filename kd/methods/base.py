@@ -182,6 +182,8 @@ class Method(ABC):
             if self.is_student_row(row.row_id, step=batch.step, student_fraction=student_fraction)
         ]
         with self.recorder.time("generation"):
+            # Where the student is gathered once for a global batch, this also serves the inference copy and the head.
+            self.student.engine.gather()
             # All ranks must sample together: a rank without such a row discards the response of its first row.
             sampled = self._sampler.sample(
                 rows or batch.examples[:1], seed=self.config.run.seed, step=batch.step, keep_hidden=keep_hidden

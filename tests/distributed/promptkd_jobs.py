@@ -17,9 +17,12 @@ from kd.zero.recorder import Recorder
 from tests.distributed.harness import FIXED_RESPONSES, Harness, Pair, full_weights, train
 
 
-def count_bytes(world: World, *, config_file: Path, overrides: list[str], batches: list[list[Pair]]) -> dict[str, int]:
+def count_bytes(
+    world: World, *, config_file: Path, overrides: list[str], batches: list[list[Pair]], rolls_out: bool = False
+) -> dict[str, int]:
     """Bytes that collectives gather and reduce in the second of two steps."""
-    harness = Harness(world, config_file, [*FIXED_RESPONSES, *overrides], batches=batches)
+    fixed = [] if rolls_out else FIXED_RESPONSES
+    harness = Harness(world, config_file, [*fixed, *overrides], batches=batches)
     harness.step(1)
     with CollectiveBytes() as counted:
         harness.step(2)

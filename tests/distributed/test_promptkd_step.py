@@ -144,6 +144,15 @@ def test_gathering_once_or_layer_by_layer_does_not_matter(llama_pair: Path, llam
     assert num_bytes["model"]["reduced"] <= 0.51 * num_bytes["layer"]["reduced"]
 
 
+def test_one_gathering_of_the_student_serves_rollouts_and_training(llama_pair: Path, ranks: Any) -> None:
+    batches = make_batches(vocabulary=400, seed=2)
+    overrides = ["engine.gather=model", "generation.layout=gathered", "generation.max_new_tokens=4"]
+    count = {"config_file": write_config(llama_pair), "overrides": overrides, "batches": batches}
+    fixed, sampled = (ranks(2).run(jobs.count_bytes, **count, rolls_out=rolls_out)[0] for rolls_out in (False, True))
+    # The copy that decodes and the head of the kept hidden states need no gathering of their own.
+    assert 0 < sampled["gathered"] <= fixed["gathered"]
+
+
 def test_a_step_that_fails_leaves_no_gradient(llama_pair: Path, llama_reference: Any, ranks: Any) -> None:
     batches, updates, prompt_update = llama_reference
     config = write_config(llama_pair)

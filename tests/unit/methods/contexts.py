@@ -1,6 +1,7 @@
 """Contexts of methods without models, for what a method does between them."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,15 @@ from kd.zero.recorder import Recorder
 
 def make_context(config: Config, *, world: World, sampler: Any) -> MethodContext:
     nothing: Any = None
+    # A rollout gathers the student first.
+    student: Any = SimpleNamespace(engine=SimpleNamespace(gather=lambda: None))
     row = Example(
         row_id=0, prompt="", prompt_ids=np.ones(1, dtype=np.int32), response_ids=None, references=(), source="x:1"
     )
     return MethodContext(
         config=config,
         world=world,
-        student=nothing,
+        student=student,
         teacher=None,
         sampler=sampler,
         loader=BatchLoader([row], global_batch=world.size, rank=world.rank, num_ranks=world.size, seed=1),
