@@ -30,7 +30,6 @@ $(STAMP): setup.py constraints.txt
 demo: $(STAMP)
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m demo.run
 
-
 test: $(STAMP)
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 

@@ -54,7 +54,7 @@ class Sampling:
 
     @classmethod
     def prepare(cls, world: World, *, config_file: Path, overrides: list[str], eos_id: int | None = None) -> "Sampling":
-        """As a run does it; `eos_id` takes the place of the tokenizer's."""
+        """As a run does it; `eos_id` replaces the tokenizer's."""
         config = load_config(config_file, overrides=overrides)
         vocabulary = share_vocabulary(config)
         if eos_id is not None:

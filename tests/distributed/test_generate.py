@@ -143,8 +143,8 @@ def test_responses_of_other_settings_are_refused(
 def test_a_file_of_unknown_origin_is_not_overwritten(setting: Path, ranks: Any) -> None:
     mine = setting.parent / "mine.jsonl"
     mine.write_text("{}\n")
-    answers = ranks(2).run(jobs.write, config_file=setting, overrides=[f"data.responses={mine}"])
-    assert all("exists already and was not written by this script" in answer for answer in answers)
+    messages = ranks(2).run(jobs.write, config_file=setting, overrides=[f"data.responses={mine}"])
+    assert all("exists already and was not written by this script" in message for message in messages)
     assert mine.read_text() == "{}\n"
 
 

@@ -36,8 +36,8 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny_model(directory / "student", "gpt2", seed=2, padding=3)
     rows = [{"instruction": f"Repeat the word number {i}.", "output": f"word {i}"} for i in range(16)]
     (directory / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    answers = [{"prompt": row["instruction"], "response": row["output"]} for row in rows]
-    (directory / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    fixed = [{"prompt": row["instruction"], "response": row["output"]} for row in rows]
+    (directory / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in fixed))
     path = write_config(directory)
     values = yaml.safe_load(path.read_text())
     values["data"] |= {

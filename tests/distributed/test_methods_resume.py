@@ -44,8 +44,8 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny_model(directory / "teacher", "gpt2", seed=1, width=48, layers=3)
     save_tiny_model(directory / "student", "gpt2", seed=2)
     rows = [{"instruction": f"Repeat the word number {i}.", "output": f"word {i}"} for i in range(16)]
-    answers = [{"prompt": row["instruction"], "response": row["output"]} for row in rows]
-    for name, part in (("train", rows[:12]), ("validation", rows[12:]), ("responses", answers)):
+    fixed = [{"prompt": row["instruction"], "response": row["output"]} for row in rows]
+    for name, part in (("train", rows[:12]), ("validation", rows[12:]), ("responses", fixed)):
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     path = write_config(directory)
     values = yaml.safe_load(path.read_text())

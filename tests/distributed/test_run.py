@@ -193,7 +193,7 @@ def test_a_run_without_generation_chooses_the_best_by_loss(setting: Path, ranks:
     assert (directory / "best" / "model.safetensors").exists()
 
 
-def test_fixed_pseudo_targets_take_the_place_of_sampling(setting: Path, ranks: Any) -> None:
+def test_fixed_responses_replace_rollouts(setting: Path, ranks: Any) -> None:
     directory = setting.parent / "responses"
     responses = setting.parent / "responses.jsonl"
     rows = [{"prompt": f"Say {i}.", "response": f"{i}"} for i in range(8)]

@@ -23,7 +23,7 @@ class Adapters:
     """As GPT-2 stores its weights: [inputs, outputs]."""
 
     def merged(self, model: PreTrainedModel) -> dict[str, Tensor]:
-        """The weights that take the places of the model's own."""
+        """The weights that replace the model's own."""
         merged = {}
         for name, (a, b) in self.matrices.items():
             update = self.scale * (b @ a)

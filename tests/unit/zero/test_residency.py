@@ -129,12 +129,12 @@ def test_private_names_are_used_in_one_file_each() -> None:
     private = re.compile(rf"\b({'|'.join(homes)}|ds_(?!config)\w+)\b")
     elsewhere, unused = [], set(homes)
     for path in (path for top in ("kd", "evaluation", "launch", "demo") for path in (ROOT / top).rglob("*.py")):
-        place = path.relative_to(ROOT).as_posix()
+        file = path.relative_to(ROOT).as_posix()
         for name in private.findall(path.read_text(encoding="utf-8")):
             home = homes.get(name, "kd/zero/residency.py and in the contract above")
-            if place == home:
+            if file == home:
                 unused.discard(name)
-            elif not place.startswith("demo/runs/"):
-                elsewhere.append(f"{place} uses {name}, which belongs in {home}")
+            elif not file.startswith("demo/runs/"):
+                elsewhere.append(f"{file} uses {name}, which belongs in {home}")
     assert elsewhere == []
     assert unused == set(), "nothing needs these names any more"
