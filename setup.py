@@ -37,12 +37,12 @@ setup(
         # kd/zero uses private names of it.
         "deepspeed>=0.19.8,<0.20",
         "transformers>=5.17,<6",
-        # transformers asks for it when it loads straight into ZeRO-3 shards.
+        # transformers asks for it when it loads directly into ZeRO-3 partitions.
         "accelerate>=1.1",
         "datasets>=4",
         "jaxtyping>=0.3",
         "jinja2>=3.1",
-        # Ranks under an MPI whose variables do not tell them; its wheel installs without an MPI.
+        # Ranks under an MPI whose environment variables do not give them; its wheel installs without an MPI.
         "mpi4py>=4",
         "numpy>=1.26",
         "pandas>=2.2",
