@@ -22,7 +22,7 @@ from kd.losses.outputs import Head, Outputs, chunk_rows
 from kd.losses.terms import Term
 from kd.models.causal_lm import CausalLM
 from kd.models.vocabulary import SharedVocabulary
-from kd.zero.config import Json, zero_stage
+from kd.zero.config import Json, training_engine_config, zero_stage
 from kd.zero.engine import Engine
 from kd.zero.optimizer import learning_rate_factor, make_optimizer
 from kd.zero.recorder import Phase, Recorder
@@ -119,10 +119,11 @@ class TrainedHandle(ModelHandle):
     ) -> None:
         """Start the engine; `learning_rate` is the base of the schedule for the parameters `trained`."""
         optimizer = make_optimizer(trained, settings=context.config.optimizer, learning_rate=learning_rate)
-        super().__init__(module, context, settings=settings, optimizer=optimizer)
+        super().__init__(module, context, settings=training_engine_config(settings), optimizer=optimizer)
         byte_budget = context.config.engine.loss_chunk_mib * 2**20
         self._chunk_size = chunk_rows(context.vocabulary.size, byte_budget=byte_budget)
         self._schedule = context.config.schedule
+        self._scales_loss = context.config.model.dtype == "fp16"
         self._learning_rate = learning_rate
         self._pending: tuple[MicroBatch, dict[str, Term]] | None = None
         self._has_gradient = False
@@ -150,6 +151,8 @@ class TrainedHandle(ModelHandle):
             grad_norm = self.engine.step(learning_rate=learning_rate)
         self._recorder.record(f"{self.metric_prefix}learning_rate", learning_rate)
         self._recorder.record(f"{self.metric_prefix}grad_norm", grad_norm)
+        if self._scales_loss:
+            self._recorder.record(f"{self.metric_prefix}skipped_updates", self.engine.skipped_updates)
         self._has_gradient = False
         self._head = None
 

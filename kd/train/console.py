@@ -17,6 +17,8 @@ _SHOWN = (
     "prompt_kd",
     "prompt_regularization",
     "cross_entropy",
+    "skipped_updates",
+    "prompt_skipped_updates",
     "mean_response_length",
     "tokens_per_second",
     "validation/loss",

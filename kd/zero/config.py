@@ -36,6 +36,8 @@ OWNED_BY = {
 
 Json = dict[str, Any]
 
+_FP32_ACCUMULATION = {"grad_accum_dtype": "fp32"}
+
 
 def student_deepspeed_config(config: Config) -> Json:
     """Configuration of the student's engine.
@@ -68,6 +70,18 @@ def teacher_deepspeed_config(config: Config) -> Json:
 def loading_config(settings: Json, *, dtype: str) -> Json:
     """The same settings with the precision in which weights are created and partitioned while loading."""
     return {key: value for key, value in settings.items() if key not in ("bf16", "fp16")} | _precision(dtype)
+
+
+def training_engine_config(settings: Json) -> Json:
+    """The same settings for an engine that trains: fp16 needs ZeRO-1 in place of ZeRO-0.
+
+    Without ZeRO, DeepSpeed does not scale the loss, but divides the gradient by the loss scale: updates would be
+    65,536 times too small. ZeRO-1 keeps all weights resident too.
+    """
+    if "fp16" not in settings or zero_stage(settings) > 0:
+        return settings
+    section = {**settings.get("zero_optimization", {}), "stage": 1}
+    return {**settings, "zero_optimization": section, "data_types": _FP32_ACCUMULATION}
 
 
 def zero_stage(settings: Json) -> int:
@@ -130,7 +144,7 @@ def _owned_settings(config: Config, *, precision: str, stage: int) -> Json:
         "zero_force_ds_cpu_optimizer": False,
         "communication_data_type": "fp32",
         # Without ZeRO, DeepSpeed has no such option: it accumulates in the precision of the weights.
-        **({"data_types": {"grad_accum_dtype": "fp32"}} if stage else {}),
+        **({"data_types": _FP32_ACCUMULATION} if stage else {}),
         **_precision(precision),
     }
 

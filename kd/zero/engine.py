@@ -40,6 +40,11 @@ class Engine:
         self._accumulation: ExitStack | None = None
 
     @property
+    def skipped_updates(self) -> int:
+        """Updates skipped so far because the gradient overflowed with fp16's loss scale, which decreases then."""
+        return int(self.deepspeed.skipped_steps)
+
+    @property
     def is_collective(self) -> bool:
         """Whether a forward pass is a collective operation that all ranks must run together."""
         return self.is_partitioned and not self.gathers_once

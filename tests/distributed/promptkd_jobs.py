@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
 from evaluation.bench.communication import CollectiveBytes
@@ -27,6 +28,38 @@ def count_bytes(
     with CollectiveBytes() as counted:
         harness.step(2)
     return counted.num_bytes
+
+
+def train_in_half(
+    world: World,
+    *,
+    config_file: Path,
+    overrides: list[str],
+    batches: list[list[Pair]],
+    loss_scale_power: int = 12,
+) -> dict[str, Any]:
+    """As `train`, on a CPU that DeepSpeed is told to support fp16, with the numbers of skipped updates.
+
+    The loss scale starts at 2^12: from DeepSpeed's 2^16, the first gradients of the prompt overflow.
+    """
+    skipped: dict[str, object] = {}
+
+    def precision(dtype: str) -> dict[str, Any]:
+        return {} if dtype == "fp32" else {dtype: {"enabled": True, "initial_scale_power": loss_scale_power}}
+
+    class ReportingHarness(Harness):
+        def step(self, number: int, rows: Any = None) -> Any:
+            metrics = super().step(number, rows)
+            skipped.update({name: value for name, value in metrics.values.items() if "skipped" in name})
+            return metrics
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+        patch.setattr("kd.models.vocabulary.check_dtype", lambda dtype: None)
+        patch.setattr("kd.zero.config._precision", precision)
+        patch.setattr("tests.distributed.harness.Harness", ReportingHarness)
+        result = train(world, config_file=config_file, overrides=overrides, batches=batches)
+    return result | {"skipped": skipped}
 
 
 def train_after_a_failure(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed import harness
+from tests.distributed import harness, promptkd_jobs
 from tests.distributed.harness import make_batches, write_config
 from tests.tiny_models import save_tiny_model
 
@@ -34,6 +34,36 @@ def test_bf16_runs_under_every_zero_stage(llama_pair: Path, ranks: Any, stage: i
     assert updates["fp32"].abs().max() >= 1e-3
     # These random models amplify rounding (about 0.2); a scale wrong by a factor of two is off by 0.5 or 1.
     assert (updates["bf16"] - updates["fp32"]).norm() < 0.35 * updates["fp32"].norm()
+
+
+@pytest.mark.parametrize(("stage", "teacher_stage"), [(0, 0), (1, 3), (2, 3), (3, 3)])
+def test_fp16_updates_are_those_of_fp32(llama_pair: Path, ranks: Any, stage: int, teacher_stage: int) -> None:
+    """Under every ZeRO stage the loss is scaled as much as the gradient is divided."""
+    batches = make_batches(vocabulary=400, seed=5)[:1]
+    updates = {}
+    for dtype in ("fp16", "fp32"):
+        config = write_config(llama_pair, stage=stage, teacher_stage=teacher_stage, dtype=dtype)
+        overrides = ["optimizer.learning_rate=10.0"]
+        (result, _) = ranks(2).run(promptkd_jobs.train_in_half, config_file=config, overrides=overrides, batches=batches)
+        name = "model.embed_tokens.weight"
+        updates["student", dtype] = result["after"]["student"][name] - result["before"]["student"][name]
+        updates["prompt", dtype] = result["prompt_after"] - result["prompt_before"]
+        assert result["skipped"] == ({"skipped_updates": 0, "prompt_skipped_updates": 0} if dtype == "fp16" else {})
+    for part in ("student", "prompt"):
+        wanted = updates[part, "fp32"]
+        assert wanted.abs().max() >= 1e-3
+        # Rounding leaves a few percent; without the loss scale, nothing would be left of the update.
+        assert (updates[part, "fp16"] - wanted).norm() < 0.1 * wanted.norm(), part
+
+
+def test_an_update_that_overflows_in_fp16_is_skipped_and_counted(llama_pair: Path, ranks: Any) -> None:
+    batches = make_batches(vocabulary=400, seed=5)[:1]
+    config = write_config(llama_pair, dtype="fp16")
+    (result, _) = ranks(2).run(
+        promptkd_jobs.train_in_half, config_file=config, overrides=[], batches=batches, loss_scale_power=30
+    )
+    assert result["skipped"] == {"skipped_updates": 1, "prompt_skipped_updates": 1}
+    assert torch.equal(result["prompt_before"], result["prompt_after"])
 
 
 def test_the_prompt_stays_fp32_beside_bf16_weights(llama_pair: Path, ranks: Any) -> None:
