@@ -28,8 +28,11 @@ def run(title: str, *commands: list[str]) -> None:
     for command in commands:
         print(f"$ {show(command)}", flush=True)
     started = time.monotonic()
+    # Two ranks cannot share the GPU of a workstation, and the models are tiny.
+    accelerator = os.environ.get("DS_ACCELERATOR", "cpu")
     # One thread per process: two processes share two cores.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    threads = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = os.environ | threads | {"DS_ACCELERATOR": accelerator}
     processes = [subprocess.Popen(command, cwd=ROOT, env=environment) for command in commands]
     codes = [process.wait() for process in processes]
     if any(codes):

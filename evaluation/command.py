@@ -14,7 +14,8 @@ from typing import Any, Generic, NoReturn, TypeVar, get_args, get_origin, get_ty
 import yaml
 
 from kd.config.load import Names, Values, build, describe_fields, merge_layers, read_layers
-from kd.distributed import World, end_world, exit_with_user_error, start_world
+from kd.distributed import World, exit_with_user_error
+from kd.distributed.session import joined_world
 from kd.errors import UserError
 
 ConfigType = TypeVar("ConfigType")
@@ -73,14 +74,12 @@ class Command(Generic[ConfigType]):
         if {"-h", "--help"} & set(argv):
             self.read(argv)
         try:
-            world = start_world()
-            with world.agreed():
-                config = self.read(argv)
-            work(config, world)
+            with joined_world() as world:
+                with world.agreed():
+                    config = self.read(argv)
+                work(config, world)
         except UserError as error:
             return exit_with_user_error(error)
-        finally:
-            end_world()
         return 0
 
     def _parser(self) -> "_Parser":

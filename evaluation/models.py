@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from evaluation.settings import Loading
 from kd.data.batch import SequenceBatch, TokenIds
-from kd.distributed import World
+from kd.distributed import World, on_gpu
 from kd.errors import UserError
 from kd.losses.outputs import Head, Outputs
 from kd.models.causal_lm import DTYPES, CausalLM, load_causal_lm, read_model_config
@@ -85,7 +84,7 @@ class ModelSet:
         """
         if self.loading.dtype == "auto":
             own = next((known for known, dtype in DTYPES.items() if dtype == self.configs[name].dtype), "fp32")
-            return "fp32" if own == "fp16" and not torch.cuda.is_available() else own
+            return "fp32" if own == "fp16" and not on_gpu() else own
         check_dtype(self.loading.dtype)
         return self.loading.dtype
 

@@ -25,6 +25,7 @@ from evaluation.command import Command
 from evaluation.results import write_json
 from kd.config.fields import Count, Section, option
 from kd.data.batch import PromptBatch, TokenSequence
+from kd.distributed import on_gpu
 from kd.models.causal_lm import CausalLM
 from kd.rollout.decode import decode, row_streams
 from kd.rollout.sampling import DecodingSettings
@@ -52,7 +53,7 @@ def run_decoding(config: DecodingConfig) -> None:
         UserError: --out cannot be made.
     """
     out, preset = make_out(config.out, command="decoding"), PRESETS[config.preset]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if on_gpu() else "cpu")
     prompts, lengths = prompts_and_lengths(preset, num_prompts=config.prompts, device=device)
     # One model each: our view of a model may change it.
     view = CausalLM.of(random_model(preset, "student", device=device))

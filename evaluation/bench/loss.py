@@ -19,6 +19,7 @@ from evaluation.bench.results import GIB, describe_machine, make_out, print_resu
 from evaluation.command import Command
 from evaluation.results import write_json
 from kd.config.fields import Count, Section, option
+from kd.distributed import on_gpu
 from kd.errors import UserError
 from kd.losses.fused import fused_loss
 from kd.losses.outputs import Head, Outputs, chunk_rows
@@ -84,7 +85,7 @@ def run_loss(config: LossConfig) -> None:
 
 def measure_loss(kind: str, positions: int, vocabulary: int) -> LossCost:
     """Forward and backward passes, after one that warms up; the same inputs each time."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if on_gpu() else "cpu")
     torch.manual_seed(0)
 
     def outputs(width: int, *, requires_grad: bool) -> Outputs:

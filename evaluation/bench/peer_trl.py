@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from evaluation.bench.steps import WARM_UP_STEPS
+from kd.distributed import on_gpu
 from kd.methods import load_config
 
 
@@ -46,7 +47,7 @@ def measure_trl(file: Path, fields: Sequence[str], num_steps: int, num_ranks: in
             self.times: list[float] = []
 
         def on_step_end(self, *arguments: Any, **more: Any) -> None:
-            if torch.cuda.is_available():
+            if on_gpu():
                 torch.cuda.synchronize()
             self.times.append(time.perf_counter())
 
@@ -62,7 +63,7 @@ def measure_trl(file: Path, fields: Sequence[str], num_steps: int, num_ranks: in
             teacher_model=AutoModelForCausalLM.from_pretrained(model.teacher, dtype=teacher_dtype),
             args=trl.DistillationConfig(
                 output_dir=directory,
-                use_cpu=not torch.cuda.is_available(),
+                use_cpu=not on_gpu(),
                 bf16=is_bf16,
                 gradient_checkpointing=model.gradient_checkpointing,
                 per_device_train_batch_size=schedule.micro_batch,

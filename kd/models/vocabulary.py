@@ -8,6 +8,7 @@ import torch
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from kd.config.schema import Config
+from kd.distributed import on_gpu
 from kd.errors import UserError
 from kd.models.causal_lm import read_model_config
 
@@ -145,8 +146,7 @@ def check_dtype(dtype: str) -> None:
     Raises:
         UserError: it does not.
     """
-    on_gpu = torch.cuda.is_available()
-    if dtype == "fp16" and not on_gpu:
+    if dtype == "fp16" and not on_gpu():
         raise UserError("model.dtype=fp16 needs a GPU; use fp32 (or bf16) on a CPU")
-    if dtype == "bf16" and on_gpu and not torch.cuda.is_bf16_supported():
+    if dtype == "bf16" and on_gpu() and not torch.cuda.is_bf16_supported():
         raise UserError("model.dtype=bf16 is not supported by this GPU; use fp16")

@@ -8,6 +8,7 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
+from kd.distributed import on_gpu
 from kd.errors import UserError
 from kd.zero import residency
 from kd.zero.config import Json, zero_stage
@@ -17,7 +18,7 @@ CHECKPOINT_TAG = "state"
 
 def start_deepspeed() -> None:
     """Hand the process group to DeepSpeed; call it before any model is loaded under ZeRO-3."""
-    if not torch.cuda.is_available():
+    if not on_gpu():
         residency.disable_shared_memory_extension()
     # DeepSpeed calls collectives by names that newer torch renames, hundreds of times in a step.
     warnings.filterwarnings(

@@ -55,7 +55,7 @@ def train_in_half(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
-        patch.setattr("kd.models.vocabulary.check_dtype", lambda dtype: None)
+        patch.setattr("kd.models.vocabulary.check_dtype", lambda _: None)
         patch.setattr("kd.zero.config._precision", precision)
         patch.setattr("tests.distributed.harness.Harness", ReportingHarness)
         result = train(world, config_file=config_file, overrides=overrides, batches=batches)

@@ -44,7 +44,9 @@ def test_fp16_updates_are_those_of_fp32(llama_pair: Path, ranks: Any, stage: int
     for dtype in ("fp16", "fp32"):
         config = write_config(llama_pair, stage=stage, teacher_stage=teacher_stage, dtype=dtype)
         overrides = ["optimizer.learning_rate=10.0"]
-        (result, _) = ranks(2).run(promptkd_jobs.train_in_half, config_file=config, overrides=overrides, batches=batches)
+        (result, _) = ranks(2).run(
+            promptkd_jobs.train_in_half, config_file=config, overrides=overrides, batches=batches
+        )
         name = "model.embed_tokens.weight"
         updates["student", dtype] = result["after"]["student"][name] - result["before"]["student"][name]
         updates["prompt", dtype] = result["prompt_after"] - result["prompt_before"]

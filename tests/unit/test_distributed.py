@@ -3,10 +3,12 @@
 import os
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from kd.distributed import (
     DEFAULT_PORT,
@@ -16,8 +18,10 @@ from kd.distributed import (
     exit_with_user_error,
     find_rank,
     free_port,
+    on_gpu,
     start_world,
 )
+from kd.distributed.session import refuse_shared_gpus
 from kd.errors import UserError
 
 RANK_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -206,3 +210,27 @@ def test_an_error_is_printed_once_on_each_host(
         put(environment, {"RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_RANK": str(local)})
         assert exit_with_user_error(UserError("what to do")) == 2
     assert capsys.readouterr().err == "error: what to do\n" * 2
+
+
+@pytest.mark.parametrize(("uuids", "shared"), [(["a", "b", "c"], None), (["a", "b", "b"], "ranks 1 and 2 share a GPU")])
+def test_ranks_that_share_a_gpu_are_refused_on_all_ranks(uuids: list[str], shared: str | None) -> None:
+    store = dist.HashStore()
+
+    def start(rank: int) -> str | None:
+        info = RankInfo(rank=rank, size=len(uuids), local_rank=rank, launcher="torchrun")
+        try:
+            refuse_shared_gpus(store, info, uuid=uuids[rank])
+        except UserError as error:
+            return str(error).split(";")[0]
+        return None
+
+    with ThreadPoolExecutor(len(uuids)) as pool:
+        assert list(pool.map(start, range(len(uuids)))) == [shared] * len(uuids)
+
+
+def test_a_cpu_can_be_chosen_on_a_machine_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    assert on_gpu()
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert not on_gpu()
