@@ -45,7 +45,7 @@ def student_deepspeed_config(config: Config) -> Json:
     Raises:
         UserError: the JSON file is missing, broken, or sets what belongs to the YAML.
     """
-    settings = read_deepspeed_json(config.engine.student)
+    settings = _without_linear_patch(read_deepspeed_json(config.engine.student))
     return settings | _owned_settings(config, precision=config.model.dtype, stage=zero_stage(settings))
 
 
@@ -55,7 +55,7 @@ def teacher_deepspeed_config(config: Config) -> Json:
     Raises:
         UserError: as for the student, or a ZeRO stage other than 3 and 0.
     """
-    settings = read_deepspeed_json(config.engine.teacher)
+    settings = _without_linear_patch(read_deepspeed_json(config.engine.teacher))
     if (stage := zero_stage(settings)) not in (0, 3):
         raise UserError(
             f"{config.engine.teacher}: ZeRO stage {stage}; the frozen teacher is partitioned with stage 3"
@@ -144,9 +144,21 @@ def _owned_settings(config: Config, *, precision: str, stage: int) -> Json:
         "zero_force_ds_cpu_optimizer": False,
         "communication_data_type": "fp32",
         # Without ZeRO, DeepSpeed has no such option: it accumulates in the precision of the weights.
+        # It synchronises the device in every forward pass.
+        "timers": {"throughput": {"enabled": False}},
         **({"data_types": _FP32_ACCUMULATION} if stage else {}),
         **_precision(precision),
     }
+
+
+def _without_linear_patch(settings: Json) -> Json:
+    """The same settings, with which ZeRO-3 leaves torch's `linear` in place.
+
+    Decoding would pay for DeepSpeed's; `kd.zero.residency.linear_that_gathers` uses it where training needs it.
+    """
+    if zero_stage(settings) < 3:
+        return settings
+    return {**settings, "zero_optimization": {**settings["zero_optimization"], "memory_efficient_linear": False}}
 
 
 def _precision(dtype: str) -> Json:

@@ -1,7 +1,7 @@
 """A DeepSpeed engine that trains on one global batch at a time, or only runs inference."""
 
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import deepspeed
@@ -96,8 +96,9 @@ class Engine:
         self.gather()
         # Before forward: ZeRO-1 and 2 look at the boundary while backward runs.
         self.deepspeed.set_gradient_accumulation_boundary(is_last)
-        loss, term_sums = self.deepspeed(*inputs)
-        self.deepspeed.backward(loss)
+        with residency.linear_that_gathers() if self.is_collective else nullcontext():
+            loss, term_sums = self.deepspeed(*inputs)
+            self.deepspeed.backward(loss)
         return term_sums  # type: ignore[no-any-return]
 
     def step(self, *, learning_rate: float) -> Tensor | float:

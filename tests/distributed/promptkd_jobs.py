@@ -7,6 +7,7 @@ import pytest
 import torch
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
+from torch.nn import functional
 
 from evaluation.bench.communication import CollectiveBytes
 from kd.distributed import World
@@ -14,6 +15,7 @@ from kd.methods import load_config
 from kd.methods.promptkd import PromptKD
 from kd.models.handle import ModelContext
 from kd.models.vocabulary import share_vocabulary
+from kd.rollout.decode import decode
 from kd.zero.recorder import Recorder
 from tests.distributed.harness import FIXED_RESPONSES, Harness, Pair, full_weights, train
 
@@ -28,6 +30,21 @@ def count_bytes(
     with CollectiveBytes() as counted:
         harness.step(2)
     return counted.num_bytes
+
+
+def linear_while_decoding(world: World, *, config_file: Path, batches: list[list[Pair]]) -> list[bool]:
+    """Whether torch's own `linear` decodes the rollouts of a step."""
+    found = []
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        found.append(functional.linear is torch._C._nn.linear)
+        return decode(*arguments, **options)
+
+    harness = Harness(world, config_file, batches=batches)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kd.rollout.sampler.decode", watched)
+        harness.step(1)
+    return found
 
 
 def train_in_half(

@@ -15,7 +15,7 @@ from tests.tiny_models import save_tiny_model
 
 SHARDED = {
     "train_micro_batch_size_per_gpu": 1,
-    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, "memory_efficient_linear": False},
 }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.distributed import harness
+from tests.distributed import promptkd_jobs as jobs
 from tests.distributed.harness import assert_same_on_all_ranks, make_batches, write_config
 from tests.distributed.test_promptkd_step import assert_same_updates, run_reference
 from tests.distributed.test_sampling import layout_overrides
@@ -43,3 +44,10 @@ def test_steps_that_sample_on_two_ranks_equal_the_reference(
     assert_same_updates(result, updates, prompt_update)
     assert result["means"] == {name: pytest.approx(values, rel=1e-4) for name, values in losses.items()}
     assert_same_on_all_ranks([result, other])
+
+
+@pytest.mark.parametrize("stage", [0, 3], ids=["in place", "copy"])
+def test_rollouts_use_torchs_own_linear_beside_a_zero3_teacher(pair: Path, ranks: Any, stage: int) -> None:
+    batches = make_batches(vocabulary=400)[:1]
+    results = ranks(2).run(jobs.linear_while_decoding, config_file=write_config(pair, stage=stage), batches=batches)
+    assert results == [[True]] * 2

@@ -11,6 +11,7 @@ import deepspeed
 import torch
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import nn
+from torch.nn import functional
 
 from kd.distributed import World
 from kd.zero.engine import Engine
@@ -28,7 +29,7 @@ from tests.run_on_ranks import Ranks
 ROOT = Path(__file__).parents[3]
 SETTINGS = {
     "train_micro_batch_size_per_gpu": 1,
-    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, "memory_efficient_linear": False},
 }
 PARAMETER = ("ds_id", "ds_status", "ds_tensor", "ds_numel", "ds_shape", "ds_persist", "ds_active_sub_modules")
 PARAMETER_METHODS = ("all_gather", "all_gather_coalesced", "partition")
@@ -38,7 +39,7 @@ ENGINE = ("coalesce_grad_reduction", "set_gradient_accumulation_boundary", "get_
 PRIVATE = {
     "kd/zero/residency.py": (
         *PARAMETER, *PARAMETER_METHODS, *OFFLOAD, "ZeroParamStatus", "parameter_offload", "_global_grad_norm",
-        "__compatible_ops__",
+        "__compatible_ops__", "zero3_linear_wrap",
     ),
     "kd/rollout/kv_cache.py": ("DynamicLayer",),
     "kd/rollout/tensor_parallel.py": ("base_model_tp_plan",),
@@ -120,6 +121,24 @@ def gather_and_partition(world: World) -> None:
 
 def test_resident_parameters_are_gathered_until_they_are_partitioned(ranks: Callable[[int], Ranks]) -> None:
     ranks(2).run(gather_and_partition)
+
+
+def linear_in_each_pass(world: World) -> dict[str, bool]:
+    """Whether torch's own `linear` is in place: in a forward pass of inference and of training, and after both."""
+    engine = make_engine(trains=True)
+    used = {}
+
+    def note(module: nn.Module, *_: object) -> None:
+        used["training" if module.training else "inference"] = functional.linear is torch._C._nn.linear
+
+    engine.deepspeed.module.large.register_forward_hook(note)
+    engine.infer(torch.ones(1, 512))
+    engine.backward(torch.ones(1, 512), is_last=True)
+    return used | {"after": functional.linear is torch._C._nn.linear}
+
+
+def test_only_training_layer_by_layer_pays_for_deepspeeds_linear(ranks: Callable[[int], Ranks]) -> None:
+    assert ranks(2).run(linear_in_each_pass) == [{"inference": True, "training": False, "after": True}] * 2
 
 
 def test_private_names_are_used_in_one_file_each() -> None:
