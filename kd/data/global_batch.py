@@ -1,7 +1,7 @@
 """The global batch: the sequences of one optimizer step over all ranks, seen from one of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -48,6 +48,7 @@ class GlobalBatch:
 
     sequences: Sequence[TokenSequence]
     micro_batches: Sequence[MicroBatch]
+    """As many on every rank."""
     inference_batches: Sequence[SequenceBatch]
     """As many on every rank, because a ZeRO-3 forward pass is collective: a rank with fewer repeats its last one."""
     num_own_inference_batches: int
@@ -63,9 +64,10 @@ class GlobalBatch:
         return torch.cat([micro.labels for micro in self.micro_batches])
 
     @property
-    def row_ids(self) -> list[int]:
-        """Rows of this rank, in the order of the micro-batches."""
-        return [row_id for micro in self.micro_batches for row_id in micro.batch.row_ids]
+    def response_lengths(self) -> list[tuple[int, int]]:
+        """Row ids of this rank with the lengths of their responses, in the order of the micro-batches."""
+        batches = [micro.batch for micro in self.micro_batches]
+        return [pair for batch in batches for pair in zip(batch.row_ids, batch.response_lengths, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +96,18 @@ class GlobalBatcher:
         inference = batches
         if self.inference_batch_tokens is not None:
             inference = self._collate(split_by_slots(sequences, max_slots=self.inference_batch_tokens))
-        ends = list(accumulate(batch.num_response_tokens for batch in batches))
-        counts = self.world.gather_counts([ends[-1], len(inference)])
-        num_tokens = sum(tokens for tokens, _ in counts)
+        own_tokens = sum(batch.num_response_tokens for batch in batches)
+        counts = self.world.gather_counts([own_tokens, len(batches), len(inference)])
+        num_tokens = sum(tokens for tokens, *_ in counts)
         if num_tokens == 0:
             raise EmptyBatchError
-        num_missing = max(number for _, number in counts) - len(inference)
+        num_missing = max(number for *_, number in counts) - len(inference)
+        # A backward pass is collective too: a rank with fewer micro-batches adds some without a response token.
+        num_dummies = max(number for _, number, _ in counts) - len(batches)
+        if num_dummies:
+            dummy = self._collate([[replace(sequences[0], response_ids=sequences[0].response_ids[:0])]])
+            batches = batches + dummy * num_dummies
+        ends = list(accumulate(batch.num_response_tokens for batch in batches))
         return GlobalBatch(
             sequences=sequences,
             micro_batches=[

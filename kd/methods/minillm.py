@@ -124,7 +124,7 @@ class MiniLLM(Method):
     def _with_log_probs(self, rollouts: GlobalBatch) -> list[Rollout]:
         """The sampled sequences of this rank with the log-probabilities of their tokens under both models."""
         sequences = {sequence.row_id: sequence for sequence in rollouts.sequences}
-        lengths = [len(sequences[row_id].response_ids) for row_id in rollouts.row_ids]
+        row_ids, lengths = zip(*rollouts.response_lengths, strict=True)
         teacher = self.teacher.outputs(rollouts).token_log_probs(rollouts.labels).cpu().split(lengths)
         # Sampling has gathered the teacher too.
         self.teacher.pause()
@@ -135,7 +135,7 @@ class MiniLLM(Method):
             Rollout(
                 sequence=sequences[row_id], student_log_probs=of_student.clone(), teacher_log_probs=of_teacher.clone()
             )
-            for row_id, of_student, of_teacher in zip(rollouts.row_ids, student, teacher, strict=True)
+            for row_id, of_student, of_teacher in zip(row_ids, student, teacher, strict=True)
         ]
 
     def _own_share(self, rollouts: Sequence[ScoredRollout]) -> Sequence[ScoredRollout]:

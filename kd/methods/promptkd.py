@@ -1,9 +1,10 @@
 """PromptKD (arXiv 2402.12842, Algorithm 1): a soft prompt adapts the teacher to the student that learns from it."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from kd.config.fields import MixtureShare, NonNegativeInt, Share, option
+from kd.config.fields import Count, MixtureShare, NonNegativeInt, Probability, Share, option
 from kd.config.schema import Config, LoraConfig, SoftPromptConfig
 from kd.data.global_batch import GlobalBatch
 from kd.data.loader import ExampleBatch
@@ -11,11 +12,15 @@ from kd.errors import UserError
 from kd.losses.divergences import DivergenceName, make_divergence
 from kd.losses.outputs import Outputs
 from kd.losses.terms import DivergenceTerm
-from kd.methods.base import Method, MethodContext, Needs, refuse_mixture_with_fixed_responses
+from kd.methods.base import Method, MethodContext, Needs, refuse_mixture_with_fixed_responses, uniform
 
 if TYPE_CHECKING:
     from kd.models.handle import ModelContext
     from kd.models.teacher import AdaptedTeacher
+
+
+PROMPT_ROWS = 2
+"""A random stream beside those of `kd.methods.base`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,10 @@ class PromptSettings(SoftPromptConfig):
     alpha: MixtureShare = option(0.1, help="α of skew_kl and skew_reverse_kl in any of these three")
     student_fraction: Share = option(
         1.0, help="probability that P is tuned on the student's response to a row, not on the data's"
+    )
+    every: Count = option(1, help="P is tuned in every n-th step: 1, 1 + n, … (1: the paper)")
+    batch_fraction: Probability = option(
+        1.0, help="share of the global batch that P is tuned on; the student learns from all of it (1: the paper)"
     )
 
 
@@ -87,14 +96,44 @@ class PromptKD(Method):
 
     def step(self, batch: ExampleBatch) -> None:
         """One iteration of Algorithm 1."""
-        rollouts = self.rollout(batch, keep_hidden=True)  # y ~ q(·|x)
-        self.tune_prompt(rollouts, weight=self.regularization_weight(batch.step))
+        tunes = self.tunes_prompt(batch.step)
+        rollouts = self.rollout(batch, keep_hidden=tunes)  # y ~ q(·|x)
+        if tunes:
+            tuned_on = self.part_for_prompt(rollouts, step=batch.step)
+            self.tune_prompt(tuned_on, weight=self.regularization_weight(batch.step))
         self.train_student(rollouts)
+
+    def tunes_prompt(self, step: int) -> bool:
+        """Whether P is tuned in a step, which counts from 1."""
+        return (step - 1) % self.settings.every == 0
+
+    def part_for_prompt(self, batch: GlobalBatch, *, step: int) -> GlobalBatch:
+        """The rows that P is tuned on: the same ones, and about as many on each rank, for any number of ranks.
+
+        They follow each other in the order of the global batch, which the ranks take in turn, from a random position.
+
+        Raises:
+            EmptyBatchError: on all ranks, when these rows have no response token.
+        """
+        if self.settings.batch_fraction == 1:
+            return batch
+        num_rows, size = self.config.schedule.global_batch, self.world.size
+        start = int(num_rows * uniform(self.config.run.seed, step, stream=PROMPT_ROWS))
+        num_chosen = math.ceil(num_rows * self.settings.batch_fraction)
+        chosen = [
+            row
+            for index, row in enumerate(batch.sequences)
+            if (index * size + self.world.rank - start) % num_rows < num_chosen
+        ]
+        first = batch.sequences[0]
+        # A rank without such a row runs the same passes, on a row without a response.
+        without = [replace(first, response_ids=first.response_ids[:0])]
+        return self.batcher(chosen or without, student_hidden=batch.student_hidden)
 
     def tune_prompt(self, rollouts: GlobalBatch, *, weight: float) -> None:
         """Eq. 3: L_kd + weight · L_reg; only P has a gradient."""
         student = self.student.outputs(rollouts)
-        plain = self.teacher.outputs(rollouts, prompt=False) if self.regularizes else None
+        plain = self.teacher.outputs(rollouts, prompt=False) if weight != 0 else None
         for micro in rollouts.micro_batches:
             self.teacher.backward(
                 micro,
@@ -116,10 +155,6 @@ class PromptKD(Method):
         weight = {"linear": (num_steps - step) / num_steps, "constant": 1.0, "none": 0.0}[self.settings.regularization]
         self.recorder.record("regularization_weight", weight)
         return weight
-
-    @property
-    def regularizes(self) -> bool:
-        return self.settings.regularization != "none"
 
     def kd(self, student: Outputs) -> DivergenceTerm:
         """L_kd, KL(p(·|P, x) ‖ q) unless configured otherwise (Eq. 1)."""
@@ -144,6 +179,9 @@ class PromptKDOnMixedResponses(PromptKD):
     def step(self, batch: ExampleBatch) -> None:
         """One iteration of Algorithm 1, with other responses in Eq. 3."""
         rollouts = self.rollout(batch)
+        if not self.tunes_prompt(batch.step):
+            self.train_student(rollouts)
+            return
         fraction = self.settings.student_fraction
         mixed = [
             sampled
@@ -151,5 +189,6 @@ class PromptKDOnMixedResponses(PromptKD):
             else row.with_response()
             for row, sampled in zip(batch.examples, rollouts.sequences, strict=True)
         ]
-        self.tune_prompt(self.batcher(mixed), weight=self.regularization_weight(batch.step))
+        tuned_on = self.part_for_prompt(self.batcher(mixed), step=batch.step)
+        self.tune_prompt(tuned_on, weight=self.regularization_weight(batch.step))
         self.train_student(rollouts)

@@ -92,7 +92,8 @@ class Student(TrainedHandle):
         """
         if batch.student_hidden is None:
             return self._infer(batch, phase="student")
-        hidden = torch.cat([batch.student_hidden[row_id] for row_id in batch.row_ids])
+        # A dummy micro-batch has a row of this rank without its response.
+        hidden = torch.cat([batch.student_hidden[row_id][:length] for row_id, length in batch.response_lengths])
         return Outputs(hidden=hidden, head=self._current_head())
 
     def _backward(self, micro: MicroBatch, loss: Loss, *, is_last: bool) -> Tensor:

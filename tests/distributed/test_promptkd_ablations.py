@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kd.methods import load_config
 from kd.methods.base import STUDENT_ROWS, uniform
-from kd.methods.promptkd import PromptSettings
+from kd.methods.promptkd import PROMPT_ROWS, PromptSettings
 from tests.distributed import harness
 from tests.distributed import promptkd_jobs as jobs
 from tests.distributed.harness import NUM_STEPS, make_batches, write_config
@@ -24,6 +24,7 @@ SAMPLED = [
     for step, rows in enumerate(BATCHES)
 ]
 FORWARD = reference.forward_kl
+SEED = 5
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +41,10 @@ def assert_equals_the_reference(
     *,
     overrides: list[str],
     divergences: reference.Divergences | None = None,
+    tuned_on: list[list[int]] | None = None,
+    micro_batch: int = 2,
 ) -> dict[str, Any]:
-    config = write_config(pair, micro_batch=2)
+    config = write_config(pair, micro_batch=micro_batch)
     (result, other) = ranks(2).run(
         harness.train, config_file=config, overrides=overrides, batches=BATCHES, responses=SAMPLED
     )
@@ -72,6 +75,7 @@ def assert_equals_the_reference(
         prompt_rate=prompt_settings.learning_rate,
         student_rate=settings.optimizer.learning_rate,
         divergences=divergences,
+        tuned_on=tuned_on,
     )
     updates = {name: value.detach() - before[name] for name, value in models["student"].named_parameters()}
     assert_same_updates(result, updates, prompts.detach() - result["prompt_before"].double())
@@ -99,6 +103,27 @@ def test_pairs_of_divergences(pair: Path, ranks: Any, overrides: list[str], dive
 
 def test_a_prompt_tuned_on_the_datas_responses_for_some_rows(pair: Path, ranks: Any) -> None:
     assert_equals_the_reference(pair, ranks, overrides=["prompt.student_fraction=0.5"])
+
+
+def test_a_prompt_that_rests_in_every_second_step(pair: Path, ranks: Any) -> None:
+    everything = list(range(4))
+    assert_equals_the_reference(pair, ranks, overrides=["prompt.every=2"], tuned_on=[everything, [], everything])
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2])
+@pytest.mark.parametrize("num_chosen", [1, 2, 3])
+def test_a_prompt_tuned_on_a_part_of_the_global_batch(
+    pair: Path, ranks: Any, num_chosen: int, micro_batch: int
+) -> None:
+    """Also where a rank has fewer of these rows than the other one, or none, and each pass gathers the teacher."""
+    starts = [int(4 * uniform(SEED, step, stream=PROMPT_ROWS)) for step in range(1, NUM_STEPS + 1)]
+    assert_equals_the_reference(
+        pair,
+        ranks,
+        overrides=[f"prompt.batch_fraction={num_chosen / 4}", "engine.gather=layer", f"run.seed={SEED}"],
+        tuned_on=[[(start + index) % 4 for index in range(num_chosen)] for start in starts],
+        micro_batch=micro_batch,
+    )
 
 
 def test_prompts_are_initialised_from_a_partitioned_teacher(pair: Path, ranks: Any) -> None:

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from kd.methods.base import uniform
+from kd.methods.promptkd import PROMPT_ROWS
 from tests.distributed import harness
 from tests.distributed import promptkd_jobs as jobs
 from tests.distributed.harness import assert_same_on_all_ranks, make_batches, write_config
@@ -44,6 +46,23 @@ def test_steps_that_sample_on_two_ranks_equal_the_reference(
     assert_same_updates(result, updates, prompt_update)
     assert result["means"] == {name: pytest.approx(values, rel=1e-4) for name, values in losses.items()}
     assert_same_on_all_ranks([result, other])
+
+
+def test_kept_hidden_states_serve_a_part_of_the_global_batch(pair: Path, ranks: Any) -> None:
+    """One row of four: one of the ranks has none."""
+    result, _ = ranks(2).run(
+        harness.train,
+        config_file=write_config(pair),
+        overrides=[SEED, "prompt.batch_fraction=0.25"],
+        batches=make_batches(vocabulary=400),
+        rolls_out=True,
+    )
+    assert result["kept_hidden"] == [True, True, True]
+    batches = [[(prompt, response) for _, prompt, response in rows] for rows in result["sequences"]]
+    tuned_on = [[int(4 * uniform(1, step, stream=PROMPT_ROWS))] for step in (1, 2, 3)]
+    updates, prompt_update, losses = run_reference(pair, batches, prompt=result["prompt_before"], tuned_on=tuned_on)
+    assert_same_updates(result, updates, prompt_update)
+    assert result["means"] == {name: pytest.approx(values, rel=1e-4) for name, values in losses.items()}
 
 
 @pytest.mark.parametrize("stage", [0, 3], ids=["in place", "copy"])

@@ -20,7 +20,12 @@ from tests.tiny_models import FAMILIES, save_tiny_model
 
 
 def run_reference(
-    directory: Path, batches: list[list[harness.Pair]], *, prompt: torch.Tensor, clip: float = 0.0
+    directory: Path,
+    batches: list[list[harness.Pair]],
+    *,
+    prompt: torch.Tensor,
+    clip: float = 0.0,
+    tuned_on: list[list[int]] | None = None,
 ) -> Any:
     models = {
         name: AutoModelForCausalLM.from_pretrained(directory / name, dtype=torch.float64).eval()
@@ -39,6 +44,7 @@ def run_reference(
         prompt_rate=RATE,
         student_rate=RATE,
         clip=clip,
+        tuned_on=tuned_on,
     )
     updates = {name: value.detach() - before[name] for name, value in models["student"].named_parameters()}
     return updates, prompt.detach() - start, losses

@@ -72,29 +72,36 @@ def train(
     student_rate: float,
     clip: float = 0.0,
     divergences: Divergences | None = None,
+    tuned_on: list[list[int]] | None = None,
 ) -> dict[str, list[float]]:
     """Run the steps in place on `student` and `prompt` (a leaf); returns the losses of each step.
 
     Args:
         prompt: [M, H], or [groups, M, H] with one for each group of rows.
+        tuned_on: indices of the rows in each step that the prompt is tuned on, none in some steps; default: all rows.
     """
     teacher.requires_grad_(False)
     of = divergences or Divergences()
     losses: dict[str, list[float]] = {"student_kd": [], "prompt_kd": [], "prompt_regularization": []}
     for k, rows in enumerate(batches, start=1):
         tokens = sum(len(row.response) for row in rows)
-        shown_tokens = sum(len(row.shown.response) for row in rows)
+        shown = rows if tuned_on is None else [rows[index] for index in tuned_on[k - 1]]
+        shown_tokens = sum(len(row.shown.response) for row in shown)
         weight = (num_steps - k) / num_steps
         kd = regularization = torch.zeros((), dtype=torch.float64)
-        for row in rows:
+        for row in shown:
             prompted = log_probs_of(teacher, row.shown, vocabulary=vocabulary, prompt=prompt)
             with torch.no_grad():
                 guided = log_probs_of(student, row.shown, vocabulary=vocabulary)
                 plain = log_probs_of(teacher, row.shown, vocabulary=vocabulary)
             kd = kd + of.kd(prompted, guided)
             regularization = regularization + of.regularization(prompted, plain)
-        (gradient,) = torch.autograd.grad((kd + weight * regularization) / shown_tokens, prompt)
-        _descend([prompt], [gradient], rate=prompt_rate, clip=clip)
+        if shown:
+            (gradient,) = torch.autograd.grad((kd + weight * regularization) / shown_tokens, prompt)
+            _descend([prompt], [gradient], rate=prompt_rate, clip=clip)
+            losses["prompt_kd"].append(kd.item() / shown_tokens)
+            if weight != 0:
+                losses["prompt_regularization"].append(regularization.item() / shown_tokens)
 
         distillation = torch.zeros((), dtype=torch.float64)
         for row in rows:
@@ -104,8 +111,6 @@ def train(
         parameters = list(student.parameters())
         gradients = torch.autograd.grad(distillation / tokens, parameters, allow_unused=True)
         _descend(parameters, gradients, rate=student_rate, clip=clip)
-        losses["prompt_kd"].append(kd.item() / shown_tokens)
-        losses["prompt_regularization"].append(regularization.item() / shown_tokens)
         losses["student_kd"].append(distillation.item() / tokens)
     return losses
 

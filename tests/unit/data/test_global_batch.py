@@ -12,10 +12,10 @@ from kd.distributed import World
 
 
 class WithAnotherRank(World):
-    """The first of two ranks; the other one has 5 response tokens and 4 inference batches."""
+    """The first of two ranks; the other one has 5 response tokens, 3 micro-batches and 4 inference batches."""
 
     def gather_counts(self, local: Sequence[int]) -> list[list[int]]:
-        return [list(local), [5, 4]]
+        return [list(local), [5, 3, 4]]
 
 
 def world(size: int = 1) -> World:
@@ -48,7 +48,7 @@ def make(sequences: Sequence[TokenSequence], *, slots: int | None = None, size: 
 
 def test_micro_batches_divide_the_tokens_in_order() -> None:
     batch = make(SEQUENCES)
-    assert batch.row_ids == [3, 1, 4, 2]
+    assert batch.response_lengths == [(3, 6), (1, 3), (4, 0), (2, 2)]
     assert batch.labels.tolist() == [31, 32, 33, 34, 35, 36, 11, 12, 13, 21, 22]
     assert [micro.tokens for micro in batch.micro_batches] == [slice(0, 9), slice(9, 11)]
     for micro in batch.micro_batches:
@@ -78,6 +78,15 @@ def test_a_rank_with_fewer_inference_batches_repeats_its_last_one() -> None:
     batch = make(SEQUENCES, slots=16, size=2)
     assert (len(batch.inference_batches), batch.num_own_inference_batches) == (4, 2)
     assert batch.inference_batches[1] is batch.inference_batches[2] is batch.inference_batches[3]
+
+
+def test_a_rank_with_fewer_micro_batches_adds_some_without_a_response_token() -> None:
+    batch = make(SEQUENCES, size=2)
+    assert batch.response_lengths == [(3, 6), (1, 3), (4, 0), (2, 2), (1, 0)]
+    assert [micro.tokens for micro in batch.micro_batches] == [slice(0, 9), slice(9, 11), slice(11, 11)]
+    assert len(batch.labels) == 11
+    # Inference needs no such batch.
+    assert len(batch.inference_batches) == 4 and batch.num_own_inference_batches == 2
 
 
 def test_only_a_batch_without_a_token_on_any_rank_is_empty() -> None:
