@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from transformers import PreTrainedModel
@@ -70,7 +70,9 @@ def choose_placement(
     if model.zero_stage < 3:
         return InPlaceWeights(model), f"rollouts: the {role}'s weights in place, resident under ZeRO-{model.zero_stage}"
     hosts = world.hosts()
-    free_bytes = scarcest_bytes(world, hosts=hosts)
+    # The first optimizer step and the first rollout will allocate these.
+    kv_cache = settings.max_batch_tokens * cache_bytes_per_token(model.view.model)
+    free_bytes = scarcest_bytes(world, hosts=hosts) - model.engine.pending_bytes - kv_cache
     choice = choose_layout(blank_copy(model.view.model), settings=settings, free_bytes=free_bytes, hosts=hosts)
     if choice.layout == "zero3":
         how = "layer by layer" if model.engine.is_collective else "once for each global batch"
@@ -162,6 +164,18 @@ def _choose_by_memory(
     return LayoutChoice(layout="zero3", reason=f"{reason}, {refusal}; {_free(free_bytes)}")
 
 
+def cache_bytes_per_token(model: PreTrainedModel) -> int:
+    """Bytes of keys and values of one token; 0 for models without attention heads in their configuration."""
+    config: Any = model.config.get_text_config()
+    num_heads = getattr(config, "num_attention_heads", 0)
+    num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
+    head_size = getattr(config, "head_dim", None) or (config.hidden_size // num_heads if num_heads else 0)
+    return 2 * int(config.num_hidden_layers * num_kv_heads * head_size * model.dtype.itemsize)
+
+
 def _free(free_bytes: int) -> str:
-    # Measured before the first step: half of it is reserved for activations.
-    return f"{gib(free_bytes)} free per rank, half of it reserved for activations"
+    # Half of it is reserved for activations.
+    return (
+        f"{gib(max(0, free_bytes))} free per rank beside optimizer state and KV cache, half of it reserved for"
+        " activations"
+    )

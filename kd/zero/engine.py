@@ -12,6 +12,7 @@ from kd.distributed import on_gpu
 from kd.errors import UserError
 from kd.zero import residency
 from kd.zero.config import Json, zero_stage
+from kd.zero.optimizer import pending_bytes
 
 CHECKPOINT_TAG = "state"
 
@@ -35,6 +36,10 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         self.is_partitioned = zero_stage(settings) == 3
         self.offloads_parameters = "offload_param" in settings.get("zero_optimization", {})
+        self.pending_bytes = pending_bytes(
+            optimizer, module=module, settings=settings, num_ranks=torch.distributed.get_world_size()
+        )
+        """Memory of this rank's device that the first optimizer step will allocate."""
         self.resident = residency.ResidentParameters(module)
         self.gathers_once = False
         """Whether a partitioned model is gathered once for a global batch, until it is released."""

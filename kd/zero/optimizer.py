@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from kd.config.schema import OptimizerConfig, ScheduleConfig
+from kd.zero.config import Json, zero_stage
 from kd.zero.residency import full_shape
 
 
@@ -30,6 +31,15 @@ def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str
         {"params": [p for p in trainable if len(full_shape(p)) >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trainable if len(full_shape(p)) < 2], "weight_decay": 0.0},
     ]
+
+
+def pending_bytes(optimizer: Optimizer | None, *, module: nn.Module, settings: Json, num_ranks: int) -> int:
+    """Bytes on this rank's device that the first step allocates: AdamW's two fp32 moments of each trained element."""
+    offloads = "offload_optimizer" in settings.get("zero_optimization", {})
+    if not isinstance(optimizer, AdamW) or offloads:
+        return 0
+    num_trained = sum(full_shape(p).numel() for p in module.parameters() if p.requires_grad)
+    return 2 * 4 * num_trained // (num_ranks if zero_stage(settings) else 1)
 
 
 def make_optimizer(groups: Iterable[object], *, settings: OptimizerConfig, learning_rate: float) -> Optimizer:

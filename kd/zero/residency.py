@@ -160,7 +160,9 @@ def choose_gathering(engines: Mapping[str, "Engine"], *, settings: EngineConfig,
     partitioned = {role: engine for role, engine in engines.items() if engine.is_partitioned}
     if not partitioned:
         return []
-    free_bytes = scarcest_bytes(world, hosts=world.hosts())
+    # What the first optimizer step allocates is not free.
+    pending = sum(engine.pending_bytes for engine in engines.values())
+    free_bytes = scarcest_bytes(world, hosts=world.hosts()) - pending
     sentences = []
     for role, engine in partitioned.items():
         fits = engine.resident.num_bytes * _SHARE <= free_bytes and not engine.offloads_parameters

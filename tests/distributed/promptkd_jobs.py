@@ -47,6 +47,16 @@ def linear_while_decoding(world: World, *, config_file: Path, batches: list[list
     return found
 
 
+def optimizer_state_bytes(world: World, *, config_file: Path, batches: list[list[Pair]]) -> tuple[int, int]:
+    """What AdamW's first step is expected to allocate for the student on this rank, and what it has allocated."""
+    harness = Harness(world, config_file, [*FIXED_RESPONSES, "optimizer.name=adamw"], batches=batches)
+    engine = harness.student.engine
+    harness.step(1)
+    states = engine.deepspeed.basic_optimizer.state.values()
+    tensors = [value for state in states for value in state.values() if isinstance(value, Tensor) and value.dim()]
+    return engine.pending_bytes, sum(tensor.nbytes for tensor in tensors)
+
+
 def train_in_half(
     world: World,
     *,

@@ -92,6 +92,16 @@ def test_the_prompt_stays_fp32_beside_bf16_weights(llama_pair: Path, ranks: Any)
     assert torch.equal(results[0]["prompt_after"], results[1]["prompt_after"])
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_what_the_first_update_allocates_is_known_before(llama_pair: Path, ranks: Any, stage: int) -> None:
+    config = write_config(llama_pair, stage=stage, dtype="bf16")
+    batches = make_batches(vocabulary=400)[:1]
+    for expected, allocated in ranks(2).run(promptkd_jobs.optimizer_state_bytes, config_file=config, batches=batches):
+        # Partitions are padded.
+        assert expected == pytest.approx(allocated, rel=0.02)
+        assert allocated > 0
+
+
 def test_the_prompts_gradient_is_reduced_in_fp32(llama_pair: Path, ranks: Any) -> None:
     """Row by row the bf16 passes are the same on one rank and on two; only the reduction differs."""
     batches = make_batches(vocabulary=400, seed=6)[:1]

@@ -16,7 +16,8 @@ from transformers import (
 from kd.config.schema import GenerationConfig
 from kd.errors import UserError
 from kd.rollout.inference_copy import InferenceCopy, copy_bytes
-from kd.rollout.placement import LayoutChoice, choose_layout
+from kd.rollout.kv_cache import PreallocatedCache
+from kd.rollout.placement import LayoutChoice, cache_bytes_per_token, choose_layout
 from kd.rollout.tensor_parallel import UnsplittableError, split_dimensions
 from tests.tiny_models import tiny_config
 
@@ -46,6 +47,17 @@ LARGE = {
     "opt-6.7b": (opt(width=4096, layers=32, heads=32), 6.65e9),
     "llama-7b": (LlamaConfig(), 6.73e9),
 }
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama", "gpt_neox"])
+def test_the_size_of_the_kv_cache_is_known_before(family: str) -> None:
+    model = AutoModelForCausalLM.from_config(
+        tiny_config(family, vocab_size=50, width=32, layers=3), dtype=torch.float32
+    ).eval()
+    cache = PreallocatedCache(5)
+    model(input_ids=torch.ones(3, 5, dtype=torch.long), past_key_values=cache, use_cache=True)
+    kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert 3 * 5 * cache_bytes_per_token(model) == kept
 
 
 @pytest.mark.parametrize("name", LARGE)
