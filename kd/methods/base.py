@@ -13,7 +13,7 @@ from kd.config.schema import Config
 from kd.data.global_batch import EmptyBatchError, GlobalBatch, GlobalBatcher
 from kd.data.loader import BatchLoader, ExampleBatch
 from kd.distributed import World
-from kd.errors import UserError
+from kd.errors import LoneUserError, UserError
 
 if TYPE_CHECKING:
     # Imported for types only: the configuration and --help should not wait for DeepSpeed.
@@ -105,7 +105,11 @@ class Method(ABC):
         ...
 
     def run(self, batch: ExampleBatch) -> "StepMetrics":
-        """Run `step` and return what it measured; a failed step leaves no gradient behind."""
+        """Run `step` and return what it measured; a failed step leaves no gradient behind.
+
+        Raises:
+            LoneUserError: this rank is out of memory.
+        """
         self.recorder.start(step=batch.step)
         is_complete = False
         try:
@@ -113,6 +117,17 @@ class Method(ABC):
             is_complete = True
         except EmptyBatchError:
             return self.recorder.skip()
+        except (RuntimeError, MemoryError) as error:
+            from kd.zero.memory import is_out_of_memory
+
+            if not is_out_of_memory(error):
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise LoneUserError(
+                f"rank {self.world.rank} is out of memory in step {batch.step}, {self.recorder.phase} ({reason});"
+                " lower schedule.micro_batch or engine.inference_batch_tokens, or partition the models (engine.student,"
+                " engine.teacher)"
+            ) from error
         finally:
             if not is_complete:
                 self.student.discard()

@@ -7,11 +7,9 @@ import torch
 
 from kd.distributed import World
 from kd.errors import UserError
+from kd.zero.memory import is_out_of_memory
 
 T = TypeVar("T")
-
-# torch has an exception of its own for GPUs only.
-_CPU_MESSAGE = "DefaultCPUAllocator: can't allocate memory"
 
 
 class DecodingMemoryError(Exception):
@@ -27,7 +25,7 @@ def within_memory(work: Callable[[], T]) -> T:
     try:
         return work()
     except (RuntimeError, MemoryError) as error:
-        if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or _CPU_MESSAGE in str(error)):
+        if not is_out_of_memory(error):
             raise
         message = str(error).strip().splitlines()[0]
     # Outside the except clause: as its context, the first error would keep the tensors of its frames alive.

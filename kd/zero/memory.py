@@ -20,6 +20,13 @@ def scarcest_bytes(world: World, *, hosts: list[list[int]]) -> int:
     return -int(world.max_across_ranks(torch.tensor(-free, device=world.device)).item())
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory of the CPU or GPU ran out; cuBLAS, cuDNN and NCCL say so in their messages only."""
+    messages = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "'out of memory'")
+    is_message = isinstance(error, RuntimeError) and any(message in str(error) for message in messages)
+    return is_message or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
 def gib(num_bytes: int) -> str:
     """A size in GiB, for messages."""
     return f"{num_bytes / 2**30:.2f} GiB"

@@ -23,6 +23,8 @@ class Stopwatch:
         # Phase, start and end: seconds of the clock, or events on a GPU.
         self._spans: list[tuple[Phase, Any, Any]] = []
         self._is_running = False
+        self.phase: Phase | None = None
+        """The phase that began last."""
 
     @contextmanager
     def time(self, phase: Phase) -> Iterator[None]:
@@ -30,7 +32,7 @@ class Stopwatch:
         if self._is_running:
             yield
             return
-        self._is_running = True
+        self._is_running, self.phase = True, phase
         start = self._now()
         try:
             # Profiles of the step show its phases, too.
@@ -86,6 +88,11 @@ class Recorder:
     def time(self, phase: Phase) -> AbstractContextManager[None]:
         """Add the time of the body to a phase of the step."""
         return self._metrics.stopwatch.time(phase)
+
+    @property
+    def phase(self) -> Phase | None:
+        """The phase of the step that began last."""
+        return self._metrics.stopwatch.phase
 
     def trained_on(self, num_tokens: int) -> None:
         """Note the size of the batch that the student is trained on; the first one counts."""

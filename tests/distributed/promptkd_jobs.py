@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from evaluation.bench.communication import CollectiveBytes
 from kd.distributed import World
+from kd.errors import LoneUserError
 from kd.methods import load_config
 from kd.methods.promptkd import PromptKD
 from kd.models.handle import ModelContext
@@ -108,7 +109,7 @@ def train_after_a_failure(
 
                 with pytest.MonkeyPatch.context() as patch, CollectiveBytes() as counted:
                     patch.setattr(engine, "backward", failing)
-                    with pytest.raises(MemoryError):
+                    with pytest.raises(LoneUserError, match="is out of memory in step 1, prompt"):
                         self.method.run(self.loader.batch(number))
                 reduced["bytes"] = counted.num_bytes["reduced"]
             return super().step(number, rows)
