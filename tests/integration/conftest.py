@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from kd.distributed import free_port
 from tests.integration.evaluated import ROWS, write_rows
 from tests.tiny_models import save_tiny_model
 
@@ -17,11 +16,3 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def benchmark(tmp_path: Path) -> Path:
     return write_rows(tmp_path / "rows.jsonl", ROWS)
-
-
-@pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment of a single rank, for `main` in this process."""
-    names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    for name, value in (names | {"MASTER_PORT": str(free_port())}).items():
-        monkeypatch.setenv(name, value)

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from kd.cli import train
-from kd.distributed import end_world, free_port
+from kd.distributed import free_port
 from tests.integration.tiny_run import ROOT, launch, launcher_environment, write_tiny_config, write_tiny_pair
 
 SCRIPT = "launch/train_promptkd.py"
@@ -21,17 +20,6 @@ SCRIPT = "launch/train_promptkd.py"
 def tiny(tmp_path: Path) -> Path:
     write_tiny_pair(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This process as the only rank of a run."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", str(free_port()))
-    yield
-    end_world()
 
 
 def assert_one_error(shown: str, *messages: str) -> None:

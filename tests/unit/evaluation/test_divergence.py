@@ -98,16 +98,6 @@ def test_two_ranks_measure_what_one_does(inputs: Path, ranks: Callable[[int], Ra
     assert vars(first) == pytest.approx(vars(alone), rel=1e-6)
 
 
-@pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process as the only rank of a run."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-        # What start_world sets goes with the test.
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-
-
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize(
     ("extra", "message"),

@@ -1,23 +1,12 @@
 """Mistakes on the command lines of evaluation.bench."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from evaluation.bench.__main__ import main
-from kd.distributed import end_world, free_port
 
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This process as the only rank of a run."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", str(free_port()))
-    yield
-    end_world()
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 @pytest.mark.parametrize(
