@@ -84,6 +84,8 @@ class Preset:
                 "max_sequence_tokens": num_tokens,
             },
             "generation": {"max_new_tokens": self.new_tokens},
+            # No text has known words here, and the unknown one may have a zero embedding.
+            "prompt": {"init": "random"},
             "schedule": {
                 "steps": num_steps,
                 "warmup_steps": 0,

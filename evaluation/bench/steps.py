@@ -71,13 +71,13 @@ def measure_steps(case: Case, file: Path, fields: Sequence[str], num_steps: int)
     # Progress bars of loading would interrupt the run's own lines.
     transformers.utils.logging.disable_progress_bar()
     world = start_world()
-    with _assembled(load_config(file, overrides=fields), world=world) as trainer:
+    with assembled(load_config(file, overrides=fields), world=world) as trainer:
         trainer.log.restart_clock()
         num_timed = WARM_UP_STEPS + num_steps
-        records = [_step(trainer, step) for step in range(1, num_timed + 1)][WARM_UP_STEPS:]
+        records = [train_step(trainer, step) for step in range(1, num_timed + 1)][WARM_UP_STEPS:]
         peak = _peak(records[-1], world=world)
         with CollectiveBytes() as collectives, PhaseFlops() as flops:
-            _step(trainer, num_timed + 1)
+            train_step(trainer, num_timed + 1)
 
     def median(name: str) -> float:
         return float(statistics.median(record.get(name, 0.0) for record in records))
@@ -96,7 +96,7 @@ def measure_steps(case: Case, file: Path, fields: Sequence[str], num_steps: int)
     )
 
 
-def _step(trainer: Trainer, step: int) -> Record:
+def train_step(trainer: Trainer, step: int) -> Record:
     """One step of the trainer's loop, without validation and checkpoints."""
     trainer.log.add(trainer.step(step))
     record = trainer.log.close_interval(step=step, epoch=trainer.loader.epoch_at(step))
@@ -113,7 +113,7 @@ def _peak(record: Record, *, world: World) -> PeakMemory:
 
 
 @contextmanager
-def _assembled(config: Config, *, world: World) -> Iterator[Trainer]:
+def assembled(config: Config, *, world: World) -> Iterator[Trainer]:
     """The run's trainer, as `kd.train.assemble.run_on` puts it together; nothing is restored, saved or exported."""
     with world.agreed():
         inputs = read_inputs(config, world=world)

@@ -130,12 +130,7 @@ def load_causal_lm(
     Raises:
         UserError: the checkpoint cannot be read, or does not hold all weights of the model.
     """
-    for setting, value in training_settings(config).items():
-        if value == "gelu_new":
-            setattr(config, setting, "gelu_pytorch_tanh")
-        elif not keep_dropout:
-            # eval() would do the same and silently switch activation checkpointing off.
-            setattr(config, setting, 0.0)
+    set_for_training(config, keep_dropout=keep_dropout)
     partitioning = None
     if zero_stage(deepspeed_config) == 3:
         partitioning = HfDeepSpeedConfig(loading_config(deepspeed_config, dtype=dtype))
@@ -179,6 +174,16 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing_enable.*", category=FutureWarning)
         # The non-reentrant kind takes ZeRO-3's empty partitions for a mismatch between forward and recomputation.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+
+
+def set_for_training(config: PretrainedConfig, *, keep_dropout: bool) -> None:
+    """Change the settings of `training_settings` in a model's configuration."""
+    for setting, value in training_settings(config).items():
+        if value == "gelu_new":
+            setattr(config, setting, "gelu_pytorch_tanh")
+        elif not keep_dropout:
+            # eval() would do the same and silently switch activation checkpointing off.
+            setattr(config, setting, 0.0)
 
 
 def training_settings(config: PretrainedConfig) -> dict[str, object]:

@@ -90,6 +90,7 @@ class ModelHandle:
     def _current_head(self) -> Head:
         """The head, gathered once until the model is updated, paused or released."""
         if self._head is None:
+            self.engine.gather()
             parameters = self.view.head_parameters
             # Tensors of a gathered model outlive its partitioning. What is gathered here is copied: the hooks would
             # release a parameter that is also the embedding after the embedding's forward.

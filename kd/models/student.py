@@ -42,7 +42,7 @@ class _TrainableHead(nn.Module):
         return loss(Outputs(hidden=hidden, head=head))
 
 
-class _StudentModule(EngineModule):
+class StudentModule(EngineModule):
     def __init__(self, model: PreTrainedModel, *, vocabulary_size: int) -> None:
         super().__init__(model)
         self.head = _TrainableHead(self.view, vocabulary_size=vocabulary_size)
@@ -80,7 +80,7 @@ class Student(TrainedHandle):
             add_adapters(model, config.student_lora, section="student_lora", name=self.name, seed=config.run.seed)
         if config.model.gradient_checkpointing:
             enable_checkpointing(model)
-        module = _StudentModule(model, vocabulary_size=context.vocabulary.size)
+        module = StudentModule(model, vocabulary_size=context.vocabulary.size)
         trained = parameter_groups(module, weight_decay=config.optimizer.weight_decay)
         rate = config.optimizer.learning_rate
         super().__init__(module, context, settings=settings, trained=trained, learning_rate=rate)

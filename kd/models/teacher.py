@@ -29,7 +29,7 @@ Condition = Literal["adapted", "plain"]
 """p(·|P, x) or p(·|x): the same weights with and without the soft prompt, or the adapters."""
 
 
-class _TeacherModule(EngineModule):
+class TeacherModule(EngineModule):
     def __init__(self, model: PreTrainedModel, soft_prompt: SoftPrompt | None = None) -> None:
         super().__init__(model)
         self.soft_prompt = soft_prompt
@@ -60,7 +60,7 @@ class Teacher(ModelHandle):
         Raises:
             UserError: the DeepSpeed JSON or the checkpoint cannot be used.
         """
-        module = _TeacherModule(_load_frozen(context.config))
+        module = TeacherModule(_load_frozen(context.config))
         super().__init__(module, context, settings=teacher_deepspeed_config(context.config))
 
     def outputs(self, batch: GlobalBatch) -> Outputs:
@@ -109,7 +109,7 @@ class PromptedTeacher(AdaptedTeacher):
             # DeepSpeed scales the loss for fp16 parameters only, and keeps fp32 values of them itself.
             self.soft_prompt.half()
         self._origin = SoftPromptOrigin(teacher=str(config.model.teacher), init=prompt.init, init_text=prompt.init_text)
-        module = _TeacherModule(model, self.soft_prompt)
+        module = TeacherModule(model, self.soft_prompt)
         settings, trained = teacher_deepspeed_config(config), [self.soft_prompt.values]
         super().__init__(module, context, settings=settings, trained=trained, learning_rate=prompt.learning_rate)
 
@@ -138,7 +138,7 @@ class LoraTeacher(AdaptedTeacher):
         for parameter in adapter_parameters(model).values():
             # As with a soft prompt: fp32 beside bf16 weights, half precision for fp16's loss scale.
             parameter.data = parameter.data.half() if config.model.dtype == "fp16" else parameter.data.float()
-        module = _TeacherModule(model)
+        module = TeacherModule(model)
         trained = parameter_groups(module, weight_decay=config.optimizer.weight_decay)
         settings = teacher_deepspeed_config(config)
         super().__init__(module, context, settings=settings, trained=trained, learning_rate=learning_rate)

@@ -165,7 +165,7 @@ def choose_gathering(engines: Mapping[str, "Engine"], *, settings: EngineConfig,
     free_bytes = scarcest_bytes(world, hosts=world.hosts()) - pending
     sentences = []
     for role, engine in partitioned.items():
-        fits = engine.resident.num_bytes * _SHARE <= free_bytes and not engine.offloads_parameters
+        fits = stays_resident(engine.resident.num_bytes, free_bytes=free_bytes) and not engine.offloads_parameters
         how = "layer by layer"
         if settings.gather == "model" or (settings.gather == "auto" and fits):
             engine.gather_once()
@@ -176,6 +176,11 @@ def choose_gathering(engines: Mapping[str, "Engine"], *, settings: EngineConfig,
             reason = f"{gib(engine.resident.num_bytes)}; {memory}"
         sentences.append(f"ZeRO-3 gathers the {role} {how} ({reason})")
     return sentences
+
+
+def stays_resident(num_bytes: int, *, free_bytes: int) -> bool:
+    """Whether engine.gather=auto gathers a model of this size once for a global batch."""
+    return num_bytes * _SHARE <= free_bytes
 
 
 def disable_shared_memory_extension() -> None:

@@ -1,0 +1,52 @@
+"""Configurations of models that need not be there yet: a plan comes before the downloads and the fine-tuning."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import AutoConfig, PretrainedConfig
+
+from kd.config.packaged import find_preset, list_presets
+from kd.errors import UserError
+from kd.methods import load_config
+from kd.models.causal_lm import read_model_config
+
+
+def model_shapes(name: str, *, trust_remote_code: bool) -> PretrainedConfig:
+    """Configuration of a model for its shapes: its config.json, or that of the model it will be made from.
+
+    A run's best/ or final/ that does not exist yet has the shapes of the student in the preset that writes it. The last
+    part of a name may be that of a published model in models.yaml.
+
+    Raises:
+        UserError: nothing of this name is known or readable.
+    """
+    if Path(name).is_dir():
+        return read_model_config(name, trust_remote_code=trust_remote_code)
+    run_dir, last = str(Path(name).parent), Path(name).name
+    if last in ("best", "final") and run_dir in _students_of_presets():
+        return model_shapes(_students_of_presets()[run_dir], trust_remote_code=trust_remote_code)
+    if last in _published():
+        family, *sizes = _published()[last].items()
+        return AutoConfig.for_model(family[1], **dict(sizes))
+    if last in ("best", "final"):
+        raise UserError(
+            f"model {name}: no such directory yet, and no preset writes it; name the model that it will be made from,"
+            " such as model.student=facebook/opt-1.3b"
+        )
+    return read_model_config(name, trust_remote_code=trust_remote_code)
+
+
+@cache
+def _published() -> dict[str, dict[str, Any]]:
+    text = Path(__file__).with_name("models.yaml").read_text(encoding="utf-8")
+    shapes: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    return shapes
+
+
+@cache
+def _students_of_presets() -> dict[str, str]:
+    """The student of each preset, by its run.dir."""
+    configs = [load_config(find_preset(name)) for name, _ in list_presets()]
+    return {config.run.dir: config.model.student for config in configs}
