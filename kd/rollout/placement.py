@@ -59,9 +59,11 @@ class InPlaceWeights:
 
 
 def choose_placement(
-    model: ModelHandle, *, settings: GenerationConfig, world: World, role: str = "student"
+    model: ModelHandle, *, settings: GenerationConfig, world: World, reserved_bytes: int, role: str = "student"
 ) -> tuple[Placement, str]:
     """The placement of a model's weights, and a sentence with its reason; all ranks call it together.
+
+    `reserved_bytes` of what looks free on each rank are for other things: `Engine.reserved_bytes` of all engines.
 
     Raises:
         UserError: the ranks of the hosts do not divide into groups of generation.tensor_parallel_size, or the model
@@ -70,9 +72,9 @@ def choose_placement(
     if model.zero_stage < 3:
         return InPlaceWeights(model), f"rollouts: the {role}'s weights in place, resident under ZeRO-{model.zero_stage}"
     hosts = world.hosts()
-    # The first optimizer step and the first rollout will allocate these.
+    # The first rollout will allocate it.
     kv_cache = settings.max_batch_tokens * cache_bytes_per_token(model.view.model)
-    free_bytes = scarcest_bytes(world, hosts=hosts) - model.engine.pending_bytes - kv_cache
+    free_bytes = scarcest_bytes(world, hosts=hosts) - reserved_bytes - kv_cache
     choice = choose_layout(blank_copy(model.view.model), settings=settings, free_bytes=free_bytes, hosts=hosts)
     if choice.layout == "zero3":
         how = "layer by layer" if model.engine.is_collective else "once for each global batch"
@@ -176,6 +178,6 @@ def cache_bytes_per_token(model: PreTrainedModel) -> int:
 def _free(free_bytes: int) -> str:
     # Half of it is reserved for activations.
     return (
-        f"{gib(max(0, free_bytes))} free per rank beside optimizer state and KV cache, half of it reserved for"
-        " activations"
+        f"{gib(max(0, free_bytes))} free per rank beside optimizer state, gathered models and KV cache, half of it"
+        " reserved for activations"
     )
