@@ -94,7 +94,6 @@ class SequenceBatch:
     """
 
     input_ids: Int64[Tensor, "B T"]
-    attention_mask: Bool[Tensor, "B T"]
     response_positions: Int64[Tensor, " N"]
     """Indices into the flattened [B*T] hidden states: the slot before that of y_t predicts y_t."""
     labels: Int64[Tensor, " N"]
@@ -116,13 +115,20 @@ class SequenceBatch:
         input_ids[mask] = np.concatenate([ids for row in rows for ids in (row.prompt_ids, row.response_ids)])
         return cls(
             input_ids=torch.from_numpy(input_ids).to(device),
-            attention_mask=torch.from_numpy(mask).to(device),
             response_positions=torch.from_numpy(np.flatnonzero(in_response) - 1).to(device),
             labels=torch.from_numpy(input_ids[in_response]).to(device),
             token_indices=torch.from_numpy((slots - starts)[in_response]).to(device),
             row_ids=tuple(row.row_id for row in rows),
             response_lengths=tuple(len(row.response_ids) for row in rows),
         )
+
+    @property
+    def attention_mask(self) -> Bool[Tensor, "B T"]:
+        """True also on padding: a causal model's real slots do not see what stands on their right.
+
+        A mask with padding would keep attention from its causal kernels.
+        """
+        return torch.ones_like(self.input_ids, dtype=torch.bool)
 
     @property
     def num_response_tokens(self) -> int:

@@ -9,7 +9,8 @@ on smaller blocks.
 N response positions, n of them in a chunk, H hidden size, V shared vocabulary, V_padded rows of a head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,8 +21,14 @@ from torch.nn import functional
 from kd.losses.outputs import Outputs, chunk_rows, chunks
 from kd.losses.terms import Term
 
-BLOCK_BYTES = {"cpu": 2**20, "cuda": 16 * 2**20}
-"""Size of one [block, V] float32 tensor, of which five to eight are alive at once: a CPU's cache, a GPU's launches."""
+
+def block_bytes(device_type: str) -> int:
+    """Size of one [block, V] float32 tensor, of which five to eight are alive at once.
+
+    A CPU keeps such blocks in its cache. A GPU works on half a chunk of the default size, and a row, at a time: that
+    takes few kernel launches, and less than 1 GiB for two terms of any divergence.
+    """
+    return 2**20 if device_type == "cpu" else 68 * 2**20
 
 
 class FusedLoss(NamedTuple):
@@ -86,13 +93,33 @@ class _Gradients:
             self.bias[:vocabulary_size] += grad_logits.sum(0)
         if self.weight is not None:
             # The first GEMM overwrites the uninitialised buffer, which saves zeroing it.
-            hidden = trained.hidden[rows].to(grad_logits.dtype)
-            self.weight[:vocabulary_size].addmm_(grad_logits.t(), hidden, beta=0 if rows.start == 0 else 1)
+            hidden = trained.hidden[rows]
+            with _tf32() if hidden.dtype.itemsize < 4 else nullcontext():
+                self.weight[:vocabulary_size].addmm_(
+                    grad_logits.t(), hidden.to(grad_logits.dtype), beta=0 if rows.start == 0 else 1
+                )
         if self.hidden is not None:
             # The logits' gradient is narrowed, never the head widened: the head is the larger of the two.
             self.hidden[rows] = functional.linear(
                 grad_logits.to(trained.head.weight.dtype), trained.head.weight[:vocabulary_size].t()
             )
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    """Let CUDA's float32 GEMMs round their operands to TF32; they still accumulate in float32.
+
+    TF32 represents operands that were bf16 or fp16 exactly, and rounds others no more coarsely than the result is
+    rounded to bf16 or fp16 in the end. Unlike fp16, it has float32's range.
+    """
+    matmul = torch.backends.cuda.matmul
+    # The older of torch's two settings can always be written; it raises when read after the newer one was written.
+    before = matmul.fp32_precision == "tf32"
+    matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = before
 
 
 class _WithGradients(torch.autograd.Function):
@@ -146,8 +173,8 @@ def _add_chunk(trained: Outputs, terms: Sequence[Term], sums: Tensor, gradients:
     logits = trained.logits(rows)
     targets = [None if term.target is None else term.target.logits(rows) for term in terms]
     gradient = logits if logits.dtype == sums.dtype else torch.empty_like(logits, dtype=sums.dtype)
-    block_bytes = BLOCK_BYTES.get(logits.device.type, BLOCK_BYTES["cuda"])
-    for block in chunks(len(logits), size=chunk_rows(logits.shape[1], byte_budget=block_bytes)):
+    num_rows = chunk_rows(logits.shape[1], byte_budget=block_bytes(logits.device.type))
+    for block in chunks(len(logits), size=num_rows):
         _add_block(
             logits[block],
             [None if target is None else target[block] for target in targets],

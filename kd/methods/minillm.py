@@ -16,6 +16,7 @@ from kd.losses.policy_gradient import PolicyGradientTerm
 from kd.losses.terms import TRAINED, cross_entropy, kl
 from kd.methods.base import Method, MethodContext, Needs
 from kd.methods.minillm_rollouts import MiniLLMSettings, Rollout, RolloutStore, ScoredRollout, score
+from kd.zero.memory import gib
 
 
 class MiniLLM(Method):
@@ -40,6 +41,12 @@ class MiniLLM(Method):
             )
         if self._sampler is not None and self.settings.teacher_share > 0:
             self._sampler = self._sampler.mixed_with(self.teacher, teacher_share=self.settings.teacher_share)
+            if self.teacher.engine.is_collective:
+                size = gib(self.teacher.engine.resident.num_bytes)
+                context.say(
+                    f"rollouts: ZeRO-3 gathers the teacher layer by layer, {size} for every sampled token;"
+                    " engine.gather=model gathers it once"
+                )
 
     @classmethod
     def needs(cls, config: Config) -> Needs:

@@ -18,7 +18,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self, *, counts_inputs: bool = False) -> None:
         """With `counts_inputs`, tensors that no operation made count from their first use, such as loaded weights."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._counts_inputs = counts_inputs
         self.now = 0
         """Bytes alive that were made inside."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,7 +115,7 @@ class FakeModel:
         if num_prompt_tokens:
             self.model.requires_grad_(False)
         with self._fake():
-            hidden_size = self.model.get_input_embeddings().weight.shape[1]
+            hidden_size = EngineModule(self.model).view.embedding_weight.shape[1]
             soft_prompt = SoftPrompt(torch.zeros(num_prompt_tokens, hidden_size)) if num_prompt_tokens else None
             batch = self._batch(rows=rows, prompt=prompt, response=response)
             terms = [self._term(model, num_tokens=rows * response) for model in (target, self)]
@@ -138,8 +139,10 @@ class FakeModel:
         ids = np.zeros(prompt + response, dtype=np.int32)
         sequence = TokenSequence(row_id=0, prompt_ids=ids[:prompt], response_ids=ids[prompt:])
         batch = SequenceBatch.collate([sequence] * rows, pad_id=0, device=torch.device("cpu"))
-        tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
-        return replace(batch, **{name: _FAKE.from_tensor(value) for name, value in tensors.items()})
+        fakes: dict[str, Any] = {
+            name: _FAKE.from_tensor(value) for name, value in vars(batch).items() if isinstance(value, Tensor)
+        }
+        return replace(batch, **fakes)
 
     @contextmanager
     def _measured(self) -> Iterator[LiveBytes]:
@@ -154,8 +157,8 @@ class FakeModel:
         except (RuntimeError, NotImplementedError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"model {self.name}: its passes cannot be followed by shapes alone ({reason[:200]}); plan with a model of"
-                " another family and the same sizes"
+                f"model {self.name}: its passes cannot be followed by shapes alone ({reason[:200]}); plan with a model"
+                " of another family and the same sizes"
             ) from error
 
 

@@ -72,6 +72,16 @@ class EngineBytes:
         return self.num_elements * self.itemsize
 
     @property
+    def held(self) -> int:
+        """What exists in every phase."""
+        return self.weights + self.master + self.moments + self.held_gradient
+
+    @property
+    def resident(self) -> int:
+        """A partitioned model that is gathered once for a global batch, and the gradient that it keeps."""
+        return self.full + (self.gradient(gathered_once=True) if self.has_optimizer and self.stage == 3 else 0)
+
+    @property
     def weights(self) -> int:
         if self.stage < 3:
             return self.full

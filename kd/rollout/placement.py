@@ -16,7 +16,7 @@ from kd.models.causal_lm import CausalLM
 from kd.models.handle import ModelHandle
 from kd.rollout.inference_copy import InferenceCopy, blank_copy, copy_bytes
 from kd.rollout.tensor_parallel import UnsplittableError
-from kd.zero.memory import gib, scarcest_bytes
+from kd.zero.memory import gib, leaves_room, scarcest_bytes
 
 
 @runtime_checkable
@@ -59,9 +59,11 @@ class InPlaceWeights:
 
 
 def choose_placement(
-    model: ModelHandle, *, settings: GenerationConfig, world: World, role: str = "student"
+    model: ModelHandle, *, settings: GenerationConfig, world: World, reserved_bytes: int, role: str = "student"
 ) -> tuple[Placement, str]:
     """The placement of a model's weights, and a sentence with its reason; all ranks call it together.
+
+    `reserved_bytes` of what looks free on each rank are for other things: `Engine.reserved_bytes` of all engines.
 
     Raises:
         UserError: the ranks of the hosts do not divide into groups of generation.tensor_parallel_size, or the model
@@ -70,9 +72,9 @@ def choose_placement(
     if model.zero_stage < 3:
         return InPlaceWeights(model), f"rollouts: the {role}'s weights in place, resident under ZeRO-{model.zero_stage}"
     hosts = world.hosts()
-    # The first optimizer step and the first rollout will allocate these.
+    # The first rollout will allocate it.
     kv_cache = settings.max_batch_tokens * cache_bytes_per_token(model.view.model)
-    free_bytes = scarcest_bytes(world, hosts=hosts) - model.engine.pending_bytes - kv_cache
+    free_bytes = scarcest_bytes(world, hosts=hosts) - reserved_bytes - kv_cache
     choice = choose_layout(blank_copy(model.view.model), settings=settings, free_bytes=free_bytes, hosts=hosts)
     if choice.layout == "zero3":
         how = "layer by layer" if model.engine.is_collective else "once for each global batch"
@@ -128,7 +130,7 @@ def _choose_to_divide(
         share = copy_bytes(blank, num_ranks=num_ranks)
     except UnsplittableError as error:
         full, refusal = copy_bytes(blank), f"the model cannot be divided over {num_ranks} ranks: {error}"
-        if 2 * full > free_bytes:
+        if not leaves_room(full, free_bytes=free_bytes):
             raise UserError(
                 f"generation.layout=tensor_parallel: {refusal}; and a full copy of {gib(full)} does not fit"
                 f" ({_free(free_bytes)}); use generation.layout=zero3"
@@ -144,7 +146,7 @@ def _choose_by_memory(
     """The full copy, else the smallest groups whose shares fit, else the partitioned weights in place."""
     full = copy_bytes(blank)
     reason = f"a full copy takes {gib(full)}"
-    if 2 * full <= free_bytes:
+    if leaves_room(full, free_bytes=free_bytes):
         return LayoutChoice(layout="gathered", reason=f"{reason}; {_free(free_bytes)}")
     common_divisor = math.gcd(*(len(ranks) for ranks in hosts))
     refusal = "the ranks of each host do not divide into groups"
@@ -157,7 +159,7 @@ def _choose_by_memory(
             refusal = f"it cannot be divided over {size} ranks: {error}"
             continue
         refusal = f"a share of {size} ranks {gib(share)}"
-        if 2 * share <= free_bytes:
+        if leaves_room(share, free_bytes=free_bytes):
             return LayoutChoice(
                 layout="tensor_parallel", num_ranks=size, reason=f"{reason}, {refusal}; {_free(free_bytes)}"
             )
@@ -176,6 +178,6 @@ def cache_bytes_per_token(model: PreTrainedModel) -> int:
 def _free(free_bytes: int) -> str:
     # Half of it is reserved for activations.
     return (
-        f"{gib(max(0, free_bytes))} free per rank beside optimizer state and KV cache, half of it reserved for"
-        " activations"
+        f"{gib(max(0, free_bytes))} free per rank beside optimizer state, gathered models and KV cache, half of it"
+        " reserved for activations"
     )

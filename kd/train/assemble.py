@@ -143,14 +143,18 @@ def build_method(
     shared = ModelContext(config=config, vocabulary=vocabulary, recorder=recorder)
     student = Student(shared)
     teacher = method.load_teacher(shared) if needs.teacher else None
-    engines = {"student": student.engine} | ({} if teacher is None else {"teacher": teacher.engine})
+    # The teacher first: it runs most passes of a step, and in MiniLLM's rollouts one for each token.
+    engines = ({} if teacher is None else {"teacher": teacher.engine}) | {"student": student.engine}
     for sentence in choose_gathering(engines, settings=config.engine, world=world):
         say(sentence)
     _share_memory(student, teacher)
     rolls_out = needs.rollouts and config.data.responses is None
     sampler = None
     if rolls_out or config.samples_validation:
-        placement, sentence = choose_placement(student, settings=config.generation, world=world)
+        reserved_bytes = sum(engine.reserved_bytes for engine in engines.values())
+        placement, sentence = choose_placement(
+            student, settings=config.generation, world=world, reserved_bytes=reserved_bytes
+        )
         say(sentence)
         sampler = Sampler(placement, settings=config.generation, vocabulary=vocabulary, world=world, say=say)
     is_collective = teacher is not None and teacher.engine.is_collective

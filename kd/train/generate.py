@@ -225,7 +225,9 @@ def _teacher_sampler(
     config: Config, *, vocabulary: SharedVocabulary, world: World, say: Callable[[str], None]
 ) -> Iterator[Sampler]:
     teacher = Teacher(ModelContext(config=config, vocabulary=vocabulary, recorder=Recorder(world.device)))
-    weights, sentence = choose_placement(teacher, settings=config.generation, world=world, role="teacher")
+    weights, sentence = choose_placement(
+        teacher, settings=config.generation, world=world, reserved_bytes=0, role="teacher"
+    )
     say(sentence)
     with weights.ready() as view:
         fixed = _FixedWeights(view=view, is_collective=weights.is_collective, group=weights.group)

@@ -46,6 +46,14 @@ class Engine:
         self._accumulation: ExitStack | None = None
 
     @property
+    def reserved_bytes(self) -> int:
+        """Memory of this rank's device that global batches will take beside activations, and that looks free before.
+
+        It is what the first optimizer step allocates, and the model if it is gathered once.
+        """
+        return self.pending_bytes + (self.resident.num_bytes if self.gathers_once else 0)
+
+    @property
     def skipped_updates(self) -> int:
         """Updates skipped so far because the gradient overflowed with fp16's loss scale, which decreases then."""
         return int(self.deepspeed.skipped_steps)

@@ -20,6 +20,11 @@ def scarcest_bytes(world: World, *, hosts: list[list[int]]) -> int:
     return -int(world.max_across_ranks(torch.tensor(-free, device=world.device)).item())
 
 
+def leaves_room(num_bytes: int, *, free_bytes: int) -> bool:
+    """Whether as much of the free memory as something takes stays free for activations."""
+    return 2 * num_bytes <= free_bytes
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory of the CPU or GPU ran out; cuBLAS, cuDNN and NCCL say so in their messages only."""
     messages = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "'out of memory'")

@@ -21,13 +21,11 @@ from torch.nn import functional
 
 from kd.config.schema import EngineConfig
 from kd.distributed import World
-from kd.zero.memory import gib, scarcest_bytes
+from kd.zero.memory import gib, leaves_room, scarcest_bytes
 
 if TYPE_CHECKING:
     from kd.zero.engine import Engine
 
-_SHARE = 8
-"""`auto` keeps a model resident where it takes at most this fraction (1 / 8) of the free memory."""
 # DeepSpeed partitions no parameter that a module is active with; it numbers its modules from 0.
 _IN_USE = -1
 _SMALL = 2**17
@@ -155,32 +153,33 @@ class ResidentParameters:
 def choose_gathering(engines: Mapping[str, "Engine"], *, settings: EngineConfig, world: World) -> list[str]:
     """Choose what the engines (by role, such as teacher) of partitioned models gather; all ranks call it together.
 
-    Returns a sentence about each partitioned model: the choice and its reason.
+    `auto` gathers a model once where it takes at most half of the memory that the first optimizer steps and the models
+    before it in `engines` leave free; the other half is for activations. Returns a sentence about each partitioned
+    model: the choice and its reason.
     """
     partitioned = {role: engine for role, engine in engines.items() if engine.is_partitioned}
     if not partitioned:
         return []
-    # What the first optimizer step allocates is not free.
-    pending = sum(engine.pending_bytes for engine in engines.values())
-    free_bytes = scarcest_bytes(world, hosts=world.hosts()) - pending
+    available = scarcest_bytes(world, hosts=world.hosts())
     sentences = []
     for role, engine in partitioned.items():
-        fits = stays_resident(engine.resident.num_bytes, free_bytes=free_bytes) and not engine.offloads_parameters
+        free_bytes = available - sum(other.reserved_bytes for other in engines.values())
+        fits = leaves_room(engine.resident.num_bytes, free_bytes=free_bytes) and not engine.offloads_parameters
         how = "layer by layer"
         if settings.gather == "model" or (settings.gather == "auto" and fits):
             engine.gather_once()
             how = "once for each global batch"
         reason = f"engine.gather={settings.gather}; {gib(engine.resident.num_bytes)}"
         if settings.gather == "auto":
-            memory = "parameters are offloaded" if engine.offloads_parameters else f"{gib(free_bytes)} free per rank"
+            memory = "parameters are offloaded"
+            if not engine.offloads_parameters:
+                memory = (
+                    f"{gib(max(0, free_bytes))} free per rank beside optimizer state and other gathered models, half of"
+                    " it reserved for activations"
+                )
             reason = f"{gib(engine.resident.num_bytes)}; {memory}"
         sentences.append(f"ZeRO-3 gathers the {role} {how} ({reason})")
     return sentences
-
-
-def stays_resident(num_bytes: int, *, free_bytes: int) -> bool:
-    """Whether engine.gather=auto gathers a model of this size once for a global batch."""
-    return num_bytes * _SHARE <= free_bytes
 
 
 def disable_shared_memory_extension() -> None:

@@ -63,7 +63,9 @@ class Sampling:
         recorder.start(step=1)
         student = Student(ModelContext(config=config, vocabulary=vocabulary, recorder=recorder))
         choose_gathering({"student": student.engine}, settings=config.engine, world=world)
-        weights, sentence = choose_placement(student, settings=config.generation, world=world)
+        weights, sentence = choose_placement(
+            student, settings=config.generation, world=world, reserved_bytes=student.engine.reserved_bytes
+        )
         said: list[str] = []
         return cls(
             config=config,

@@ -76,7 +76,9 @@ def sample(world: World, *, config_file: Path, overrides: list[str], prompts: Pr
     examples = make_examples(prompts)[world.rank :: world.size]
     for layout, num_ranks in (("zero3", 1), ("gathered", 1), ("tensor_parallel", 2)):
         settings = replace(config.generation, layout=layout, tensor_parallel_size=num_ranks)
-        weights, sentence = choose_placement(student, settings=settings, world=world)
+        weights, sentence = choose_placement(
+            student, settings=settings, world=world, reserved_bytes=student.engine.reserved_bytes
+        )
         sampler = Sampler(weights, settings=settings, vocabulary=vocabulary, world=world)
         found[layout] = responses(sampler.sample(examples, seed=7, step=1))
         found[f"{layout} is"] = sentence

@@ -83,6 +83,7 @@ def sample_and_train(
     left = {"training": {name: model.training for name, model in models.items()}, "grad": torch.is_grad_enabled()}
     metrics = harness.step(1, rows=[])
     return {
+        "said": harness.said,
         "left": left,
         "released": {name: is_released(model) for name, model in models.items()},
         "responses": {

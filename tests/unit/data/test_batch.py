@@ -52,7 +52,6 @@ def test_sequences_by_hand() -> None:
     batch = SequenceBatch.collate(ROWS, pad_id=PAD, device=CPU)
     assert batch.input_ids.tolist() == [[5, 0, 7, 8, 0], [6, 0, 0, 0, 0], [6, 9, 0, 0, 0]]
     assert batch.input_ids.dtype == torch.int64
-    assert batch.attention_mask.tolist() == [[True] * 5, [True] + [False] * 4, [True] * 3 + [False] * 2]
     # Slot 2 (7, the last of the prompt) predicts 8, slot 3 (8) predicts EOS; row 2 begins at 2 * 5.
     assert batch.response_positions.tolist() == [2, 3, 11]
     assert batch.labels.tolist() == [8, EOS, EOS]
@@ -87,7 +86,6 @@ def test_a_batch_without_a_response_token() -> None:
     assert batch.num_response_tokens == 0
     assert batch.response_positions.shape == batch.labels.shape == batch.shifted_positions(7).shape == (0,)
     assert batch.response_positions.dtype == batch.labels.dtype == torch.int64
-    assert batch.attention_mask.tolist() == [[True, True], [True, False]]
 
 
 def test_nothing_is_read_back_from_the_device() -> None:

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import kd.losses.fused as fused_module
 from kd.losses.divergences import DIVERGENCES
-from kd.losses.fused import BLOCK_BYTES, fused_loss
-from kd.losses.outputs import Outputs
+from kd.losses.fused import block_bytes, fused_loss
+from kd.losses.outputs import Head, Outputs, chunk_rows
 from kd.losses.terms import Term, cross_entropy
 from tests.unit.losses.problems import divergence_term, make_outputs
 
@@ -70,15 +72,15 @@ def test_the_measurement_sees_full_logits() -> None:
 def test_a_chunk_is_held_once_for_each_model_and_worked_on_in_blocks(
     name: str, num_targets: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    block_bytes = CHUNK_TENSOR_BYTES // 4
-    monkeypatch.setitem(BLOCK_BYTES, "cpu", block_bytes)
+    num_bytes = CHUNK_TENSOR_BYTES // 4
+    monkeypatch.setattr(fused_module, "block_bytes", lambda _: num_bytes)
     peaks = []
     for rows in (CHUNK, 20 * CHUNK):
         terms = [divergence_term(wide(seed=seed + 1, rows=rows), name=name) for seed in range(num_targets)]
         labels = cross_entropy(torch.zeros(rows, dtype=torch.int64))
         peaks.append(measure(wide(seed=0, rows=rows), *terms, labels)[0])
     assert peaks[1] - peaks[0] <= 20 * CHUNK * HIDDEN * 4
-    assert peaks[1] <= (1 + num_targets) * CHUNK_TENSOR_BYTES + NUM_BLOCKS.get(name, 7) * block_bytes
+    assert peaks[1] <= (1 + num_targets) * CHUNK_TENSOR_BYTES + NUM_BLOCKS.get(name, 7) * num_bytes
 
 
 @pytest.mark.parametrize("trainable_head", [False, True])
@@ -88,3 +90,24 @@ def test_only_the_gradients_wait_for_backward(trainable_head: bool) -> None:
     _, alive_bytes = measure(wide(seed=0, rows=rows, trainable_head=trainable_head), term)
     gradient_bytes = 4 * HIDDEN * (rows + trainable_head * VOCABULARY)
     assert gradient_bytes <= alive_bytes <= gradient_bytes + 1024
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_a_gpu_takes_half_a_chunk_at_a_time_and_less_than_a_gib(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two terms at the sizes of a real model, in tensors without storage."""
+    vocabulary, hidden_size, num_bytes = 151_936, 2048, block_bytes("cuda")
+    num_rows = chunk_rows(vocabulary)
+    assert 2 * chunk_rows(vocabulary, byte_budget=num_bytes) >= num_rows
+    monkeypatch.setattr(fused_module, "block_bytes", lambda _: num_bytes)
+
+    def outputs(*, requires_grad: bool) -> Outputs:
+        hidden = torch.empty(num_rows, hidden_size, requires_grad=requires_grad)
+        weight = torch.empty(vocabulary, hidden_size, requires_grad=requires_grad)
+        return Outputs(hidden=hidden, head=Head(weight=weight, vocabulary_size=vocabulary))
+
+    with FakeTensorMode():
+        trained = outputs(requires_grad=True)
+        terms = [divergence_term(outputs(requires_grad=False), name=name) for _ in range(2)]
+        with LiveBytes() as live:
+            fused_loss(trained, terms, scale=1.0, chunk_size=num_rows)
+    assert live.peak_bytes - 4 * vocabulary * hidden_size < 2**30

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd.losses.divergences import DIVERGENCES
 from kd.losses.fused import fused_loss
@@ -83,3 +84,41 @@ def test_autocast_changes_nothing() -> None:
             result = fused_loss(trained, terms, scale=1.0, chunk_size=4)
         results.append(differentiate(result, tensors(trained)))
     assert_same(*results, rtol=0, atol=0)
+
+
+class TensorCores(TorchDispatchMode):
+    """Rounds the operands of float32 GEMMs to TF32 while torch would let CUDA do so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_rounded = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.addmm_.default and torch.backends.cuda.matmul.allow_tf32:
+            self.num_rounded += 1
+            args = (args[0], *(to_tf32(tensor) for tensor in args[1:]))
+        return func(*args, **(kwargs or {}))
+
+
+def to_tf32(values: Tensor) -> Tensor:
+    """`values`, rounded to 10 of float32's 23 bits of fraction."""
+    assert values.dtype == torch.float32
+    return ((values.contiguous().view(torch.int32) + 2**12) & ~(2**13 - 1)).view(torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_tf32_in_the_heads_gradient_costs_less_than_the_final_rounding(dtype: torch.dtype) -> None:
+    """Of half precision; nothing of float32 is rounded. Compared with float64, from the same logits."""
+    size = {"rows": 256, "vocabulary": 500, "hidden_size": 16, "dtype": dtype}
+    trained, target = make_outputs(seed=0, **size), make_outputs(seed=1, **size, trainable=False)
+    term, before = divergence_term(target), torch.backends.cuda.matmul.allow_tf32
+    with TensorCores() as tensor_cores:
+        ours = solve(trained, term, scale=1 / 256, chunk_size=64).gradients[1].double()
+    assert tensor_cores.num_rounded == (0 if dtype == torch.float32 else 4)
+    assert torch.backends.cuda.matmul.allow_tf32 == before
+    p, q = (outputs.logits().double().requires_grad_() for outputs in (trained, target))
+    (grad_logits,) = torch.autograd.grad(DIVERGENCES["reverse_kl"](p.log_softmax(-1), q.log_softmax(-1)).sum(), p)
+    expected = grad_logits.T @ trained.hidden.detach().double() / 256
+    final_rounding = (expected.to(dtype) - expected).norm() / expected.norm()
+    error = (ours - expected).norm() / expected.norm()
+    assert 0.5 * final_rounding < error < 1.5 * final_rounding + 1e-6

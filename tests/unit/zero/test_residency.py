@@ -8,15 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import deepspeed
+import pytest
 import torch
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import nn
 from torch.nn import functional
 
+from kd.config.schema import EngineConfig
 from kd.distributed import World
 from kd.zero.engine import Engine
 from kd.zero.residency import (
     ResidentParameters,
+    choose_gathering,
     full_shape,
     gathered,
     is_gathered,
@@ -121,6 +124,30 @@ def gather_and_partition(world: World) -> None:
 
 def test_resident_parameters_are_gathered_until_they_are_partitioned(ranks: Callable[[int], Ranks]) -> None:
     ranks(2).run(gather_and_partition)
+
+
+def gathered_once(world: World, *, free_bytes: int, pending_bytes: int) -> list[str]:
+    """Of a frozen model of 1 MiB, and then a trained one, which takes 2 with its gradient; sentences about both."""
+    engines = {"teacher": make_engine(trains=False), "student": make_engine(trains=True)}
+    engines["student"].pending_bytes = pending_bytes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kd.zero.residency.scarcest_bytes", lambda *_, **__: free_bytes)
+        sentences = choose_gathering(engines, settings=EngineConfig(gather="auto"), world=world)
+    for (role, engine), sentence in zip(engines.items(), sentences, strict=True):
+        assert f"gathers the {role} {'once' if engine.gathers_once else 'layer by layer'}" in sentence
+    return [role for role, engine in engines.items() if engine.gathers_once]
+
+
+@pytest.mark.parametrize(
+    ("free", "pending", "expected"),
+    [(1.9, 0, []), (2.1, 0, ["teacher"]), (4.9, 0, ["teacher"]), (5.2, 0, ["teacher", "student"]), (5.2, 4, [])],
+)
+def test_auto_gathers_once_what_takes_half_of_the_memory_that_is_left(
+    ranks: Callable[[int], Ranks], free: float, pending: int, expected: list[str]
+) -> None:
+    """Beside what the first optimizer step allocates; the teacher goes first."""
+    arguments = {"free_bytes": int(free * 2**20), "pending_bytes": pending * 2**20}
+    assert ranks(2).run(gathered_once, **arguments) == [expected] * 2
 
 
 def linear_in_each_pass(world: World) -> dict[str, bool]:
