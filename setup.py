@@ -26,6 +26,7 @@ setup(
     package_dir=DATA_FOLDERS,
     package_data={
         "kd": ["py.typed"],
+        "kd.plan": ["models.yaml"],
         "evaluation": ["py.typed"],
         "evaluation.report": ["templates/*"],
         "kd.ds_configs": ["*.json"],

@@ -122,6 +122,53 @@ def make_student(argv: Sequence[str]) -> int:
     return _exit_code(work)
 
 
+def plan(argv: Sequence[str]) -> int:
+    """Print the plan of a run; the exit code is 0 if it fits, and 1 if it does not."""
+    parser = argparse.ArgumentParser(
+        prog="promptkd plan",
+        description="Print the memory of a run on each GPU by phase, from shapes alone: without weights and GPUs, and for the\n"
+        "paper's models without a network. If the run does not fit, print the smallest change with which it does.\n"
+        "Exit code: 0 fits, 1 does not fit, 2 the configuration cannot be used.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", metavar="FILE", help="YAML file of the run, or the name of a preset")
+    source.add_argument(
+        "--presets", action="store_true", help="instead, a Markdown table of all presets on 4 and 8 GPUs"
+    )
+    add("--gpus", type=int, default=4, metavar="N", help="number of GPUs, one rank each (default: 4)")
+    add("--gpu", default="a100-80gb", metavar="NAME", help="a100-40gb, a100-80gb (default), h100-80gb or h200-141gb")
+    add("--gpu-memory", metavar="80GB", help="memory of each GPU, in GB as it is sold, or GiB (default: that of --gpu)")
+    add("--gpus-per-host", type=int, default=8, metavar="N", help="GPUs of one host (default: 8)")
+    add("--rows", type=int, metavar="N", help="training rows, to turn schedule.epochs into steps (default: count them)")
+    add("overrides", nargs="*", metavar="section.field=value", help="fields that differ from the file")
+    arguments = parser.parse_intermixed_args(argv)
+    fits = True
+
+    def work() -> None:
+        nonlocal fits
+        from kd.distributed.session import select_accelerator
+
+        select_accelerator()
+        import kd
+        from kd.plan.show import show_plan, show_presets
+
+        if arguments.presets:
+            show_presets()
+            return
+        fits = show_plan(
+            kd.load_config(arguments.config, overrides=arguments.overrides),
+            num_gpus=arguments.gpus,
+            gpu_name=arguments.gpu,
+            gpu_memory=arguments.gpu_memory,
+            gpus_per_host=arguments.gpus_per_host,
+            num_rows=arguments.rows,
+        )
+
+    return _exit_code(work) or int(not fits)
+
+
 def _delegate(module: str) -> Callable[[Sequence[str]], int]:
     """The `main` function of a module, which is imported when it runs."""
 
@@ -137,6 +184,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "generate": (generate, "write the teacher's responses, from which method=seqkd learns"),
     "evaluate": (_delegate("evaluation.scoring"), "sample a model's responses to benchmarks and score them"),
     "compare": (_delegate("evaluation.compare"), "paired differences between evaluated models"),
+    "plan": (plan, "memory of a run by phase, what fits, and its estimated cost"),
     "report": (_delegate("evaluation.report.__main__"), "one page of trainings and evaluations: tables and figures"),
     "make-student": (make_student, "make a student from some of a teacher's layers"),
 }

@@ -51,7 +51,7 @@ class Account(PlannedRun):
             "student weights": self.student.weights,
             "student master weights": self.student.master,
             "student AdamW moments": self.student.moments,
-            "gradient buffers": sum(engine.held_gradient for engine in self._engines.values()),
+            "gradient buffers": sum(engine.held_gradient for engine in self.engines.values()),
         }
         if self.teacher is not None:
             held["teacher weights"] = self.teacher.weights
@@ -66,13 +66,12 @@ class Account(PlannedRun):
         return copy_bytes(blank_copy(self.fakes.model(self.config, "student").model), num_ranks=self.layout.num_ranks)
 
     def _generation(self) -> dict[str, int]:
-        generation, fake = self.config.generation, self.fake("student")
-        slots = self.config.data.max_prompt_tokens + generation.max_new_tokens
+        fake = self.fake("student")
         prefill = self.fakes.peak(
             fake, "inference", rows=self.decoding_rows, prompt=self.config.data.max_prompt_tokens, response=1
         )
         parts = {
-            "KV cache": self.decoding_rows * slots * cache_bytes_per_token(fake.model),
+            "KV cache": self.decoding_rows * self.decoding_slots * cache_bytes_per_token(fake.model),
             "activations": prefill,
             "logits": self.decoding_rows * fake.head.vocabulary_size * _LOGITS_ITEMSIZE,
         }

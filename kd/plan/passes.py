@@ -80,9 +80,10 @@ class FakeModel:
 
     def inference(self, *, rows: int, prompt: int, response: int) -> int:
         """Peak bytes of a pass without gradient over `rows` sequences; the hidden states that it returns included."""
-        module = EngineModule(self.model)
+        module = EngineModule(self.model).eval()
         with self._measured() as live, torch.no_grad():
             module.response_states(self._batch(rows=rows, prompt=prompt, response=response))
+        module.train()
         return live.peak
 
     def student_training(

@@ -20,7 +20,7 @@ LAYERS = (
     ("models",),
     ("rollout",),
     ("methods",),
-    ("train",),
+    ("train", "plan"),
     # The Python API, which is kd itself, and the command line.
     ("kd",),
     ("cli", "__main__"),
