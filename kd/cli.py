@@ -126,8 +126,9 @@ def plan(argv: Sequence[str]) -> int:
     """Print the plan of a run; the exit code is 0 if it fits, and 1 if it does not."""
     parser = argparse.ArgumentParser(
         prog="promptkd plan",
-        description="Print the memory of a run on each GPU by phase, from shapes alone: without weights and GPUs, and for the\n"
-        "paper's models without a network. If the run does not fit, print the smallest change with which it does.\n"
+        description="Print the memory of a run on each GPU by phase, from shapes alone: without weights and GPUs, and\n"
+        "for the paper's models without a network. If the run does not fit, print the smallest change with which it\n"
+        "does. "
         "Exit code: 0 fits, 1 does not fit, 2 the configuration cannot be used.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

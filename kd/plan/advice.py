@@ -45,8 +45,9 @@ def _changes(config: Config) -> Iterator[str]:
     micro_batch = schedule.micro_batch
     if not config.model.gradient_checkpointing:
         yield "model.gradient_checkpointing=true"
-    if generation.max_batch_tokens > 8192:
-        yield "generation.max_batch_tokens=8192"
+    for num_tokens in (8192, 4096):
+        if generation.max_batch_tokens > num_tokens:
+            yield f"generation.max_batch_tokens={num_tokens}"
     while micro_batch > 1:
         micro_batch //= 2
         yield f"schedule.micro_batch={micro_batch}"
@@ -58,15 +59,13 @@ def _changes(config: Config) -> Iterator[str]:
         for stage in stages:
             if getattr(engine, role) in [_STAGE.format(lower) for lower in range(stage)]:
                 yield f"engine.{role}={_STAGE.format(stage)}"
-    if generation.max_batch_tokens > 4096:
-        yield "generation.max_batch_tokens=4096"
     yield f"engine.teacher={_OFFLOAD}"
 
 
 def _needed(account: Account, changes: Sequence[str]) -> tuple[str, ...]:
     """The changes without those that a run fits without, and without values that later ones replace."""
     needed = list({change.partition("=")[0]: change for change in changes}.values())
-    for change in tuple(needed):
+    for change in reversed(needed):
         others = [other for other in needed if other != change]
         if others and replace(account, config=_apply(account.config, others)).fits:
             needed = others

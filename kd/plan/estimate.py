@@ -60,9 +60,9 @@ SLOW = Rates(
     disk=0.5e9,
 )
 ASSUMPTIONS = (
-    "passes reach 25 to 50 % of the GPU's bf16 rate; the host needs 0.3 to 0.8 ms per layer and decoded token; a response"
-    " has half of the longest length, or all of it; links of 50 to 200 GB/s in a host, 6 to 25 GB/s between hosts; disks"
-    " of 0.5 to 5 GB/s"
+    "passes reach 25 to 50 % of the GPU's bf16 rate; the host needs 0.3 to 0.8 ms per layer and decoded token;"
+    " a response has half of the longest length, or all of it; links of 50 to 200 GB/s in a host, 6 to 25 GB/s between"
+    " hosts; disks of 0.5 to 5 GB/s"
 )
 
 
