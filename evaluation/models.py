@@ -97,8 +97,7 @@ class ModelSet:
         """
         if not (self.world.is_main and sys.stderr.isatty()):
             logging.disable_progress_bar()
-        # Inside the device's context, weights go from the files to the device without a copy on the host.
-        with self.world.agreed(), self.world.device:
+        with self.world.agreed():
             model = load_causal_lm(
                 name,
                 config=self.configs[name],

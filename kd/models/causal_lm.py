@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, Cache, PretrainedConfig, PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
 
+from kd.distributed import on_gpu
 from kd.errors import UserError
 from kd.zero.config import Json, loading_config, zero_stage
 
@@ -119,7 +120,7 @@ def load_causal_lm(
     keep_dropout: bool,
     trust_remote_code: bool,
 ) -> PreTrainedModel:
-    """Load a model for training; under ZeRO-3 directly into partitions.
+    """Load a model for training: from the files to this rank's device, under ZeRO-3 directly into partitions.
 
     Args:
         name: from_pretrained directory or hub name.
@@ -132,10 +133,14 @@ def load_causal_lm(
     """
     set_for_training(config, keep_dropout=keep_dropout)
     partitioning = None
+    device_map: dict[str, torch.device] | None = {"": _rank_device()}
     if zero_stage(deepspeed_config) == 3:
+        device_map = None
         partitioning = HfDeepSpeedConfig(loading_config(deepspeed_config, dtype=dtype))
     try:
-        model = _read_weights(name, config=config, dtype=dtype, trust_remote_code=trust_remote_code)
+        model = _read_weights(
+            name, config=config, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code
+        )
     finally:
         # transformers partitions whatever is created while this object lives, inference copies included.
         del partitioning
@@ -147,10 +152,27 @@ def load_causal_lm(
     return model
 
 
-def _read_weights(name: str, *, config: PretrainedConfig, dtype: str, trust_remote_code: bool) -> PreTrainedModel:
+def _rank_device() -> torch.device:
+    # `start_world` has made this rank's GPU the current one.
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu() else torch.device("cpu")
+
+
+def _read_weights(
+    name: str,
+    *,
+    config: PretrainedConfig,
+    dtype: str,
+    device_map: dict[str, torch.device] | None,
+    trust_remote_code: bool,
+) -> PreTrainedModel:
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, output_loading_info=True
+            name,
+            config=config,
+            dtype=DTYPES[dtype],
+            device_map=device_map,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())

@@ -1,5 +1,6 @@
-"""Padding on the right: real slots do not see it, and attention runs without a mask."""
+"""The view of a model: padding on the right, and where its weights are loaded."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,9 @@ from transformers import (
 )
 
 from kd.data.batch import SequenceBatch, TokenSequence
-from kd.models.causal_lm import CausalLM
+from kd.models.causal_lm import CausalLM, load_causal_lm, read_model_config
 from kd.models.soft_prompt import SoftPrompt
-from tests.tiny_models import FAMILIES, tiny_config
+from tests.tiny_models import FAMILIES, save_tiny_model, tiny_config
 
 VOCABULARY, WIDTH, SLOTS = 60, 32, 3
 LENGTHS = (19, 11, 2)
@@ -83,3 +84,21 @@ def test_padding_on_the_right_changes_nothing(name: str, monkeypatch: pytest.Mon
         torch.testing.assert_close(together, expected, rtol=1e-4, atol=1e-5)
     if name in HAS_CAUSAL_KERNEL:
         assert masks and all(mask is None for mask in masks)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_go_from_the_files_to_the_ranks_device(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a copy on the host; a device without storage stands for a GPU."""
+    path = str(save_tiny_model(tmp_path, family, seed=1))
+    monkeypatch.setattr("kd.models.causal_lm._rank_device", lambda: torch.device("meta"))
+    model = load_causal_lm(
+        path,
+        config=read_model_config(path, trust_remote_code=False),
+        dtype="bf16",
+        deepspeed_config={},
+        keep_dropout=False,
+        trust_remote_code=False,
+    )
+    assert {tensor.device.type for tensor in [*model.parameters(), *model.buffers()]} == {"meta"}
