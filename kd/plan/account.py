@@ -137,8 +137,9 @@ class Account(PlannedRun):
         reduction = {**self._student_gradient(), "reduction": self.student.final_reduction(gathered_once=once)}
         update = {"update": self.student.update}
         outputs = self._outputs(with_head=True)
-        if self.student.stage < 3:
+        if self.student.stage < 2:
             return {**outputs, **self._student_gradient(), **update}
+        # The update's own copy of a partitioned gradient replaces it.
         reduction |= self._kept_student()
         return outputs | max(reduction, update, key=lambda parts: sum(parts.values()))
 

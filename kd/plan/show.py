@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -176,10 +177,16 @@ def _num_steps(config: Config, *, num_rows: int | None) -> tuple[float, str]:
 
 
 def _preset_cell(account: Account) -> str:
-    schedule = account.config.schedule
-    if schedule.global_batch % (schedule.micro_batch * account.machine.num_gpus):
-        return "–"
-    peak = f"{account.peak / GIB:.1f}"
+    num_gpus, schedule, note = account.machine.num_gpus, account.config.schedule, ""
+    micro_batch = schedule.micro_batch
+    while micro_batch > 1 and schedule.global_batch % (micro_batch * num_gpus):
+        micro_batch //= 2
+    if micro_batch < schedule.micro_batch:
+        # The ranks would not divide the global batch otherwise.
+        note = f" (schedule.micro_batch={micro_batch})"
+        schedule = replace(schedule, micro_batch=micro_batch)
+        account = replace(account, config=replace(account.config, schedule=schedule))
+    peak = f"{account.peak / GIB:.1f}{note}"
     if account.fits:
         return peak
     advice = find_advice(account)

@@ -8,6 +8,8 @@ from kd.zero.config import Json, zero_stage
 FP32 = 4
 MOMENTS = 2 * FP32
 """AdamW's, per trained element."""
+_ALL_REDUCED_ELEMENTS = 500_000_000
+"""Elements that DeepSpeed reduces together without ZeRO."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +137,7 @@ class EngineBytes:
         """Flat copies of gradients that are not partitioned, after the last backward pass of a step."""
         if self.stage > 0:
             return 0
-        elements = min(self.num_trained, int(self._section.get("reduce_bucket_size", 5e8)))
-        return elements * (self.itemsize + (0 if self.dtype == "fp32" else FP32))
+        return min(self.num_trained, _ALL_REDUCED_ELEMENTS) * (self.itemsize + (0 if self.dtype == "fp32" else FP32))
 
     def final_reduction(self, *, gathered_once: bool) -> int:
         """Temporary tensors of the reduction of a gradient that a gathered model has kept in full."""
@@ -151,10 +152,16 @@ class EngineBytes:
             # A GPU works on all tensors together, a CPU on one after the other.
             temporary = FP32 * self.num_trained if self.on_gpu else 2 * FP32 * self.largest_trained
             return temporary + (0 if self.dtype == "fp32" else FP32 * self.num_trained)
-        elements = self._own_trained
+        temporary = (FP32 if self.on_gpu else 2 * FP32) * self._own_trained
+        if self.stage == 1 and self.dtype == "bf16":
+            # Its fp32 gradient exists already.
+            return temporary
+        flat = FP32 * self._own_trained
         if self.stage == 3:
-            elements = min(elements, int(self._section.get("sub_group_size", 1e9)))
-        return (FP32 + (FP32 if self.on_gpu else 2 * FP32)) * elements
+            # A sub-group of parameters is updated at a time.
+            size = int(self._section.get("sub_group_size", 1e9))
+            return (temporary + flat) * min(self._own_trained, size) // self._own_trained
+        return temporary + flat
 
     @property
     def largest_bytes(self) -> int:
@@ -164,8 +171,12 @@ class EngineBytes:
     @property
     def gathered_by_layer(self) -> int:
         """What DeepSpeed's hooks keep gathered of a partitioned model at a time."""
+        if self.stage < 3:
+            return 0
         live = int(self._section.get("stage3_max_live_parameters", 1e9))
-        return min(self.num_elements, live) * self.itemsize if self.stage == 3 else 0
+        # Parameters are copied out of the buffer in which they arrive.
+        buffer = int(self._section.get("stage3_prefetch_bucket_size", 5e7))
+        return (min(self.num_elements, live) + min(self.num_elements, buffer)) * self.itemsize
 
     @property
     def checkpoint(self) -> int:
