@@ -82,7 +82,7 @@ class FakeModel:
         """Peak bytes of a pass without gradient over `rows` sequences; the hidden states that it returns included."""
         module = EngineModule(self.model).eval()
         with self._measured() as live, torch.no_grad():
-            module.response_states(self._batch(rows=rows, prompt=prompt, response=response))
+            module.response_states(self.batch(rows=rows, prompt=prompt, response=response))
         module.train()
         return live.peak
 
@@ -102,7 +102,7 @@ class FakeModel:
         """
         module = StudentModule(self.model, vocabulary_size=self.head.vocabulary_size)
         with self._fake():
-            batch = self._batch(rows=rows, prompt=prompt, response=response)
+            batch = self.batch(rows=rows, prompt=prompt, response=response)
             terms = [cross_entropy(batch.labels) if target is None else self._term(target, num_tokens=rows * response)]
         with self._measured() as live, _reduced_gradients(module, reduction):
             loss = partial(self._loss, terms=terms, loss_chunk_mib=loss_chunk_mib)
@@ -118,7 +118,7 @@ class FakeModel:
         with self._fake():
             hidden_size = EngineModule(self.model).view.embedding_weight.shape[1]
             soft_prompt = SoftPrompt(torch.zeros(num_prompt_tokens, hidden_size)) if num_prompt_tokens else None
-            batch = self._batch(rows=rows, prompt=prompt, response=response)
+            batch = self.batch(rows=rows, prompt=prompt, response=response)
             terms = [self._term(model, num_tokens=rows * response) for model in (target, self)]
         module = TeacherModule(self.model, soft_prompt)
         with self._measured() as live:
@@ -136,10 +136,14 @@ class FakeModel:
         hidden = torch.empty(num_tokens, head.weight.shape[1], dtype=head.weight.dtype)
         return kl(TRAINED, Outputs(hidden=hidden, head=head))
 
-    def _batch(self, *, rows: int, prompt: int, response: int) -> SequenceBatch:
+    @staticmethod
+    def batch(*, rows: int, prompt: int, response: int, real: bool = False) -> SequenceBatch:
+        """A batch of equal sequences, of fake tensors unless it is `real`."""
         ids = np.zeros(prompt + response, dtype=np.int32)
         sequence = TokenSequence(row_id=0, prompt_ids=ids[:prompt], response_ids=ids[prompt:])
         batch = SequenceBatch.collate([sequence] * rows, pad_id=0, device=torch.device("cpu"))
+        if real:
+            return batch
         fakes: dict[str, Any] = {
             name: _FAKE.from_tensor(value) for name, value in vars(batch).items() if isinstance(value, Tensor)
         }
