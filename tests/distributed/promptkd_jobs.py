@@ -1,5 +1,6 @@
 """Jobs of the PromptKD tests that need more than `harness.train`."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from kd.methods.promptkd import PromptKD
 from kd.models.handle import ModelContext
 from kd.models.vocabulary import share_vocabulary
 from kd.rollout.decode import decode
+from kd.rollout.placement import choose_placement
 from kd.zero.recorder import Recorder
 from tests.distributed.harness import FIXED_RESPONSES, Harness, Pair, full_weights, train
 
@@ -56,6 +58,22 @@ def optimizer_state_bytes(world: World, *, config_file: Path, batches: list[list
     states = engine.deepspeed.basic_optimizer.state.values()
     tensors = [value for state in states for value in state.values() if isinstance(value, Tensor) and value.dim()]
     return engine.pending_bytes, sum(tensor.nbytes for tensor in tensors)
+
+
+def reserved_bytes(world: World, *, config_file: Path, gather: str) -> tuple[int, int]:
+    """What the choice of the rollouts' layout leaves free on this rank, and the size of both gathered models."""
+    reserved = []
+
+    def watched(*arguments: Any, reserved_bytes: int, **options: Any) -> Any:
+        reserved.append(reserved_bytes)
+        return choose_placement(*arguments, reserved_bytes=reserved_bytes, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        # kd.train is also the name of a function.
+        patch.setattr(sys.modules["kd.train.assemble"], "choose_placement", watched)
+        harness = Harness(world, config_file, ["optimizer.name=adamw", f"engine.gather={gather}"])
+    models: list[Any] = [harness.student, harness.teacher]
+    return reserved[0], sum(model.engine.resident.num_bytes for model in models)
 
 
 def train_in_half(

@@ -102,6 +102,17 @@ def test_what_the_first_update_allocates_is_known_before(llama_pair: Path, ranks
         assert allocated > 0
 
 
+def test_rollouts_leave_room_for_both_models_that_are_gathered_once(llama_pair: Path, ranks: Any) -> None:
+    config = write_config(llama_pair, dtype="bf16")
+    layer, whole = (
+        ranks(2).run(promptkd_jobs.reserved_bytes, config_file=config, gather=gather)[0]
+        for gather in ("layer", "model")
+    )
+    # Only the first optimizer step's memory, or that and both models.
+    assert layer[0] > 0
+    assert whole[0] - layer[0] == whole[1]
+
+
 def test_the_prompts_gradient_is_reduced_in_fp32(llama_pair: Path, ranks: Any) -> None:
     """Row by row the bf16 passes are the same on one rank and on two; only the reduction differs."""
     batches = make_batches(vocabulary=400, seed=6)[:1]
