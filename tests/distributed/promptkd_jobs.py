@@ -1,5 +1,6 @@
 """Jobs of the PromptKD tests that need more than `harness.train`."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def reserved_bytes(world: World, *, config_file: Path, gather: str) -> tuple[int
         return choose_placement(*arguments, reserved_bytes=reserved_bytes, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kd.train.assemble.choose_placement", watched)
+        # kd.train is also the name of a function.
+        patch.setattr(sys.modules["kd.train.assemble"], "choose_placement", watched)
         harness = Harness(world, config_file, ["optimizer.name=adamw", f"engine.gather={gather}"])
     models: list[Any] = [harness.student, harness.teacher]
     return reserved[0], sum(model.engine.resident.num_bytes for model in models)
