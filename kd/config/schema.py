@@ -47,7 +47,7 @@ class GenerationConfig(Section):
     layout: Literal["auto", "gathered", "tensor_parallel", "zero3"] = option(
         "auto",
         help="weights during rollouts: gathered (a full copy per rank), tensor_parallel (a copy divided over a group),"
-        " zero3 (partitioned, slow), auto (the first of these that fits)",
+        " zero3 (in place), auto (in place if gathered once, else the first of these that fits)",
     )
     tensor_parallel_size: Count = option(1, help="ranks of a host that share a copy; with auto, 1 means as few as fit")
     max_new_tokens: Count = option(256, help="longest response y [tokens, EOS included]")

@@ -118,6 +118,10 @@ class PlannedRun:
         needs = self.method.needs(self.config)
         return (needs.rollouts and self.config.data.responses is None) or self.config.samples_validation
 
+    @property
+    def adapts_student(self) -> bool:
+        return self.config.student_lora.is_on
+
     @cached_property
     def free_bytes(self) -> int:
         """What the models leave once the first update has been made."""
@@ -149,6 +153,8 @@ class PlannedRun:
     def layout(self) -> LayoutChoice | None:
         """The layout of the student's weights during rollouts; None for weights in place, or without rollouts."""
         if self.student.stage < 3 or not self.rolls_out:
+            return None
+        if self.config.generation.layout == "auto" and self.gathers_once(self.student) and not self.adapts_student:
             return None
         fake = self.fakes.model(self.config, "student").model
         kv_cache = self.config.generation.max_batch_tokens * cache_bytes_per_token(fake)

@@ -14,6 +14,7 @@ from kd.distributed import ProcessGroup, World
 from kd.errors import UserError
 from kd.models.causal_lm import CausalLM
 from kd.models.handle import ModelHandle
+from kd.models.lora import adapter_parameters
 from kd.rollout.inference_copy import InferenceCopy, blank_copy, copy_bytes
 from kd.rollout.tensor_parallel import UnsplittableError
 from kd.zero.memory import gib, leaves_room, scarcest_bytes
@@ -71,6 +72,9 @@ def choose_placement(
     """
     if model.zero_stage < 3:
         return InPlaceWeights(model), f"rollouts: the {role}'s weights in place, resident under ZeRO-{model.zero_stage}"
+    if settings.layout == "auto" and model.engine.gathers_once and not adapter_parameters(model.model):
+        # A copy would take as much memory again; only one with merged adapters is worth it.
+        return InPlaceWeights(model), f"rollouts: the {role}'s weights in place, gathered once for each global batch"
     hosts = world.hosts()
     # The first rollout will allocate it.
     kv_cache = settings.max_batch_tokens * cache_bytes_per_token(model.view.model)
