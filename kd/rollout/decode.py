@@ -17,6 +17,9 @@ from kd.rollout.sampling import DecodingSettings, choose_tokens, mixture_log_pro
 COMPACT_SHARE = 8
 """The batch is compacted once more than one in this many rows have finished."""
 
+NOTICE_EVERY = 8
+"""Tokens after which a GPU is asked which rows have ended."""
+
 Streams = Callable[[Sequence[int], int], Float[Tensor, "B T"]]
 """From row ids and a number of tokens to uniform numbers in [0, 1), the same for a row in any batch."""
 
@@ -78,6 +81,7 @@ def decode(
     """
     models = [view] if mixture is None else [view, mixture.teacher]
     rows = DecodingRows(models, prompts, settings=settings, streams=streams, keep_hidden=keep_hidden)
+    every = notice_every(prompts.input_ids.device.type, settings=settings)
     states = rows.prefill(soft_prompt)
     while True:
         # Without the padding columns of the heads.
@@ -88,10 +92,21 @@ def decode(
         mixed = logits[0] if mixture is None else mixture_log_probs(*logits, teacher_share=mixture.teacher_share)
         tokens = choose_tokens(mixed, rows.uniforms, settings=settings, history=rows.history())
         rows.append(tokens if agreed_tokens is None else agreed_tokens(tokens), states[0])
-        if not any_rank_active(rows.has_unfinished):
-            return rows.responses()
-        rows.compact()
+        if rows.is_full or rows.num_chosen % every == 0:
+            rows.notice()
+            if not any_rank_active(rows.has_unfinished):
+                return rows.responses()
+            rows.compact()
         states = rows.forward()
+
+
+def notice_every(device_type: str, *, settings: DecodingSettings) -> int:
+    """Tokens between two looks at which rows have ended; tokens that a row gets meanwhile are discarded.
+
+    A look waits for the GPU, which could otherwise be given the next tokens' work. A CPU has nothing to wait for, and
+    settings that read the rows' tokens wait for each of them anyway.
+    """
+    return 1 if device_type == "cpu" or settings.reads_history else NOTICE_EVERY
 
 
 class DecodingRows:
@@ -113,11 +128,15 @@ class DecodingRows:
         self._settings = settings
         self._prompts = prompts
         self._keeps_hidden = keep_hidden
-        self._uniforms = streams(prompts.row_ids, settings.max_new_tokens).to(prompts.input_ids.device)
-        self._tokens: list[list[int]] = [[] for _ in range(len(self._uniforms))]
-        self._finished = [False] * len(self._tokens)
-        self._active = list(range(len(self._tokens)))
-        self._num_chosen = 0
+        device = prompts.input_ids.device
+        self._uniforms = streams(prompts.row_ids, settings.max_new_tokens).to(device)
+        self._chosen = torch.zeros(self._uniforms.shape, dtype=torch.long, device=device)
+        self._finished = [False] * len(self._chosen)
+        self._active = list(range(len(self._chosen)))
+        # The same on the device, where indices of the host would have to be copied for each token.
+        self._rows = torch.arange(len(self._chosen), device=device)
+        self.num_chosen = 0
+        """Tokens of each row so far, those after its end included."""
         self._hidden: Tensor | None = None
 
     def prefill(self, soft_prompt: SoftPrompt | None) -> list[Float[Tensor, "A _"]]:
@@ -138,8 +157,8 @@ class DecodingRows:
         """Run the last token of each active row; the hidden states of each model, whose sizes may differ."""
         return self._last_states(
             input_ids=self._last_tokens[:, None],
-            attention_mask=self._mask[:, : self._num_slots + self._num_chosen],
-            position_ids=(self._lengths + self._num_chosen - 1)[:, None],
+            attention_mask=self._mask[:, : self._num_slots + self.num_chosen],
+            position_ids=(self._lengths + self.num_chosen - 1)[:, None],
         )
 
     def _last_states(self, **inputs: Tensor) -> list[Tensor]:
@@ -153,7 +172,7 @@ class DecodingRows:
     @property
     def uniforms(self) -> Float[Tensor, " A"]:
         """This token's random number of each active row."""
-        return self._uniforms[:, self._num_chosen]
+        return self._uniforms[:, self.num_chosen]
 
     def history(self) -> list[list[int]] | None:
         """All tokens of each active row, prompt included, if the settings need them."""
@@ -161,21 +180,28 @@ class DecodingRows:
             return None
         padded = zip(self._prompts.input_ids.tolist(), self._prompts.lengths, strict=True)
         prompts = [ids[-length:] for ids, length in padded]
-        return [prompts[index] + self._tokens[index] for index in self._active]
+        chosen = self._chosen[:, : self.num_chosen].tolist()
+        return [prompts[index] + chosen[index] for index in self._active]
 
     def append(self, tokens: Int64[Tensor, " A"], hidden: Float[Tensor, "A H"]) -> None:
-        """Add one token to each unfinished active row, and note which rows it finishes."""
+        """Add one token to each active row; those after a row's end do not count."""
         if self._keeps_hidden:
             if self._hidden is None:
-                self._hidden = hidden.new_empty(len(self._tokens), self._settings.max_new_tokens, hidden.shape[-1])
-            self._hidden[torch.tensor(self._active, device=hidden.device), self._num_chosen] = hidden
+                self._hidden = hidden.new_empty(*self._chosen.shape, hidden.shape[-1])
+            self._hidden[self._rows, self.num_chosen] = hidden
+        self._chosen[self._rows, self.num_chosen] = tokens
         self._last_tokens = tokens
-        self._num_chosen += 1
-        full = self._num_chosen == self._settings.max_new_tokens
-        for index, token in zip(self._active, tokens.tolist(), strict=True):
-            if not self._finished[index]:
-                self._tokens[index].append(token)
-                self._finished[index] = full or token == self._settings.eos_id
+        self.num_chosen += 1
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all rows have `max_new_tokens` tokens."""
+        return self.num_chosen == self._settings.max_new_tokens
+
+    def notice(self) -> None:
+        """Note which rows have ended; waits for the device."""
+        ended = (self._chosen[:, : self.num_chosen] == self._settings.eos_id).any(dim=1).tolist()
+        self._finished = [self.is_full or has_end for has_end in ended]
 
     def compact(self) -> None:
         """Remove finished rows from the batch and the caches once there are enough of them.
@@ -186,15 +212,17 @@ class DecodingRows:
         if (len(self._active) - len(keep)) * COMPACT_SHARE <= len(self._active):
             return
         select = torch.tensor(keep, device=self._last_tokens.device)
-        self._active = [self._active[row] for row in keep]
+        self._active, self._rows = [self._active[row] for row in keep], self._rows[select]
         self._uniforms, self._last_tokens = self._uniforms[select], self._last_tokens[select]
         self._mask, self._lengths = self._mask[select], self._lengths[select]
         for cache in self._caches:
             cache.batch_select_indices(select)
 
     def responses(self) -> list[Response]:
-        """All rows, in their original order."""
-        return [
-            Response(token_ids=ids, hidden=None if self._hidden is None else self._hidden[index, : len(ids)])
-            for index, ids in enumerate(self._tokens)
-        ]
+        """All rows, in their original order, each until its end."""
+        responses = []
+        for index, ids in enumerate(self._chosen.tolist()):
+            length = ids.index(self._settings.eos_id) + 1 if self._settings.eos_id in ids else self.num_chosen
+            hidden = None if self._hidden is None else self._hidden[index, :length]
+            responses.append(Response(token_ids=ids[:length], hidden=hidden))
+        return responses

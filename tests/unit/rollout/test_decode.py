@@ -1,6 +1,7 @@
 """The token loop against a plain loop without cache, batch or padding."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -141,16 +142,37 @@ def test_kept_hidden_states_are_those_of_a_forward_pass(model: PreTrainedModel) 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("share", [1, 2, 100])
-def test_responses_do_not_depend_on_when_ended_rows_leave(
-    model: PreTrainedModel, share: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("share", "every"), [(1, 1), (2, 1), (100, 1), (8, 2), (8, 5), (8, 8), (1, 100)])
+def test_responses_do_not_depend_on_when_ended_rows_are_noticed_and_leave(
+    model: PreTrainedModel, share: int, every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     view, streams = CausalLM.of(model), row_streams(seed=1, step=0)
     free = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=-1)
-    unending = [row.token_ids for row in decode(view, collate(PROMPTS), settings=free, streams=streams)]
-    eos = unending[2][3]
-    monkeypatch.setattr(decode_module, "COMPACT_SHARE", share)
-    settings = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=eos)
-    responses = decode(view, collate(PROMPTS), settings=settings, streams=streams)
-    for response, full in zip(responses, unending, strict=True):
-        assert response.token_ids == full[: full.index(eos) + 1 if eos in full else 12]
+    unending = decode(view, collate(PROMPTS), settings=free, streams=streams, keep_hidden=True)
+    # One row may never draw it; in the others it is drawn at several places between two looks.
+    for eos in {row.token_ids[3] for row in unending} | {unending[2].token_ids[11]}:
+        monkeypatch.setattr(decode_module, "COMPACT_SHARE", share)
+        monkeypatch.setattr(decode_module, "notice_every", lambda *_, **__: every)
+        settings = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=eos)
+        looks = []
+
+        def note(active: bool, looks: list[bool] = looks) -> bool:
+            looks.append(active)
+            return active
+
+        responses = decode(
+            view, collate(PROMPTS), settings=settings, streams=streams, keep_hidden=True, any_rank_active=note
+        )
+        lengths = [ids.index(eos) + 1 if eos in ids else 12 for ids in (row.token_ids for row in unending)]
+        for response, full, length in zip(responses, unending, lengths, strict=True):
+            assert response.token_ids == full.token_ids[:length]
+            torch.testing.assert_close(response.hidden, full.hidden[:length], rtol=1e-5, atol=1e-5)  # type: ignore[index]
+        # The ranks agree at each look, and at the end, but not for each token.
+        assert len(looks) == -(-max(lengths) // every)
+
+
+def test_a_gpu_is_asked_for_ended_rows_every_eight_tokens() -> None:
+    plain = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=EOS)
+    assert decode_module.notice_every("cuda", settings=plain) == 8
+    assert decode_module.notice_every("cpu", settings=plain) == 1
+    assert decode_module.notice_every("cuda", settings=replace(plain, repetition_penalty=1.2)) == 1
