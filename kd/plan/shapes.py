@@ -12,6 +12,8 @@ from kd.errors import UserError
 from kd.methods import load_config
 from kd.models.causal_lm import read_model_config
 
+_RUN_FOLDERS = ("best", "final")
+
 
 def model_shapes(name: str, *, trust_remote_code: bool) -> PretrainedConfig:
     """Configuration of a model for its shapes: its config.json, or that of the model it will be made from.
@@ -22,20 +24,34 @@ def model_shapes(name: str, *, trust_remote_code: bool) -> PretrainedConfig:
     Raises:
         UserError: nothing of this name is known or readable.
     """
-    if Path(name).is_dir():
-        return read_model_config(name, trust_remote_code=trust_remote_code)
-    run_dir, last = str(Path(name).parent), Path(name).name
-    if last in ("best", "final") and run_dir in _students_of_presets():
-        return model_shapes(_students_of_presets()[run_dir], trust_remote_code=trust_remote_code)
-    if last in _published():
-        family, *sizes = _published()[last].items()
-        return AutoConfig.for_model(family[1], **dict(sizes))
-    if last in ("best", "final"):
-        raise UserError(
-            f"model {name}: no such directory yet, and no preset writes it; name the model that it will be made from,"
-            " such as model.student=facebook/opt-1.3b"
-        )
-    return read_model_config(name, trust_remote_code=trust_remote_code)
+    origin = _origin(name)
+    last = Path(origin).name
+    if not Path(origin).is_dir():
+        if last in _published():
+            (_, family), *sizes = _published()[last].items()
+            return AutoConfig.for_model(family, **dict(sizes))
+        if last in _RUN_FOLDERS:
+            raise UserError(
+                f"model {origin}: no such directory yet, and no preset writes it; name the model that it will be made"
+                " from, such as model.student=facebook/opt-1.3b"
+            )
+    return read_model_config(origin, trust_remote_code=trust_remote_code)
+
+
+def has_known_shapes(name: str) -> bool:
+    """Whether the shapes of a model are known without a network."""
+    origin = _origin(name)
+    return Path(origin).is_dir() or Path(origin).name in _published()
+
+
+def _origin(name: str) -> str:
+    """The model whose shapes a model has: itself, or the student of the preset that will write it."""
+    while not Path(name).is_dir() and Path(name).name in _RUN_FOLDERS:
+        student = _students_of_presets().get(str(Path(name).parent))
+        if student is None:
+            break
+        name = student
+    return name
 
 
 @cache

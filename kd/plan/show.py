@@ -17,6 +17,7 @@ from kd.plan.account import Account
 from kd.plan.advice import find_advice
 from kd.plan.estimate import ASSUMPTIONS, FAST, GPUS, SLOW, Gpu, checkpoint_seconds, step_seconds
 from kd.plan.run import RESERVED_BYTES, FakeModels, Machine
+from kd.plan.shapes import has_known_shapes
 
 GIB = 2**30
 _GIB_PER_GB = 0.985
@@ -47,12 +48,19 @@ def show_plan(
 
 
 def show_presets() -> None:
-    """Print a Markdown table of all presets: GiB of the peak on each machine, and the change that makes it fit."""
+    """Print a Markdown table of the presets whose models are there or published.
+
+    Each cell has the peak in GiB on a machine, and the smallest change that makes it fit.
+    """
     print("| preset | " + " | ".join(f"{num} × {name}" for num, name in PRESET_MACHINES) + " |")
     print("|---" * (len(PRESET_MACHINES) + 1) + "|")
     fakes = FakeModels()
     for name, _ in list_presets():
         config = load_config(find_preset(name))
+        models = [model for model in (config.model.student, config.model.teacher) if model is not None]
+        if not all(has_known_shapes(model) for model in models):
+            # A preset for models of one's own.
+            continue
         cells = []
         for num_gpus, gpu in PRESET_MACHINES:
             machine = make_machine(num_gpus, gpu_bytes=int(GPUS[gpu].gib * GIB), gpus_per_host=8)
