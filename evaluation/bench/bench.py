@@ -4,10 +4,11 @@
 
 Each method trains through the same code as a real run, after three steps that warm up. section.field=value sets a
 field of the configuration of all runs. Absolute times belong to one machine: compare ratios of one call, on a machine
-that does nothing else. Two more commands, with their own --help:
+that does nothing else. Three more commands, with their own --help:
 
   python -m evaluation.bench decoding    tokens per second of the decoder and of transformers' generate
   python -m evaluation.bench loss        time and memory of the fused loss and of a plain one
+  python -m evaluation.bench memory      the byte account of `promptkd plan` against a step's tensors
 """
 
 import importlib.util

@@ -1,6 +1,6 @@
 """The byte account of kd.plan against what the phases of a step allocate:
 
-  deepspeed --num_gpus 2 --module evaluation.bench memory --presets cpu-small,cpu-medium,cpu-large
+  deepspeed --num_gpus 2 --module evaluation.bench memory --presets cpu-small cpu-medium cpu-large
 
 Tensors are counted while three real steps run: by torch's allocator on a GPU, by each operation's results on a CPU.
 """
