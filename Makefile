@@ -43,10 +43,11 @@ bench: $(STAMP)
 	@$(PIP) install -c constraints.txt -e ".[bench]"
 	@PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 deepspeed --num_gpus 2 --module evaluation.bench $(BENCH_OPTIONS)
 
-# Without network, next to the machine's own torch: WHEELS holds wheels of what that machine lacks. To fill it elsewhere,
-# with the same Python, leave out what the machine has:
-#   python3 -m pip wheel --no-deps -w DIR -c constraints.txt deepspeed datasets rouge-score pydantic pydantic-core …
-# A directory on the path, not an environment: one that is made from another environment does not see its packages.
+# A machine without network that has a torch of its own: WHEELS=DIR has wheels of what it lacks. To fill DIR elsewhere:
+#   pip wheel --no-deps -c constraints.txt -w DIR deepspeed rouge-score
+#   pip download --no-deps --only-binary=:all: --python-version 3.12 -c constraints.txt -d DIR datasets dill multiprocess \
+#     hjson nltk defusedxml pydantic pydantic-core annotated-types typing-inspection
+# They go onto the path, not into an environment: one that is made from another environment does not see its packages.
 gpu: $(if $(WHEELS),,$(STAMP))
 ifdef WHEELS
 	@$(PYTHON) -m pip --disable-pip-version-check --quiet install --no-index --no-deps --upgrade --target $(WHEELS)/site $(WHEELS)/*.whl

@@ -38,8 +38,11 @@ from kd.methods import METHODS
 FIELDS = {
     "seqkd": [RESPONSES],
     "minillm": ["minillm.corpus=none", "minillm.rollouts=4"],
-    # Rollouts from the first step on.
-    "distillm": ["distillm.initial_threshold=1", "data.validation={models}/rows.jsonl", "validation.generate=false"],
+    "distillm": [
+        # Rollouts from the first step on.
+        "distillm.initial_threshold=1",
+        *("data.validation={models}/rows.jsonl", "validation.rows=8", "validation.generate=false"),
+    ],
 }
 """What a method's short run sets beside what all of them do."""
 NO_TIME = "not run: no time left"
@@ -54,7 +57,9 @@ _ERROR = re.compile(r"(?:\[rank\d+\]: )?(?:error: )?((?<=error: ).*|[\w.]*(?:Err
 
 @dataclass(frozen=True, kw_only=True)
 class GPUConfig(Section):
-    minutes: PositiveFloat = option(8.0, help="time limit of the call; no case takes more than half of what is left")
+    minutes: PositiveFloat = option(
+        8.0, help="time limit of the call; a process gets half of what is left, the last one all"
+    )
     resume: bool = option(False, help="keep the results that the file has, and run only what is missing or failed")
     dry_run: bool = option(False, help="run everything in tiny sizes on the CPU: whether it works, not what it costs")
     out: Path | None = option(None, help="directory of gpu_DEVICE.json and gpu.md; null for docs, or runs/ if dry")
@@ -87,7 +92,8 @@ def run_gpu(config: GPUConfig) -> None:
     device = "cpu" if config.dry_run else torch.cuda.get_device_name()
     results = out / f"gpu_{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
     parts = read_json(results, advice="delete it")["parts"] if config.resume and results.exists() else {}
-    write_json(results, {"device": device, "machine": describe_machine(num_ranks=1), "parts": parts})
+    machine = describe_machine(num_ranks=max(1, torch.cuda.device_count()))
+    write_json(results, {"device": device, "machine": machine, "parts": parts})
     groups = dry_groups() if config.dry_run else gpu_groups()
     with tempfile.TemporaryDirectory() as directory:
         for index, group in enumerate(groups):
@@ -121,7 +127,7 @@ def gpu_groups() -> list[Group]:
 def dry_groups() -> list[Group]:
     """One case of every kind in one process, because its start takes longest."""
     first = [case for group in _correctness(("bf16",)) for case in group.cases]
-    last = [_step("tiny", "promptkd", 0, steps=1), _decoding("tiny", prompts=3)]
+    last = [_step("tiny", "promptkd", 0, steps=1), _decoding("tiny", prompts=1)]
     cases = [*first, *last, *_losses("--positions 64 --vocabulary 512 --widths 16,32 --dtype bf16")]
     return [Group(cases=cases, variables={"DS_ACCELERATOR": "cpu"})]
 
@@ -172,11 +178,11 @@ def _state_bytes(preset: str) -> int:
 def measure(group: Group, results: Path, *, directory: Path, limit: float) -> None:
     """Run the cases without a result, for at most `limit` seconds; each gets an entry in `results`."""
     end = time.monotonic() + limit
+    memory = sum(torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count()))
     parts = read_json(results, advice="delete it")["parts"]
     waiting = [case for case in group.cases if not _is_done(case, parts)]
     while waiting:
         left = end - time.monotonic()
-        memory = sum(torch.cuda.get_device_properties(rank).total_memory for rank in range(torch.cuda.device_count()))
         if group.state_bytes > USABLE_SHARE * memory:
             needed = f"not run: weights and optimizer state take {group.state_bytes / GIB:.0f} GiB"
             entries = [f"{needed}, the GPUs have {memory / GIB:.0f} GiB"] * len(waiting)
