@@ -4,11 +4,12 @@
 
 Each method trains through the same code as a real run, after three steps that warm up. section.field=value sets a
 field of the configuration of all runs. Absolute times belong to one machine: compare ratios of one call, on a machine
-that does nothing else. Three more commands, with their own --help:
+that does nothing else. Four more commands, with their own --help:
 
   python -m evaluation.bench decoding    tokens per second of the decoder and of transformers' generate
   python -m evaluation.bench loss        time and memory of the fused loss and of a plain one
   python -m evaluation.bench memory      the byte account of `promptkd plan` against a step's tensors
+  python -m evaluation.bench gpu         all that a machine with GPUs can tell, within a time limit
 """
 
 import importlib.util
@@ -95,7 +96,7 @@ def run_bench(config: BenchConfig, world: World) -> None:
         if world.is_main:
             out = make_out(config.out, command="step")
             for case in (*config.cases, *peer_cases):
-                global_batch = _write_run(case, config, out=out, num_ranks=world.size).schedule.global_batch
+                global_batch = write_run(case, config, out=out, num_ranks=world.size).schedule.global_batch
     out, global_batch = world.from_main((out, global_batch))
     report = CostReport(
         preset_name=config.preset,
@@ -124,7 +125,7 @@ def run_bench(config: BenchConfig, world: World) -> None:
                 print_report(report, out=out)
 
 
-def _write_run(case: Case, config: BenchConfig, *, out: Path, num_ranks: int) -> Config:
+def write_run(case: Case, config: BenchConfig, *, out: Path, num_ranks: int) -> Config:
     """Write the configuration of one case's run, which each process reads again, and check it."""
     num_steps = config.steps + EXTRA_STEPS
     values = PRESETS[config.preset].run_config(case, num_steps=num_steps, num_ranks=num_ranks, out=out)

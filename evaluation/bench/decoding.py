@@ -8,7 +8,7 @@ to 1 selects it. `generate` continues all rows until the longest has ended, so i
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from kd.data.batch import PromptBatch, TokenSequence
 from kd.distributed import on_gpu
 from kd.models.causal_lm import CausalLM
 from kd.rollout.decode import decode, row_streams
+from kd.rollout.placement import cache_bytes_per_token
 from kd.rollout.sampling import DecodingSettings
 
 REPEATS = 3
@@ -46,15 +47,47 @@ class DecodingConfig(Section):
 DECODING = Command(config=DecodingConfig, program="python -m evaluation.bench decoding", description=__doc__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecodingCost:
+    """Seconds of each decoder, and what the memory's bandwidth allows at best."""
+
+    num_tokens: int
+    seconds: dict[str, list[float]]
+    """Of each repetition, by the name of the decoder."""
+    bandwidth: float
+    """Of a copy: bytes read and written per second."""
+    roofline_tokens_per_second: float
+    """If each token's forward pass reads the weights and the active rows' cache once, and does nothing else."""
+
+    @property
+    def tokens_per_second(self) -> dict[str, float]:
+        """Medians."""
+        return {name: self.num_tokens / statistics.median(times) for name, times in self.seconds.items()}
+
+
 def run_decoding(config: DecodingConfig) -> None:
     """Measure both in this process, and write decoding.json.
 
     Raises:
         UserError: --out cannot be made.
     """
-    out, preset = make_out(config.out, command="decoding"), PRESETS[config.preset]
+    out = make_out(config.out, command="decoding")
+    cost = measure_decoding(PRESETS[config.preset], num_prompts=config.prompts)
+    rates = cost.tokens_per_second
+    table = Table("", "seconds", "tokens/s", "of ours", title=f"{config.prompts} prompts, {cost.num_tokens} new tokens")
+    for name, rate in (rates | {"roofline": cost.roofline_tokens_per_second}).items():
+        of_ours = rate / rates["kd.rollout.decode"]
+        table.add_row(name, f"{cost.num_tokens / rate:.2f}", f"{rate:.0f}", f"{of_ours:.2f}")
+    machine = describe_machine(num_ranks=1)
+    values = {"preset": config.preset, **asdict(cost), "tokens_per_second": rates}
+    write_json(out / "decoding.json", values | {"machine": machine})
+    print_results(table, machine=machine, out=out)
+
+
+def measure_decoding(preset: Preset, *, num_prompts: int) -> DecodingCost:
+    """Decode the same prompts to the same lengths in both ways, after one decoding each that warms up."""
     device = torch.device("cuda" if on_gpu() else "cpu")
-    prompts, lengths = prompts_and_lengths(preset, num_prompts=config.prompts, device=device)
+    prompts, lengths = prompts_and_lengths(preset, num_prompts=num_prompts, device=device)
     # One model each: our view of a model may change it.
     view = CausalLM.of(random_model(preset, "student", device=device))
     model = random_model(preset, "student", device=device)
@@ -63,15 +96,28 @@ def run_decoding(config: DecodingConfig) -> None:
         "transformers.generate": lambda: transformers_generate(model, prompts, lengths),
     }
     seconds = {name: [_seconds(way, lengths) for _ in range(1 + REPEATS)][1:] for name, way in ways.items()}
-    rates = {name: sum(lengths) / statistics.median(times) for name, times in seconds.items()}
-    table = Table("", "seconds", "tokens/s", "of ours", title=f"{config.prompts} prompts, {sum(lengths)} new tokens")
-    for name, rate in rates.items():
-        of_ours = rate / rates["kd.rollout.decode"]
-        table.add_row(name, f"{sum(lengths) / rate:.2f}", f"{rate:.0f}", f"{of_ours:.2f}")
-    machine = describe_machine(num_ranks=1)
-    values = {"preset": config.preset, "num_tokens": sum(lengths), "seconds": seconds, "tokens_per_second": rates}
-    write_json(out / "decoding.json", values | {"machine": machine})
-    print_results(table, machine=machine, out=out)
+    bandwidth = copy_bandwidth(device)
+    num_slots = sum(start * end + end * (end + 1) // 2 for start, end in zip(prompts.lengths, lengths, strict=True))
+    num_bytes = max(lengths) * sum(p.nbytes for p in model.parameters()) + num_slots * cache_bytes_per_token(model)
+    return DecodingCost(
+        num_tokens=sum(lengths),
+        seconds=seconds,
+        bandwidth=bandwidth,
+        roofline_tokens_per_second=sum(lengths) * bandwidth / num_bytes,
+    )
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second that copies within the device's memory read and write; the fastest of ten."""
+    source = torch.zeros(2**30 if device.type == "cuda" else 2**26, dtype=torch.uint8, device=device)
+    target, seconds = torch.empty_like(source), []
+    for _ in range(10):
+        start = time.perf_counter()
+        target.copy_(source)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * source.nbytes / min(seconds)
 
 
 def prompts_and_lengths(preset: Preset, *, num_prompts: int, device: torch.device) -> tuple[PromptBatch, list[int]]:

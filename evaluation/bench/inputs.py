@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from evaluation.bench.presets import ROLES, Preset, Role
 
 NUM_ROWS = 512
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _END = "<|endoftext|>"
 
 
@@ -37,9 +37,7 @@ def random_model(preset: Preset, role: Role, *, device: torch.device) -> PreTrai
     """Teacher or student with the random weights that its family starts training from; the same each time."""
     torch.manual_seed(ROLES.index(role))
     with device:
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            preset.model_config(role), dtype=_DTYPES[preset.dtype]
-        )
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(preset.model_config(role), dtype=DTYPES[preset.dtype])
     model.eval()
     return model
 

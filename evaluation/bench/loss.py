@@ -1,12 +1,14 @@
 """Time and memory of the loss with its gradients: kd.losses, and full logits with autograd."""
 
+import importlib
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -15,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from evaluation.bench.fresh import in_fresh_process
+from evaluation.bench.inputs import DTYPES
 from evaluation.bench.results import GIB, describe_machine, make_out, print_results
 from evaluation.command import Command
 from evaluation.results import write_json
@@ -26,7 +29,6 @@ from kd.losses.outputs import Head, Outputs, chunk_rows
 from kd.losses.terms import TRAINED, kl
 
 REPEATS = 3
-STUDENT_WIDTH, TEACHER_WIDTH = 512, 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,8 @@ class LossCost:
 class LossConfig(Section):
     positions: Count = option(4096, help="number of response positions")
     vocabulary: Annotated[int, Field(ge=2, strict=True)] = option(151936, help="number of entries of the vocabulary")
+    widths: tuple[Count, Count] = option((512, 1024), help="width of the student, of the teacher: 512,1024")
+    dtype: Literal["bf16", "fp32"] = option("fp32", help="precision of hidden states and heads")
     out: Path | None = option(None, help="new directory for the results; null for a new one in runs/")
 
 
@@ -59,14 +63,15 @@ def run_loss(config: LossConfig) -> None:
     """
     out, positions, vocabulary = make_out(config.out, command="loss"), config.positions, config.vocabulary
     costs: dict[str, LossCost] = {}
-    for kind in LOSSES:
+    for kind in ("fused", "plain"):
         try:
-            costs[kind] = in_fresh_process(measure_loss, kind, positions, vocabulary)
+            costs[kind] = in_fresh_process(measure_loss, kind, config)
         except BrokenProcessPool:
             raise UserError(f"the {kind} loss was killed, probably for its memory; lower --positions") from None
     fused, plain = costs["fused"], costs["plain"]
     ratios = {"seconds": fused.seconds / plain.seconds, "memory": fused.extra_bytes / plain.extra_bytes}
-    title = f"{positions} positions, vocabulary {vocabulary}, widths {STUDENT_WIDTH} and {TEACHER_WIDTH}, fp32"
+    widths = " and ".join(map(str, config.widths))
+    title = f"{positions} positions, vocabulary {vocabulary}, widths {widths}, {config.dtype}"
     table = Table("", "seconds", "extra peak memory (GiB)", title=title)
     for kind, cost in costs.items():
         table.add_row(kind, f"{cost.seconds:.2f}", f"{cost.extra_bytes / GIB:.3f}")
@@ -83,25 +88,29 @@ def run_loss(config: LossConfig) -> None:
     print_results(table, machine=machine, out=out)
 
 
-def measure_loss(kind: str, positions: int, vocabulary: int) -> LossCost:
+def measure_loss(kind: str, config: LossConfig) -> LossCost:
     """Forward and backward passes, after one that warms up; the same inputs each time."""
     device = torch.device("cuda" if on_gpu() else "cpu")
     torch.manual_seed(0)
 
     def outputs(width: int, *, requires_grad: bool) -> Outputs:
-        hidden = torch.empty(positions, width, device=device).normal_().requires_grad_(requires_grad)
-        weight = torch.empty(vocabulary, width, device=device).normal_(std=width**-0.5).requires_grad_(requires_grad)
-        return Outputs(hidden=hidden, head=Head(weight=weight, vocabulary_size=vocabulary))
+        hidden, weight = (
+            torch.empty(rows, width, device=device).normal_(std=std).to(DTYPES[config.dtype])
+            for rows, std in ((config.positions, 1.0), (config.vocabulary, width**-0.5))
+        )
+        head = Head(weight=weight.requires_grad_(requires_grad), vocabulary_size=config.vocabulary)
+        return Outputs(hidden=hidden.requires_grad_(requires_grad), head=head)
 
-    student = outputs(STUDENT_WIDTH, requires_grad=True)
-    teacher = outputs(TEACHER_WIDTH, requires_grad=False)
+    student = outputs(config.widths[0], requires_grad=True)
+    teacher = outputs(config.widths[1], requires_grad=False)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     before = _memory(device, peak=False)
     values, seconds = [], []
     for _ in range(1 + REPEATS):
         student.hidden.grad = student.head.weight.grad = None
         start = time.perf_counter()
         loss = LOSSES[kind](student, teacher)
-        loss.backward()
         # The value is read from the device, which has finished then.
         values.append(loss.item())
         seconds.append(time.perf_counter() - start)
@@ -116,17 +125,47 @@ def measure_loss(kind: str, positions: int, vocabulary: int) -> LossCost:
 def fused(student: Outputs, teacher: Outputs) -> Tensor:
     """The mean of KL(q‖p) over the positions as training computes it, chunk by chunk."""
     chunk_size = chunk_rows(student.head.vocabulary_size)
-    return fused_loss(student, [kl(TRAINED, teacher)], scale=1 / len(student), chunk_size=chunk_size).loss
+    loss = fused_loss(student, [kl(TRAINED, teacher)], scale=1 / len(student), chunk_size=chunk_size).loss
+    loss.backward()
+    return loss.detach()
 
 
 def plain(student: Outputs, teacher: Outputs) -> Tensor:
     """The same from full logits and autograd."""
-    target = functional.log_softmax(functional.linear(teacher.hidden, teacher.head.weight), dim=-1)
-    trained = functional.log_softmax(functional.linear(student.hidden, student.head.weight), dim=-1)
-    return (trained.exp() * (trained - target)).sum(dim=-1).mean()
+
+    def log_probs(outputs: Outputs) -> Tensor:
+        logits = functional.linear(outputs.hidden, outputs.head.weight)
+        return functional.log_softmax(logits, dim=-1, dtype=torch.float32)
+
+    target, trained = log_probs(teacher), log_probs(student)
+    loss = (trained.exp() * (trained - target)).sum(dim=-1).mean()
+    loss.backward()
+    return loss.detach()
 
 
-LOSSES: dict[str, Callable[[Outputs, Outputs], Tensor]] = {"fused": fused, "plain": plain}
+def gemms(student: Outputs, teacher: Outputs) -> Tensor:
+    """The GEMMs alone, in the heads' dtype: a lower bound of the time. Both models' logits, and two for gradients."""
+    logits = functional.linear(student.hidden, student.head.weight)
+    target = functional.linear(teacher.hidden, teacher.head.weight)
+    logits.backward(logits.detach())
+    return target[0, 0]
+
+
+def liger(student: Outputs, teacher: Outputs) -> Tensor:
+    """The same loss from Liger's kernel, compiled by torch: its generalised JSD with β = 1."""
+    # By name: type checkers must not need it.
+    module: Any = importlib.import_module("liger_kernel.chunked_loss")
+    compute = module.LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=1.0)
+    labels = torch.zeros(len(student), dtype=torch.long, device=student.hidden.device)
+    loss: Tensor = compute(student.hidden, student.head.weight, teacher.hidden, teacher.head.weight, labels)
+    loss.backward()
+    return loss.detach()
+
+
+LOSSES: dict[str, Callable[[Outputs, Outputs], Tensor]] = {"fused": fused, "plain": plain, "gemms": gemms}
+"""Each computes the loss and its gradients, and returns the loss."""
+if importlib.util.find_spec("liger_kernel") is not None:
+    LOSSES["liger"] = liger
 
 
 def _memory(device: torch.device, *, peak: bool) -> int:

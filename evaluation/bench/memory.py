@@ -22,6 +22,7 @@ from evaluation.bench.steps import assembled, train_step
 from evaluation.command import Command
 from evaluation.results import write_json
 from kd.config.fields import Section, option
+from kd.config.schema import Config
 from kd.distributed import World, start_world
 from kd.files import write_atomically
 from kd.methods import load_config
@@ -101,13 +102,18 @@ def _measure(file: Path) -> tuple[dict[str, int], dict[str, int]]:
     with PhasePeaks() as live, assembled(config, world=world) as trainer:
         for step in range(1, NUM_STEPS + 1):
             train_step(trainer, step)
-    on_gpu = world.device.type == "cuda"
-    available = torch.cuda.mem_get_info()[1] if on_gpu else 2**40
-    machine = Machine(num_gpus=world.size, gpu_bytes=available, gpus_per_host=world.size, on_gpu=on_gpu)
-    account = Account(config=config, machine=machine)
+    account = account_of(config, world=world)
     planned: dict[str, int] = {phase: sum(parts.values()) for phase, parts in account.phases.items()}
     measured = {phase: live.peaks[phase] for phase in planned}
     return {**measured, "peak": max(measured.values())}, {**planned, "peak": account.peak}
+
+
+def account_of(config: Config, *, world: World) -> Account:
+    """The account of a run on the ranks of this machine."""
+    on_gpu = world.device.type == "cuda"
+    available = torch.cuda.mem_get_info()[1] if on_gpu else 2**40
+    machine = Machine(num_gpus=world.size, gpu_bytes=available, gpus_per_host=world.size, on_gpu=on_gpu)
+    return Account(config=config, machine=machine)
 
 
 def _gib(num_bytes: int) -> str:

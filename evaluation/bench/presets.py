@@ -40,8 +40,8 @@ class Preset:
 
     family: str
     """A model type of transformers; its configuration takes the sizes below by its own names."""
-    teacher: Mapping[str, int]
-    student: Mapping[str, int]
+    teacher: Mapping[str, int | float]
+    student: Mapping[str, int | float]
     dtype: Literal["bf16", "fp32"]
     vocabulary: int
     prompt_tokens: tuple[int, int]

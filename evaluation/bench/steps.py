@@ -1,4 +1,4 @@
-"""The steps of one method, run by the same parts as a training; the only module that calls into kd.train."""
+"""The steps of one method, run by the same parts as a training."""
 
 import statistics
 import sys
@@ -70,8 +70,12 @@ def measure_steps(case: Case, file: Path, fields: Sequence[str], num_steps: int)
     """
     # Progress bars of loading would interrupt the run's own lines.
     transformers.utils.logging.disable_progress_bar()
-    world = start_world()
-    with assembled(load_config(file, overrides=fields), world=world) as trainer:
+    return measure_steps_on(start_world(), case, load_config(file, overrides=fields), num_steps)
+
+
+def measure_steps_on(world: World, case: Case, config: Config, num_steps: int) -> StepCost:
+    """The same on ranks that have already met."""
+    with assembled(config, world=world) as trainer:
         trainer.log.restart_clock()
         num_timed = WARM_UP_STEPS + num_steps
         records = [train_step(trainer, step) for step in range(1, num_timed + 1)][WARM_UP_STEPS:]

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from evaluation.bench.memory import PhasePeaks
+from evaluation.bench.memory import PhasePeaks, account_of
 from kd.distributed import World
-from kd.plan import Account, Machine
 from tests.distributed.harness import FIXED_RESPONSES, Harness, Pair
 
 
@@ -16,6 +15,5 @@ def measured_and_planned(
         harness = Harness(world, config_file, [*FIXED_RESPONSES, *overrides], batches=batches)
         for step in (1, 2):
             harness.step(step)
-    machine = Machine(num_gpus=world.size, gpu_bytes=2**40, gpus_per_host=world.size, on_gpu=False)
-    phases = Account(config=harness.config, machine=machine).phases
+    phases = account_of(harness.config, world=world).phases
     return {phase: (live.peaks[phase], sum(parts.values())) for phase, parts in phases.items()}

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("alone")
         (["decoding", "--preset", "huge"], "preset is 'huge'"),
         (["decoding", "--out", "{used}"], "cannot be made (File exists); choose a new directory"),
         (["loss", "--vocabulary", "1"], "vocabulary is 1; input should be greater than or equal to 2"),
+        (["gpu"], "no GPU found (or DS_ACCELERATOR=cpu is set); --dry-run tries everything on the CPU"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_two(
@@ -41,7 +42,7 @@ def test_mistakes_are_one_line_and_exit_code_two(
     assert not list(tmp_path.rglob("cost.json"))
 
 
-@pytest.mark.parametrize("command", [[], ["decoding"], ["loss"]])
+@pytest.mark.parametrize("command", [[], ["decoding"], ["loss"], ["gpu"]])
 def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])

@@ -28,6 +28,8 @@ def test_rows_have_the_presets_lengths(tmp_path: Path) -> None:
     ("name", "teacher", "student"),
     [
         ("gpu-1", 6.7, 1.1),
+        ("gpu-gpt2", 1.56, 0.124),
+        ("gpu-opt", 6.7, 1.3),
         ("paper-opt", 12.9, 1.3),
         ("paper-llama", 13.0, 6.7),
         ("paper-table3", 12.9, 6.7),
