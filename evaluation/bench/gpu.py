@@ -57,9 +57,7 @@ _ERROR = re.compile(r"(?:\[rank\d+\]: )?(?:error: )?((?<=error: ).*|[\w.]*(?:Err
 
 @dataclass(frozen=True, kw_only=True)
 class GPUConfig(Section):
-    minutes: PositiveFloat = option(
-        8.0, help="time limit of the call; a process gets half of what is left, the last one all"
-    )
+    minutes: PositiveFloat = option(8.0, help="time limit; a process gets half of what is left, the last one all of it")
     resume: bool = option(False, help="keep the results that the file has, and run only what is missing or failed")
     dry_run: bool = option(False, help="run everything in tiny sizes on the CPU: whether it works, not what it costs")
     out: Path | None = option(None, help="directory of gpu_DEVICE.json and gpu.md; null for docs, or runs/ if dry")

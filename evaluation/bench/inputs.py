@@ -9,9 +9,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from evaluation.bench.presets import ROLES, Preset, Role
+from evaluation.bench.results import DTYPES
 
 NUM_ROWS = 512
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _END = "<|endoftext|>"
 
 

@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from evaluation.bench.fresh import in_fresh_process
-from evaluation.bench.inputs import DTYPES
-from evaluation.bench.results import GIB, describe_machine, make_out, print_results
+from evaluation.bench.results import DTYPES, GIB, describe_machine, make_out, print_results
 from evaluation.command import Command
 from evaluation.results import write_json
 from kd.config.fields import Count, Section, option

@@ -16,6 +16,7 @@ from evaluation.display import results_console
 from kd.errors import UserError
 
 GIB = 2**30
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _PACKAGES = ("torch", "deepspeed", "transformers")
 
 
