@@ -157,6 +157,11 @@ class Method(ABC):
         return 0
 
     @classmethod
+    def decodes_with_teacher(cls, config: Config) -> bool:
+        """Whether the teacher takes part in rollouts."""
+        return False
+
+    @classmethod
     def load_teacher(cls, context: "ModelContext") -> "Teacher | AdaptedTeacher":
         """Load the teacher that the method works with, a frozen one unless a subclass trains a part of it.
 

@@ -39,7 +39,7 @@ class MiniLLM(Method):
                 world=self.world,
                 say=context.say,
             )
-        if self._sampler is not None and self.settings.teacher_share > 0:
+        if self._sampler is not None and self.decodes_with_teacher(self.config):
             self._sampler = self._sampler.mixed_with(self.teacher, teacher_share=self.settings.teacher_share)
             if self.teacher.engine.is_collective:
                 size = gib(self.teacher.engine.resident.num_bytes)
@@ -51,6 +51,10 @@ class MiniLLM(Method):
     @classmethod
     def needs(cls, config: Config) -> Needs:
         return Needs(teacher=True, rollouts=True, references=False)
+
+    @classmethod
+    def decodes_with_teacher(cls, config: Config) -> bool:
+        return config.section(MiniLLMSettings).teacher_share > 0
 
     @classmethod
     def check(cls, config: Config) -> None:

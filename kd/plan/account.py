@@ -79,6 +79,10 @@ class Account(PlannedRun):
             # Where the student is gathered once, the copy is filled from it.
             refresh = 0 if self.gathers_once(self.student) else max(GATHER_BYTES, self.student.largest_bytes)
             parts |= {"inference copy": self._copy_bytes, "parameters being copied": refresh}
+        if self.teacher is not None and self.method.decodes_with_teacher(self.config):
+            slots = self.decoding_rows * self.decoding_slots
+            parts["teacher KV cache"] = slots * cache_bytes_per_token(self.fake("teacher").model)
+            parts |= self._gathered(self.teacher, "teacher")
         return parts | self._gathered_student()
 
     def _teacher(self, teacher: EngineBytes) -> dict[str, int]:
