@@ -45,10 +45,12 @@ class EvaluatedModel:
     def outputs(self, batch: SequenceBatch) -> Outputs:
         """Outputs at the response positions, with the soft prompt in front of the prompt where there is one."""
         if self.soft_prompt is None:
-            hidden = self.view.hidden_states(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+            hidden = self.view.hidden_states(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, has_padding=False
+            )
         else:
             embeds, mask = self.soft_prompt(self.view.embed(batch.input_ids), batch.attention_mask)
-            hidden = self.view.hidden_states(inputs_embeds=embeds, attention_mask=mask)
+            hidden = self.view.hidden_states(inputs_embeds=embeds, attention_mask=mask, has_padding=False)
         head = Head(weight=self.view.head_weight, bias=self.view.head_bias, vocabulary_size=self.vocabulary_size)
         return Outputs(hidden=hidden.flatten(0, 1)[batch.shifted_positions(self.num_soft_tokens)], head=head)
 

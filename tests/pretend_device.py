@@ -81,6 +81,8 @@ class PretendDevice(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.num_launches = 0
         self.num_waits = 0
+        """Reads by the host."""
+        self.num_uploads = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -94,8 +96,15 @@ class PretendDevice(TorchDispatchMode):
         is_copy = packet in (_aten._to_copy, _aten.copy_)
         if not is_copy and any(not isinstance(tensor, PretendTensor) and tensor.dim() for tensor in tensors):
             raise RuntimeError(f"{func}: tensors of the pretend device and of the host")
-        crosses = is_copy and (len(pretends) < len(tensors) or (target is not None and not to_device))
-        self._count(packet, crosses=crosses or (to_device and packet is _aten._to_copy and not pretends))
+        if is_copy and len(pretends) < len(tensors):
+            # A copy's first tensor is its target, a conversion's only one its source.
+            goes_up = isinstance(tensors[0], PretendTensor) or to_device
+            self.num_uploads += goes_up
+            self.num_waits += not goes_up
+        elif packet in _READS or (is_copy and target is not None and not to_device):
+            self.num_waits += 1
+        elif packet not in _VIEWS:
+            self.num_launches += 1
         if target is not None:
             kwargs["device"] = "cpu"
         if packet is _aten._fused_sdp_choice:
@@ -107,12 +116,6 @@ class PretendDevice(TorchDispatchMode):
         if target is not None and not to_device:
             return results
         return tree_map(lambda leaf: PretendTensor(leaf) if isinstance(leaf, Tensor) else leaf, results)
-
-    def _count(self, packet: Any, *, crosses: bool) -> None:
-        if crosses or packet in _READS:
-            self.num_waits += 1
-        elif packet not in _VIEWS:
-            self.num_launches += 1
 
 
 def _hosts(values: Any) -> Any:
@@ -146,7 +149,7 @@ def _empty(size: Any, **options: Any) -> Tensor:
 def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     _hosts(target).copy_(_hosts(source))
     if _active:
-        _active[-1].num_waits += 1
+        _active[-1].num_uploads += 1
     return target
 
 

@@ -3,6 +3,8 @@
 import inspect
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, Cache, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, Cache, PretrainedConfig, PreTrainedModel, masking_utils
 from transformers.integrations import HfDeepSpeedConfig
 
 from kd.distributed import on_gpu
@@ -65,6 +67,7 @@ class CausalLM:
         inputs_embeds: Tensor | None = None,
         position_ids: Tensor | None = None,
         cache: Cache | None = None,
+        has_padding: bool = True,
     ) -> Tensor:
         """The last hidden states [B, T, H] of T new slots, which the head reads.
 
@@ -73,17 +76,30 @@ class CausalLM:
             input_ids: [B, T], or `inputs_embeds` [B, T, H] instead.
             position_ids: [B, T]; needed with padding on the left only.
             cache: keys and values of earlier slots, extended in place.
+            has_padding: False for a mask that is known to be True everywhere; then attention needs no mask.
         """
         positions = {"position_ids": position_ids} if self.takes_position_ids and position_ids is not None else {}
-        output = self.model.base_model(
-            input_ids=input_ids,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask.long(),
-            past_key_values=cache,
-            use_cache=cache is not None,
-            **positions,
-        )
+        with _known_padding(has_padding):
+            output = self.model.base_model(
+                input_ids=input_ids,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask.long(),
+                past_key_values=cache,
+                use_cache=cache is not None,
+                **positions,
+            )
         return output.last_hidden_state  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _known_padding(has_padding: bool) -> Iterator[None]:
+    """Tell transformers whether masks have padding, which it would read from the device in every forward pass."""
+    own = masking_utils.fast_all
+    masking_utils.fast_all = lambda _: not has_padding  # type: ignore[assignment, return-value]
+    try:
+        yield
+    finally:
+        masking_utils.fast_all = own
 
 
 def read_model_config(name: str, *, trust_remote_code: bool) -> PretrainedConfig:

@@ -51,7 +51,9 @@ class EngineModule(nn.Module):
 
     def response_states(self, batch: SequenceBatch) -> Float[Tensor, "N H"]:
         """The hidden states that predict the response tokens."""
-        states = self.view.hidden_states(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        states = self.view.hidden_states(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, has_padding=False
+        )
         return states.flatten(0, 1)[batch.response_positions]
 
 

@@ -47,7 +47,7 @@ class TeacherModule(EngineModule):
 
     def _prompted(self, batch: SequenceBatch, soft_prompt: SoftPrompt) -> Float[Tensor, "N H"]:
         embeds, mask = soft_prompt(self.view.embed(batch.input_ids), batch.attention_mask)
-        states = self.view.hidden_states(inputs_embeds=embeds, attention_mask=mask)
+        states = self.view.hidden_states(inputs_embeds=embeds, attention_mask=mask, has_padding=False)
         return states.flatten(0, 1)[batch.shifted_positions(soft_prompt.num_tokens)]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from kd.data.batch import PromptBatch
 from kd.models.causal_lm import CausalLM
 from kd.models.soft_prompt import SoftPrompt
-from kd.rollout.kv_cache import PreallocatedCache, known_padding
+from kd.rollout.kv_cache import PreallocatedCache
 from kd.rollout.sampling import DecodingSettings, choose_tokens, mixture_log_probs
 
 COMPACT_SHARE = 8
@@ -82,23 +82,22 @@ def decode(
     models = [view] if mixture is None else [view, mixture.teacher]
     rows = DecodingRows(models, prompts, settings=settings, streams=streams, keep_hidden=keep_hidden)
     every = notice_every(prompts.input_ids.device.type, settings=settings)
-    with known_padding(len(set(prompts.lengths)) > 1):
-        states = rows.prefill(soft_prompt)
-        while True:
-            # Without the padding columns of the heads.
-            logits = [
-                model.model.get_output_embeddings()(hidden)[:, : settings.vocabulary_size]
-                for model, hidden in zip(models, states, strict=True)
-            ]
-            mixed = logits[0] if mixture is None else mixture_log_probs(*logits, teacher_share=mixture.teacher_share)
-            tokens = choose_tokens(mixed, rows.uniforms, settings=settings, history=rows.history())
-            rows.append(tokens if agreed_tokens is None else agreed_tokens(tokens), states[0])
-            if rows.is_full or rows.num_chosen % every == 0:
-                rows.notice()
-                if not any_rank_active(rows.has_unfinished):
-                    return rows.responses()
-                rows.compact()
-            states = rows.forward()
+    states = rows.prefill(soft_prompt)
+    while True:
+        # Without the padding columns of the heads.
+        logits = [
+            model.model.get_output_embeddings()(hidden)[:, : settings.vocabulary_size]
+            for model, hidden in zip(models, states, strict=True)
+        ]
+        mixed = logits[0] if mixture is None else mixture_log_probs(*logits, teacher_share=mixture.teacher_share)
+        tokens = choose_tokens(mixed, rows.uniforms, settings=settings, history=rows.history())
+        rows.append(tokens if agreed_tokens is None else agreed_tokens(tokens), states[0])
+        if rows.is_full or rows.num_chosen % every == 0:
+            rows.notice()
+            if not any_rank_active(rows.has_unfinished):
+                return rows.responses()
+            rows.compact()
+        states = rows.forward()
 
 
 def notice_every(device_type: str, *, settings: DecodingSettings) -> int:
@@ -129,6 +128,7 @@ class DecodingRows:
         self._settings = settings
         self._prompts = prompts
         self._keeps_hidden = keep_hidden
+        self._has_padding = len(set(prompts.lengths)) > 1
         device = prompts.input_ids.device
         self._uniforms = streams(prompts.row_ids, settings.max_new_tokens).to(device)
         self._chosen = torch.zeros(self._uniforms.shape, dtype=torch.long, device=device)
@@ -164,7 +164,9 @@ class DecodingRows:
 
     def _last_states(self, **inputs: Tensor) -> list[Tensor]:
         pairs = zip(self._models, self._caches, strict=True)
-        return [model.hidden_states(**inputs, cache=cache)[:, -1] for model, cache in pairs]
+        return [
+            model.hidden_states(**inputs, cache=cache, has_padding=self._has_padding)[:, -1] for model, cache in pairs
+        ]
 
     @property
     def has_unfinished(self) -> bool:

@@ -1,12 +1,9 @@
-"""What decoding needs beside transformers' public names: a preallocated key-value cache, and masks without waits."""
+"""A key-value cache with preallocated buffers."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from torch import Tensor
-from transformers import masking_utils
 from transformers.cache_utils import Cache, DynamicLayer
 
 
@@ -58,14 +55,3 @@ class PreallocatedCache(Cache):
     def __init__(self, num_slots: int) -> None:
         """Allocate `num_slots` slots in each row, prompt and padding included."""
         super().__init__(layer_class_to_replicate=partial(PreallocatedLayer, num_slots))  # type: ignore[arg-type]
-
-
-@contextmanager
-def known_padding(has_padding: bool) -> Iterator[None]:
-    """Tell transformers whether masks have padding, which it would read from the device for each token."""
-    own = masking_utils.fast_all
-    masking_utils.fast_all = lambda _: not has_padding  # type: ignore[assignment, return-value]
-    try:
-        yield
-    finally:
-        masking_utils.fast_all = own

@@ -71,8 +71,9 @@ def test_padding_on_the_right_changes_nothing(name: str, monkeypatch: pytest.Mon
 
     def hidden_states(batch: SequenceBatch) -> list[torch.Tensor]:
         embeds, mask = soft_prompt(view.embed(batch.input_ids), batch.attention_mask)
-        plain = view.hidden_states(input_ids=batch.input_ids, attention_mask=batch.attention_mask).flatten(0, 1)
-        prompted = view.hidden_states(inputs_embeds=embeds, attention_mask=mask).flatten(0, 1)
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        plain = view.hidden_states(**inputs, has_padding=False).flatten(0, 1)
+        prompted = view.hidden_states(inputs_embeds=embeds, attention_mask=mask, has_padding=False).flatten(0, 1)
         return [plain[batch.response_positions], prompted[batch.shifted_positions(SLOTS)]]
 
     random = np.random.default_rng(0)

@@ -131,6 +131,15 @@ def test_advice_makes_a_run_fit(tiny: Path) -> None:
     assert account_of(tiny, gpu_bytes=tight.machine.gpu_bytes, overrides=advice.changes).fits
 
 
+@pytest.mark.parametrize(("name", "num_gpus"), [("opt/sft_13b.yaml", 4), ("llama2/promptkd_7b.yaml", 8)])
+def test_the_largest_presets_fit_gpus_of_80_gb(name: str, num_gpus: int) -> None:
+    machine = Machine(num_gpus=num_gpus, gpu_bytes=parse_memory("80GB"), gpus_per_host=num_gpus)
+    account = Account(config=load_config(find_preset(name)), machine=machine)
+    assert account.fits
+    # Weights that are gathered for every token would make validation take days.
+    assert account.layout is None or account.layout.layout != "zero3"
+
+
 def test_nothing_fits_without_memory(tiny: Path) -> None:
     assert find_advice(account_of(tiny, gpu_bytes=2 * GIB)) is None
 
