@@ -143,7 +143,10 @@ def _describe_memory(account: Account) -> Iterator[str]:
         slots = account.decoding_slots
         yield f"rollouts: {layout}; {account.decoding_rows} rows × {slots} tokens in flight on each rank"
     if machine.num_gpus > machine.gpus_per_host:
-        yield f"{len(machine.hosts)} hosts: prefer ds_configs whose collectives stay in a host, or expect slow gathers"
+        yield (
+            f"{len(machine.hosts)} hosts: partitioned models are gathered across hosts; a resident teacher"
+            " (engine.teacher=ds_configs/zero0.json) is not"
+        )
 
 
 def _layout(account: Account) -> str:
