@@ -3,6 +3,7 @@
 Rows get lengths like those of people's responses: most short, a few long. Our decoder drops rows that have ended. A
 row is made to end at its length by its random numbers: the end token is the last of the vocabulary, so a number close
 to 1 selects it. `generate` continues all rows until the longest has ended, so it samples all of them to that length.
+Fixed shapes are those that CUDA graphs need; on a GPU they are repeated as graphs.
 """
 
 import statistics
@@ -28,6 +29,7 @@ from kd.data.batch import PromptBatch, TokenSequence
 from kd.distributed import on_gpu
 from kd.models.causal_lm import CausalLM
 from kd.rollout.decode import decode, row_streams
+from kd.rollout.graphs import Capture, cuda_graph
 from kd.rollout.placement import cache_bytes_per_token
 from kd.rollout.sampling import DecodingSettings
 
@@ -66,7 +68,7 @@ class DecodingCost:
 
 
 def run_decoding(config: DecodingConfig) -> None:
-    """Measure both in this process, and write decoding.json.
+    """Measure all in this process, and write decoding.json.
 
     Raises:
         UserError: --out cannot be made.
@@ -85,7 +87,7 @@ def run_decoding(config: DecodingConfig) -> None:
 
 
 def measure_decoding(preset: Preset, *, num_prompts: int) -> DecodingCost:
-    """Decode the same prompts to the same lengths in both ways, after one decoding each that warms up."""
+    """Decode the same prompts to the same lengths in each way, after one decoding each that warms up."""
     device = torch.device("cuda" if on_gpu() else "cpu")
     prompts, lengths = prompts_and_lengths(preset, num_prompts=num_prompts, device=device)
     # One model each: our view of a model may change it.
@@ -93,6 +95,9 @@ def measure_decoding(preset: Preset, *, num_prompts: int) -> DecodingCost:
     model = random_model(preset, "student", device=device)
     ways: dict[str, Callable[[], list[int]]] = {
         "kd.rollout.decode": lambda: our_decode(view, prompts, lengths),
+        f"kd.rollout.decode, {'CUDA graphs' if on_gpu() else 'fixed shapes'}": lambda: our_decode(
+            view, prompts, lengths, capture=graphs_of(device)
+        ),
         "transformers.generate": lambda: transformers_generate(model, prompts, lengths),
     }
     seconds = {name: [_seconds(way, lengths) for _ in range(1 + REPEATS)][1:] for name, way in ways.items()}
@@ -135,7 +140,14 @@ def prompts_and_lengths(preset: Preset, *, num_prompts: int, device: torch.devic
     return PromptBatch.collate(rows, pad_id=preset.end_id, device=device), lengths.tolist()
 
 
-def our_decode(view: CausalLM, prompts: PromptBatch, lengths: list[int]) -> list[int]:
+def graphs_of(device: torch.device) -> Capture:
+    """CUDA graphs; on a CPU the same work with fixed shapes, done each time."""
+    return cuda_graph if device.type == "cuda" else lambda work: work
+
+
+def our_decode(
+    view: CausalLM, prompts: PromptBatch, lengths: list[int], *, capture: Capture | None = None
+) -> list[int]:
     """Numbers of tokens that our decoder gave each row."""
     free = row_streams(seed=0, step=0)
 
@@ -148,7 +160,7 @@ def our_decode(view: CausalLM, prompts: PromptBatch, lengths: list[int]) -> list
     vocabulary = view.model.config.vocab_size
     settings = DecodingSettings(max_new_tokens=max(lengths), vocabulary_size=vocabulary, eos_id=vocabulary - 1)
     with torch.no_grad():
-        responses = decode(view, prompts, settings=settings, streams=stream)
+        responses = decode(view, prompts, settings=settings, streams=stream, capture=capture)
     return [len(response.token_ids) for response in responses]
 
 

@@ -148,6 +148,7 @@ def _correctness(dtypes: Sequence[str]) -> Iterator[Group]:
                 for dtype in dtypes
             ),
             ("resume", "promptkd", "bf16", {"method": "promptkd", "dtype": "bf16"}),
+            ("graphs", "tiny", "fp32", {"preset": "tiny"}),
         ]
     )
 

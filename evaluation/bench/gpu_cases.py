@@ -20,8 +20,8 @@ import yaml
 from safetensors.torch import load_file
 
 from evaluation.bench.bench import BenchConfig, write_run
-from evaluation.bench.decoding import measure_decoding
-from evaluation.bench.inputs import write_inputs
+from evaluation.bench.decoding import graphs_of, measure_decoding, prompts_and_lengths
+from evaluation.bench.inputs import random_model, write_inputs
 from evaluation.bench.loss import LOSS, measure_loss
 from evaluation.bench.memory import account_of
 from evaluation.bench.presets import PRESETS, Case
@@ -33,6 +33,9 @@ from kd.distributed.session import joined_world
 from kd.errors import UserError
 from kd.files import write_atomically
 from kd.methods import load_config
+from kd.models.causal_lm import CausalLM
+from kd.rollout.decode import decode, row_streams
+from kd.rollout.sampling import DecodingSettings
 from kd.train.assemble import run_on
 from kd.train.metric_log import read_metrics
 
@@ -134,8 +137,24 @@ def measure_step(place: Place, *, preset: str, method: str, zero: int, steps: in
     return asdict(cost) | {"num_ranks": place.world.size, "planned_bytes": planned}
 
 
+def compare_graphs(place: Place, *, preset: str) -> dict[str, Any]:
+    """Responses of random weights in fp32 with fixed shapes, as CUDA graphs on a GPU, and without: how many differ."""
+    device = place.world.device
+    view = CausalLM.of(random_model(PRESETS[preset], "student", device=device).float())
+    prompts, _ = prompts_and_lengths(PRESETS[preset], num_prompts=16, device=device)
+    vocabulary = view.model.config.vocab_size
+    settings = DecodingSettings(max_new_tokens=32, vocabulary_size=vocabulary, eos_id=vocabulary - 1)
+    with torch.no_grad():
+        plain, repeated = (
+            decode(view, prompts, settings=settings, streams=row_streams(seed=0, step=0), capture=capture)
+            for capture in (None, graphs_of(device))
+        )
+    different = sum(one.token_ids != other.token_ids for one, other in zip(plain, repeated, strict=True))
+    return {"passed": not different, "responses": len(plain), "different": different}
+
+
 def compare_decoders(_: Place, *, preset: str, prompts: int) -> dict[str, Any]:
-    """Tokens per second of both decoders, and the roofline."""
+    """Tokens per second of each decoder, and the roofline."""
     cost = measure_decoding(PRESETS[preset], num_prompts=prompts)
     return asdict(cost) | {"tokens_per_second": cost.tokens_per_second}
 
@@ -150,6 +169,7 @@ PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "two steps": compare_steps,
     "training": train_briefly,
     "resume": resume,
+    "graphs": compare_graphs,
     "step": measure_step,
     "decoding": compare_decoders,
     "loss": measure_one_loss,

@@ -68,11 +68,16 @@ def _step(result: Result, _: Result) -> str:
 
 
 def _decoding(result: Result, _: Result) -> str:
-    ours, theirs = (result["tokens_per_second"][name] for name in ("kd.rollout.decode", "transformers.generate"))
-    share = ours / result["roofline_tokens_per_second"]
+    roofline = result["roofline_tokens_per_second"]
+    rates = ", ".join(
+        f"{name} {rate:,.0f} ({rate / roofline:.1%})" for name, rate in result["tokens_per_second"].items()
+    )
+    return f"tokens/s (share of the roofline of {result['bandwidth'] / 1e12:.2f} TB/s): {rates}"
+
+
+def _same_responses(result: Result, _: Result) -> str:
     return (
-        f"{ours:,.0f} tokens/s, {ours / theirs:.2f} × generate, {share:.1%} of the roofline of"
-        f" {result['bandwidth'] / 1e12:.2f} TB/s"
+        f"{'pass' if result['passed'] else '**FAIL**'}, {result['different']} of {result['responses']} responses differ"
     )
 
 
@@ -86,6 +91,7 @@ _CELLS: dict[str, Callable[[Result, Result], str]] = {
     "two steps": _compared,
     "training": _trained,
     "resume": lambda result, _: f"largest difference {result['largest_difference']:.1e}",
+    "graphs": _same_responses,
     "step": _step,
     "decoding": _decoding,
     "loss": _loss,

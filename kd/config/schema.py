@@ -56,6 +56,9 @@ class GenerationConfig(Section):
     top_k: NonNegativeInt = option(0, help="sample from the k most likely tokens; 0 disables it")
     max_batch_tokens: Count = option(16384, help="rows × (prompt + max_new_tokens) decoded together per rank [tokens]")
     keep_weights: bool = option(True, help="keep the inference copy between steps; false frees its memory for training")
+    cuda_graphs: bool = option(
+        False, help="repeat each token's kernels as a CUDA graph; needs a GPU and the whole student on each rank"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

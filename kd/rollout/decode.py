@@ -11,11 +11,18 @@ from torch import Tensor
 from kd.data.batch import PromptBatch
 from kd.models.causal_lm import CausalLM
 from kd.models.soft_prompt import SoftPrompt
+from kd.rollout.graphs import Capture, RepeatedWork
 from kd.rollout.kv_cache import PreallocatedCache
 from kd.rollout.sampling import DecodingSettings, choose_tokens, mixture_log_probs
 
 COMPACT_SHARE = 8
 """The batch is compacted once more than one in this many rows have finished."""
+
+FIXED_COMPACT_SHARE = 3
+"""The same with fixed shapes, where new ones cost a capture."""
+
+SLOT_BUCKET = 128
+"""With fixed shapes, attention reads a multiple of so many slots."""
 
 NOTICE_EVERY = 8
 """Tokens after which a GPU is asked which rows have ended."""
@@ -66,6 +73,7 @@ def decode(
     keep_hidden: bool = False,
     any_rank_active: Callable[[bool], bool] = bool,
     agreed_tokens: Callable[[Tensor], Tensor] | None = None,
+    capture: Capture | None = None,
 ) -> list[Response]:
     """Continue each prompt until its end-of-sequence token or `max_new_tokens`.
 
@@ -75,29 +83,38 @@ def decode(
         any_rank_active: from whether this rank has unfinished rows to whether any rank has. Under ZeRO-3's hooks every
             rank must run every forward pass; a rank that has finished runs dummy forwards.
         agreed_tokens: replaces the chosen tokens [A] by those of the first rank, for ranks that decode together.
+        capture: decode with fixed shapes, and repeat each token's work as `capture` makes it. Not for settings that
+            read the rows' tokens, nor for forward passes that are collective.
 
     Returns:
         One response for each prompt, in their order.
     """
     models = [view] if mixture is None else [view, mixture.teacher]
-    rows = DecodingRows(models, prompts, settings=settings, streams=streams, keep_hidden=keep_hidden)
-    every = notice_every(prompts.input_ids.device.type, settings=settings)
-    states = rows.prefill(soft_prompt)
-    while True:
+    rows = DecodingRows(
+        models, prompts, settings=settings, streams=streams, keep_hidden=keep_hidden, fixed_shapes=capture is not None
+    )
+
+    def choose(states: list[Tensor]) -> None:
         # Without the padding columns of the heads.
         logits = [
             model.model.get_output_embeddings()(hidden)[:, : settings.vocabulary_size]
             for model, hidden in zip(models, states, strict=True)
         ]
         mixed = logits[0] if mixture is None else mixture_log_probs(*logits, teacher_share=mixture.teacher_share)
-        tokens = choose_tokens(mixed, rows.uniforms, settings=settings, history=rows.history())
+        tokens = choose_tokens(mixed, rows.uniforms(), settings=settings, history=rows.history())
         rows.append(tokens if agreed_tokens is None else agreed_tokens(tokens), states[0])
+
+    next_token = RepeatedWork(lambda: choose(rows.forward()), capture=capture)
+    every = notice_every(prompts.input_ids.device.type, settings=settings)
+    choose(rows.prefill(soft_prompt))
+    while True:
+        rows.num_chosen += 1
         if rows.is_full or rows.num_chosen % every == 0:
             rows.notice()
             if not any_rank_active(rows.has_unfinished):
                 return rows.responses()
             rows.compact()
-        states = rows.forward()
+        next_token(rows.shape)
 
 
 def notice_every(device_type: str, *, settings: DecodingSettings) -> int:
@@ -112,7 +129,8 @@ def notice_every(device_type: str, *, settings: DecodingSettings) -> int:
 class DecodingRows:
     """All rows of a batch: their tokens so far, and the slots of those that are still in the model's batch.
 
-    A counts the active rows in the model's batch.
+    A counts the active rows in the model's batch. The work for a token reads the number of tokens on the device, so
+    that the same work does for the next one.
     """
 
     def __init__(
@@ -123,11 +141,13 @@ class DecodingRows:
         settings: DecodingSettings,
         streams: Streams,
         keep_hidden: bool,
+        fixed_shapes: bool,
     ) -> None:
         self._models = models
         self._settings = settings
         self._prompts = prompts
         self._keeps_hidden = keep_hidden
+        self._fixes_shapes = fixed_shapes
         self._has_padding = len(set(prompts.lengths)) > 1
         device = prompts.input_ids.device
         self._uniforms = streams(prompts.row_ids, settings.max_new_tokens).to(device)
@@ -138,6 +158,7 @@ class DecodingRows:
         self._rows = torch.arange(len(self._chosen), device=device)
         self.num_chosen = 0
         """Tokens of each row so far, those after its end included."""
+        self._count = torch.zeros(1, dtype=torch.long, device=device)
         self._hidden: Tensor | None = None
 
     def prefill(self, soft_prompt: SoftPrompt | None) -> list[Float[Tensor, "A _"]]:
@@ -152,30 +173,43 @@ class DecodingRows:
         self._lengths = mask.sum(dim=1)
         self._caches = [PreallocatedCache(self._mask.shape[1]) for _ in self._models]
         positions = (mask.long().cumsum(dim=1) - 1).clamp_min(0)
-        return self._last_states(**inputs, attention_mask=mask, position_ids=positions)
+        return self._last_states(**inputs, attention_mask=mask, position_ids=positions, has_padding=self._has_padding)
 
     def forward(self) -> list[Float[Tensor, "A _"]]:
         """Run the last token of each active row; the hidden states of each model, whose sizes may differ."""
+        last = self._count - 1
+        if self._fixes_shapes:
+            for cache in self._caches:
+                cache.fix_shape(last + self._num_slots, num_visible=self._num_visible)
         return self._last_states(
-            input_ids=self._last_tokens[:, None],
-            attention_mask=self._mask[:, : self._num_slots + self.num_chosen],
-            position_ids=(self._lengths + self.num_chosen - 1)[:, None],
+            input_ids=self._chosen[self._rows, last][:, None],
+            attention_mask=self._mask[:, : self._num_visible],
+            position_ids=(self._lengths + last)[:, None],
+            # Slots that are not filled yet are hidden as padding is.
+            has_padding=self._has_padding or self._fixes_shapes,
         )
 
-    def _last_states(self, **inputs: Tensor) -> list[Tensor]:
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Active rows, and slots of keys and values that the next token's work reads."""
+        return len(self._active), self._num_visible
+
+    @property
+    def _num_visible(self) -> int:
+        filled = self._num_slots + self.num_chosen
+        return min(-(-filled // SLOT_BUCKET) * SLOT_BUCKET, self._mask.shape[1]) if self._fixes_shapes else filled
+
+    def _last_states(self, *, has_padding: bool, **inputs: Tensor) -> list[Tensor]:
         pairs = zip(self._models, self._caches, strict=True)
-        return [
-            model.hidden_states(**inputs, cache=cache, has_padding=self._has_padding)[:, -1] for model, cache in pairs
-        ]
+        return [model.hidden_states(**inputs, cache=cache, has_padding=has_padding)[:, -1] for model, cache in pairs]
 
     @property
     def has_unfinished(self) -> bool:
         return not all(self._finished)
 
-    @property
     def uniforms(self) -> Float[Tensor, " A"]:
         """This token's random number of each active row."""
-        return self._uniforms[:, self.num_chosen]
+        return self._uniforms[self._rows, self._count]
 
     def history(self) -> list[list[int]] | None:
         """All tokens of each active row, prompt included, if the settings need them."""
@@ -191,10 +225,9 @@ class DecodingRows:
         if self._keeps_hidden:
             if self._hidden is None:
                 self._hidden = hidden.new_empty(*self._chosen.shape, hidden.shape[-1])
-            self._hidden[self._rows, self.num_chosen] = hidden
-        self._chosen[self._rows, self.num_chosen] = tokens
-        self._last_tokens = tokens
-        self.num_chosen += 1
+            self._hidden[self._rows, self._count] = hidden
+        self._chosen[self._rows, self._count] = tokens
+        self._count += 1
 
     @property
     def is_full(self) -> bool:
@@ -212,11 +245,11 @@ class DecodingRows:
         One row remains for dummy forwards while other ranks decode.
         """
         keep = [row for row, index in enumerate(self._active) if not self._finished[index]] or [0]
-        if (len(self._active) - len(keep)) * COMPACT_SHARE <= len(self._active):
+        share = FIXED_COMPACT_SHARE if self._fixes_shapes else COMPACT_SHARE
+        if (len(self._active) - len(keep)) * share <= len(self._active):
             return
-        select = torch.tensor(keep, device=self._last_tokens.device)
+        select = torch.tensor(keep, device=self._rows.device)
         self._active, self._rows = [self._active[row] for row in keep], self._rows[select]
-        self._uniforms, self._last_tokens = self._uniforms[select], self._last_tokens[select]
         self._mask, self._lengths = self._mask[select], self._lengths[select]
         for cache in self._caches:
             cache.batch_select_indices(select)

@@ -1,7 +1,7 @@
 """A key-value cache with preallocated buffers."""
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
@@ -11,41 +11,63 @@ class PreallocatedLayer(DynamicLayer):
     """One layer's cache [B, heads, slots, head size] in a buffer of fixed size.
 
     transformers' DynamicLayer copies all keys and values for every new token; its StaticLayer attends over all
-    allocated slots. This one writes new slots in place and returns a view of the filled ones.
+    allocated slots. This one writes new slots in place and returns a view of the filled ones, or of a fixed number of
+    slots, see `PreallocatedCache.fix_shape`.
     """
 
     def __init__(self, num_slots: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._num_slots = num_slots
-        self._num_filled = 0
+        self._num_visible = 0
+        self._next_slot: Tensor | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate the buffers in the shapes of the first keys and values."""
         super().lazy_initialization(key_states, value_states)
+        # Zeros: attention multiplies masked slots by 0, and memory that was never written may hold NaN.
         self._key_buffer, self._value_buffer = (
-            states.new_empty((*states.shape[:-2], self._num_slots, states.shape[-1]))
+            states.new_zeros((*states.shape[:-2], self._num_slots, states.shape[-1]))
             for states in (key_states, value_states)
         )
 
+    def fix_shape(self, next_slot: Tensor, *, num_visible: int) -> None:
+        """See `PreallocatedCache.fix_shape`."""
+        self._next_slot = next_slot
+        # transformers then neither reads the mask nor the number of slots on the host.
+        self.is_compileable = True
+        self._view(num_visible)
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append [B, heads, new slots, head size]; returns keys and values of all filled slots."""
+        """Append [B, heads, new slots, head size]; returns keys and values of all visible slots."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start, end = self._num_filled, self._num_filled + key_states.shape[-2]
+        if self._next_slot is not None:
+            self._key_buffer.index_copy_(2, self._next_slot, key_states)
+            self._value_buffer.index_copy_(2, self._next_slot, value_states)
+            return self.keys, self.values
+        start, end = self._num_visible, self._num_visible + key_states.shape[-2]
         self._key_buffer[:, :, start:end] = key_states
         self._value_buffer[:, :, start:end] = value_states
         return self._view(end)
+
+    def get_seq_length(self) -> Any:
+        """Slots so far; on the device once the shape is fixed, as transformers' StaticLayer has it."""
+        return self._num_visible if self._next_slot is None else self._next_slot
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """The number of slots that attention sees, and the first of them."""
+        return self._num_visible if self._next_slot is not None else self._num_visible + query_length, 0
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the rows `indices` of the batch, which may name a row several times."""
         self._key_buffer = self._key_buffer.index_select(0, indices)
         self._value_buffer = self._value_buffer.index_select(0, indices)
-        self._view(self._num_filled)
+        self._view(self._num_visible)
 
-    def _view(self, num_filled: int) -> tuple[Tensor, Tensor]:
-        self._num_filled = num_filled
-        self.keys: Tensor = self._key_buffer[:, :, :num_filled]
-        self.values: Tensor = self._value_buffer[:, :, :num_filled]
+    def _view(self, num_visible: int) -> tuple[Tensor, Tensor]:
+        self._num_visible = num_visible
+        self.keys: Tensor = self._key_buffer[:, :, :num_visible]
+        self.values: Tensor = self._value_buffer[:, :, :num_visible]
         return self.keys, self.values
 
 
@@ -55,3 +77,13 @@ class PreallocatedCache(Cache):
     def __init__(self, num_slots: int) -> None:
         """Allocate `num_slots` slots in each row, prompt and padding included."""
         super().__init__(layer_class_to_replicate=partial(PreallocatedLayer, num_slots))  # type: ignore[arg-type]
+
+    def fix_shape(self, next_slot: Tensor, *, num_visible: int) -> None:
+        """From now on one slot is added in each forward pass, at a place that only the device knows.
+
+        Args:
+            next_slot: [1], where the next keys and values go.
+            num_visible: attention sees these first slots, of which the causal mask hides those after `next_slot`.
+        """
+        for layer in self.layers:
+            cast(PreallocatedLayer, layer).fix_shape(next_slot, num_visible=num_visible)

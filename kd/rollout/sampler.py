@@ -15,10 +15,11 @@ from kd.config.schema import GenerationConfig
 from kd.data.batch import PromptBatch, PromptRow, Row, TokenSequence, split_prompts
 from kd.data.encoding import Example
 from kd.distributed import World
-from kd.errors import LoneUserError
+from kd.errors import LoneUserError, UserError
 from kd.models.handle import ModelHandle
 from kd.models.vocabulary import SharedVocabulary
 from kd.rollout.decode import Mixture, Response, decode, row_streams
+from kd.rollout.graphs import cuda_graph
 from kd.rollout.placement import InPlaceWeights, Placement
 from kd.rollout.sampling import DecodingSettings
 from kd.rollout.token_budget import DecodingMemoryError, TokenBudget, within_memory
@@ -48,7 +49,11 @@ class Sampler:
         world: World,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        """Describe the rollouts; `say` receives lines for the run's log."""
+        """Describe the rollouts; `say` receives lines for the run's log.
+
+        Raises:
+            UserError: CUDA graphs are wanted where there is no GPU, or for weights that ranks share.
+        """
         self._placement = placement
         self._settings = settings
         self._vocabulary = vocabulary
@@ -56,6 +61,12 @@ class Sampler:
         self._teacher: InPlaceWeights | None = None
         self._teacher_share = 0.0
         self._group = placement.group
+        self._capture = cuda_graph if settings.cuda_graphs else None
+        if settings.cuda_graphs and world.device.type != "cuda":
+            raise UserError(
+                f"generation.cuda_graphs=true needs a GPU, and this run uses the {world.device.type}; set it to false"
+            )
+        self._check_capture("student", is_collective=placement.is_collective or self._group is not None)
         # Ranks that decode together hold a part of each row's keys and values.
         num_together = 1 if self._group is None else self._group.size
         self._budget = TokenBudget(settings.max_batch_tokens * num_together, world=world, say=say)
@@ -72,7 +83,15 @@ class Sampler:
         """A sampler that draws each token from `teacher_share`·p + (1 - `teacher_share`)·q (MiniLLM)."""
         mixed = copy.copy(self)
         mixed._teacher, mixed._teacher_share = InPlaceWeights(teacher), teacher_share
+        mixed._check_capture("teacher", is_collective=mixed._teacher.is_collective)
         return mixed
+
+    def _check_capture(self, role: str, *, is_collective: bool) -> None:
+        if self._capture is not None and is_collective:
+            raise UserError(
+                f"generation.cuda_graphs=true needs the whole {role} on each rank, and ranks share its weights here;"
+                " set it to false, or choose a layout without communication (generation.layout=gathered)"
+            )
 
     @property
     def _is_collective(self) -> bool:
@@ -114,6 +133,7 @@ class Sampler:
                     # All-reduced sums may differ in rounding on the ranks of a group; one different token would make
                     # their batches diverge.
                     agreed_tokens=None if self._group is None else self._group.from_first,
+                    capture=self._capture,
                 )
                 decoded = zip(prompts.row_ids, within_memory(work), strict=True)
                 return {row_id: self._keep(response) for row_id, response in decoded if row_id in own_ids}

@@ -35,6 +35,7 @@ RESUMABLE_FIELDS = (
     "engine.inference_batch_tokens",
     "generation.max_batch_tokens",
     "generation.keep_weights",
+    "generation.cuda_graphs",
     "generation.layout",
     "generation.tensor_parallel_size",
 )

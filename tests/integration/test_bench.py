@@ -98,9 +98,10 @@ def test_both_losses_agree_and_the_fused_one_needs_less_memory(tmp_path: Path) -
     assert costs["plain"]["extra_bytes"] > 3 * 256 * 65536 * 4
 
 
-def test_both_decoders_make_the_same_lengths(tmp_path: Path) -> None:
+def test_all_decoders_make_the_same_lengths(tmp_path: Path) -> None:
     assert main(["decoding", "--preset", "tiny", "--prompts", "5", "--out", str(tmp_path / "out")]) == 0
     found = json.loads((tmp_path / "out" / "decoding.json").read_text(encoding="utf-8"))
     # The quantiles of Dolly's lengths at 10, 30, … 90 %.
     assert found["num_tokens"] == 9 + 24 + 45 + 82 + 173
-    assert set(found["tokens_per_second"]) == {"kd.rollout.decode", "transformers.generate"}
+    fixed = "kd.rollout.decode, fixed shapes"
+    assert set(found["tokens_per_second"]) == {"kd.rollout.decode", fixed, "transformers.generate"}

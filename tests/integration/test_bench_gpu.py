@@ -49,6 +49,7 @@ def test_every_part_has_its_results(dry: Path) -> None:
     for result in (variants["bf16"] for variants in found["training"].values()):
         assert result["passed"] and len(result["losses"]) == 3 and result["losses"][2] < result["losses"][0]
     assert found["resume"]["promptkd"]["bf16"] == {"largest_difference": 0}
+    assert found["graphs"]["tiny"]["fp32"] == {"passed": True, "responses": 16, "different": 0}
     [step] = found["step"].values()
     assert (
         step["fp32"]["seconds"]["prompt"] > 0 and step["fp32"]["peak"]["allocated"] > step["fp32"]["planned_bytes"] > 0

@@ -15,6 +15,7 @@ from kd.losses.policy_gradient import PolicyGradientTerm
 from kd.losses.terms import TRAINED, Term, cross_entropy, kl
 from kd.models.causal_lm import CausalLM
 from kd.rollout.decode import NOTICE_EVERY, Response, decode, row_streams
+from kd.rollout.graphs import Capture, Work
 from kd.rollout.sampling import DecodingSettings
 from tests.pretend_device import DEVICE, PretendDevice, pretend_device
 from tests.tiny_models import FAMILIES, tiny_config
@@ -32,11 +33,20 @@ def rows(lengths: tuple[int, ...]) -> list[PromptRow]:
     ]
 
 
-def run(view: CausalLM, device: torch.device, *, num_tokens: int, lengths: tuple[int, ...]) -> list[Response]:
+def run(
+    view: CausalLM,
+    device: torch.device,
+    *,
+    num_tokens: int,
+    lengths: tuple[int, ...],
+    capture: Capture | None = None,
+) -> list[Response]:
     settings = DecodingSettings(max_new_tokens=num_tokens, vocabulary_size=300, eos_id=-1, temperature=0.9)
     batch = PromptBatch.collate(rows(lengths), pad_id=0, device=device)
     with torch.no_grad():
-        return decode(view, batch, settings=settings, streams=row_streams(seed=0, step=0), keep_hidden=True)
+        return decode(
+            view, batch, settings=settings, streams=row_streams(seed=0, step=0), keep_hidden=True, capture=capture
+        )
 
 
 @pytest.mark.parametrize(
@@ -70,6 +80,33 @@ def policy_gradient(to: Callable[[Tensor], Tensor], labels: Tensor) -> PolicyGra
     return PolicyGradientTerm(
         labels=to(labels), sampled_log_probs=-ones, importance_weights=ones, advantages=ones, ratio_clip=0.2
     )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_work_with_fixed_shapes_neither_reads_nor_uploads(family: str) -> None:
+    """What would end a capture."""
+    torch.manual_seed(0)
+    config = tiny_config(family, vocab_size=300, width=32, layers=LAYERS, bos_token_id=0, eos_token_id=0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    counts: list[tuple[int, int, int]] = []
+    with pretend_device() as device:
+        model.to(DEVICE)
+
+        def capture(work: Work) -> Work:
+            def counted() -> None:
+                before = device.num_waits, device.num_uploads, device.num_launches
+                work()
+                after = device.num_waits, device.num_uploads, device.num_launches
+                counts.append((after[0] - before[0], after[1] - before[1], after[2] - before[2]))
+
+            return counted
+
+        run(CausalLM.of(model), DEVICE, num_tokens=8, lengths=(3, 7, 12, 9), capture=capture)
+    # The first token comes from the prompt, and the next runs before a capture.
+    assert len(counts) == 6
+    for waits, uploads, launches in counts:
+        assert (waits, uploads) == (0, 0)
+        assert launches <= LAUNCHES[family]
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "reverse_kl", "forward_kl", "two_terms", "policy_gradient"])
