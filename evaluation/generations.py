@@ -70,7 +70,7 @@ def sample_responses(
     streams, world = row_streams(seed=seed, step=0), model.world
     own: dict[int, TokenIds] = {}
     for batch in tracked(batches[world.rank :: world.size], label=f"{label}, seed {seed}", world=world):
-        prompts = PromptBatch.collate(batch, pad_id=settings.eos_id, device=world.device)
+        prompts = PromptBatch.collate(batch, pad_id=model.eos_id, device=world.device)
         with torch.no_grad():
             found = decode(model.view, prompts, settings=settings, streams=streams, soft_prompt=model.soft_prompt)
         for example, response in zip(batch, found, strict=True):

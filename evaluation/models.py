@@ -16,7 +16,15 @@ from kd.errors import UserError
 from kd.losses.outputs import Head, Outputs
 from kd.models.causal_lm import DTYPES, CausalLM, load_causal_lm, read_model_config
 from kd.models.soft_prompt import SoftPrompt
-from kd.models.vocabulary import check_dtype, check_model, check_same_entries, load_tokenizer, vocabulary_size
+from kd.models.vocabulary import (
+    check_dtype,
+    check_model,
+    check_same_entries,
+    end_ids,
+    load_tokenizer,
+    published_ends,
+    vocabulary_size,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +45,11 @@ class EvaluatedModel:
     @property
     def eos_id(self) -> int:
         return int(self.tokenizer.eos_token_id)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end a response: the tokenizer's, and those of the model's generation_config.json."""
+        return end_ids(self.tokenizer, published_ends(self.view.model.generation_config))
 
     @property
     def num_soft_tokens(self) -> int:

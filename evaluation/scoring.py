@@ -123,7 +123,7 @@ def _sample_missing(config: EvaluationConfig, inputs: _Inputs, *, missing: dict[
     """Load the model and write the responses of the missing seeds, each as soon as it is complete."""
     model = inputs.models.load(config.model.path, soft_prompt=inputs.soft_prompt)
     settings = DecodingSettings(
-        vocabulary_size=model.vocabulary_size, eos_id=model.eos_id, **config.generation.settings
+        vocabulary_size=model.vocabulary_size, end_ids=model.end_ids, **config.generation.settings
     )
     for name, seeds in missing.items():
         examples = inputs.rows[name].examples
@@ -151,7 +151,7 @@ def _response(example: Example, ids: TokenIds, *, model: EvaluatedModel) -> Resp
         response=model.text(ids),
         references=example.references,
         response_tokens=len(ids),
-        ended=bool(ids[-1] == model.eos_id),
+        ended=bool(ids[-1] in model.end_ids),
     )
 
 

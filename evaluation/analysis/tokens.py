@@ -49,7 +49,7 @@ def sample_sequences(
     settings = DecodingSettings(
         max_new_tokens=max_new_tokens or sampling.max_new_tokens,
         vocabulary_size=model.vocabulary_size,
-        eos_id=model.eos_id,
+        end_ids=model.end_ids,
     )
     by_seed = [
         sample_responses(

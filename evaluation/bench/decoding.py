@@ -158,7 +158,7 @@ def our_decode(
         return numbers
 
     vocabulary = view.model.config.vocab_size
-    settings = DecodingSettings(max_new_tokens=max(lengths), vocabulary_size=vocabulary, eos_id=vocabulary - 1)
+    settings = DecodingSettings(max_new_tokens=max(lengths), vocabulary_size=vocabulary, end_ids=(vocabulary - 1,))
     with torch.no_grad():
         responses = decode(view, prompts, settings=settings, streams=stream, capture=capture)
     return [len(response.token_ids) for response in responses]

@@ -143,7 +143,7 @@ def compare_graphs(place: Place, *, preset: str) -> dict[str, Any]:
     view = CausalLM.of(random_model(PRESETS[preset], "student", device=device).float())
     prompts, _ = prompts_and_lengths(PRESETS[preset], num_prompts=16, device=device)
     vocabulary = view.model.config.vocab_size
-    settings = DecodingSettings(max_new_tokens=32, vocabulary_size=vocabulary, eos_id=vocabulary - 1)
+    settings = DecodingSettings(max_new_tokens=32, vocabulary_size=vocabulary, end_ids=(vocabulary - 1,))
     with torch.no_grad():
         plain, repeated = (
             decode(view, prompts, settings=settings, streams=row_streams(seed=0, step=0), capture=capture)

@@ -39,6 +39,9 @@ class DataConfig(Section):
     max_prompt_tokens: Count = option(256, help="longest prompt x [tokens]")
     max_sequence_tokens: Count = option(512, help="longest prompt and response together [tokens]")
     overlong: Literal["drop", "truncate"] = option("drop", help="longer prompts: drop the row, or keep the last tokens")
+    end_of_sequence: str | None = option(
+        None, help="token that ends each response of the data; null for the tokenizer's end-of-sequence token"
+    )
     responses: str | None = option(None, help="JSON lines `prompt`, `response` that replace data.train and rollouts")
 
 

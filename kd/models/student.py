@@ -75,6 +75,10 @@ class Student(TrainedHandle):
             keep_dropout=config.model.student_dropout,
             trust_remote_code=config.model.trust_remote_code,
         )
+        if model.generation_config is not None:
+            # Exports: `generate` stops where rollouts do.
+            ends = context.vocabulary.end_ids
+            model.generation_config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
         self.is_adapted = config.student_lora.is_on
         if self.is_adapted:
             add_adapters(model, config.student_lora, section="student_lora", name=self.name, seed=config.run.seed)

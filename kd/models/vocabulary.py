@@ -1,11 +1,12 @@
 """What teacher and student must share before anything heavy is loaded."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from kd.config.schema import Config
 from kd.distributed import on_gpu
@@ -20,18 +21,28 @@ class SharedVocabulary:
     tokenizer: PreTrainedTokenizerBase
     size: int
     eos_id: int
+    """Ends a response of the data."""
+    end_ids: tuple[int, ...]
+    """End a rollout: `eos_id`, and the end tokens of both models' generation_config.json."""
 
     @property
     def pad_id(self) -> int:
         """Fills slots that lengths, not ids, mask; any id would do."""
         return self.eos_id
 
+    def describe_ends(self) -> str:
+        """One line about the end tokens."""
+        tokens = {end_id: repr(self.tokenizer.convert_ids_to_tokens(end_id)) for end_id in self.end_ids}
+        return f"responses of the data end in {tokens[self.eos_id]}; rollouts end at {' or '.join(tokens.values())}"
 
-def load_tokenizer(name: str, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """Load a tokenizer.
+
+def load_tokenizer(
+    name: str, *, trust_remote_code: bool, end_of_sequence: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer; `end_of_sequence` replaces its own end-of-sequence token.
 
     Raises:
-        UserError: none at `name`, or it has no end-of-sequence token.
+        UserError: none at `name`, it has no end-of-sequence token, or no entry `end_of_sequence`.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
@@ -40,10 +51,17 @@ def load_tokenizer(name: str, *, trust_remote_code: bool) -> PreTrainedTokenizer
         raise UserError(
             f"tokenizer of {name}: cannot be read ({reason[:200]}); expected tokenizer files there"
         ) from None
+    if end_of_sequence is not None:
+        if end_of_sequence not in tokenizer.get_vocab():
+            raise UserError(
+                f"data.end_of_sequence is {end_of_sequence!r}, which is no entry of the tokenizer of {name}; its"
+                f" special tokens are {', '.join(map(repr, tokenizer.all_special_tokens))}"
+            )
+        tokenizer.eos_token = end_of_sequence
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"tokenizer of {name}: has no end-of-sequence token, which ends every response; set eos_token in its"
-            " tokenizer_config.json"
+            " tokenizer_config.json, or data.end_of_sequence"
         )
     return tokenizer
 
@@ -59,10 +77,11 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
     "*.tiktoken",
 )
+_FILES_WITH_END = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, *, name: str, directory: Path) -> None:
-    """Put the tokenizer of `name` into `directory` as it was published."""
+    """Put the tokenizer of `name` into `directory` as it was published, but with its present end-of-sequence token."""
     source = Path(name)
     files = [path for pattern in _TOKENIZER_FILES for path in source.glob(pattern)] if source.is_dir() else []
     if not files:
@@ -70,6 +89,17 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, *, name: str, directory: 
     # Copied where that can be done: transformers 5 saves a class name that transformers 4 does not know.
     for path in files:
         shutil.copyfile(path, directory / path.name)
+        if path.name in _FILES_WITH_END:
+            _set_end(directory / path.name, token=str(tokenizer.eos_token))
+
+
+def _set_end(path: Path, *, token: str) -> None:
+    """Replace the end-of-sequence token in a JSON file, unless it is this token already."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    published = settings.get("eos_token")
+    # Either a text, or an added token with properties.
+    if token != (published.get("content") if isinstance(published, dict) else published):
+        path.write_text(json.dumps(settings | {"eos_token": token}, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def share_vocabulary(config: Config, *, teacher_slots: int = 0) -> SharedVocabulary:
@@ -84,15 +114,42 @@ def share_vocabulary(config: Config, *, teacher_slots: int = 0) -> SharedVocabul
     check_dtype(config.model.dtype)
     trust = config.model.trust_remote_code
     student = read_model_config(config.model.student, trust_remote_code=trust)
-    tokenizer = load_tokenizer(config.model.student, trust_remote_code=trust)
+    end = config.data.end_of_sequence
+    tokenizer = load_tokenizer(config.model.student, trust_remote_code=trust, end_of_sequence=end)
     size = vocabulary_size(tokenizer)
+    ends = read_ends(config.model.student, config=student)
     check_model(student, name=config.model.student, vocabulary=size, longest=config.data.max_sequence_tokens)
     if config.model.teacher is not None:
         teacher = read_model_config(config.model.teacher, trust_remote_code=trust)
         longest = config.data.max_sequence_tokens + teacher_slots
         check_model(teacher, name=config.model.teacher, vocabulary=size, longest=longest)
-        check_same_entries(tokenizer, load_tokenizer(config.model.teacher, trust_remote_code=trust))
-    return SharedVocabulary(tokenizer=tokenizer, size=size, eos_id=int(tokenizer.eos_token_id))
+        check_same_entries(
+            tokenizer, load_tokenizer(config.model.teacher, trust_remote_code=trust, end_of_sequence=end)
+        )
+        ends = {*ends, *read_ends(config.model.teacher, config=teacher)}
+    return SharedVocabulary(
+        tokenizer=tokenizer, size=size, eos_id=int(tokenizer.eos_token_id), end_ids=end_ids(tokenizer, ends)
+    )
+
+
+def read_ends(name: str, *, config: PretrainedConfig) -> set[int]:
+    """The end tokens of a checkpoint, from generation_config.json, else from config.json, as in `generate`."""
+    try:
+        return published_ends(GenerationConfig.from_pretrained(name))
+    except OSError:
+        return published_ends(config)
+
+
+def published_ends(settings: GenerationConfig | PretrainedConfig | None) -> set[int]:
+    """The end tokens in a configuration, which may have one, several or none."""
+    found: int | list[int] | None = getattr(settings, "eos_token_id", None)
+    return {found} if isinstance(found, int) else set(found or ())
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase, published: set[int]) -> tuple[int, ...]:
+    """The tokenizer's end token first, then the published ones that are entries of it."""
+    first, size = int(tokenizer.eos_token_id), vocabulary_size(tokenizer)
+    return (first, *sorted(end_id for end_id in published - {first} if 0 <= end_id < size))
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -117,7 +174,7 @@ def check_same_entries(student: PreTrainedTokenizerBase, teacher: PreTrainedToke
     if student.eos_token_id != teacher.eos_token_id:
         raise UserError(
             f"tokenizers of teacher and student differ: end of sequence is {teacher.eos_token!r} for the teacher"
-            f" and {student.eos_token!r} for the student; the pair must share one tokenizer"
+            f" and {student.eos_token!r} for the student; set data.end_of_sequence to the one that responses end in"
         )
 
 

@@ -46,7 +46,7 @@ def row_streams(*, seed: int, step: int) -> Streams:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Response:
-    """The tokens of one response, including the end-of-sequence token if it was reached."""
+    """The tokens of one response, including the end token if one was reached."""
 
     token_ids: list[int]
     hidden: Float[Tensor, "n H"] | None
@@ -75,7 +75,7 @@ def decode(
     agreed_tokens: Callable[[Tensor], Tensor] | None = None,
     capture: Capture | None = None,
 ) -> list[Response]:
-    """Continue each prompt until its end-of-sequence token or `max_new_tokens`.
+    """Continue each prompt until an end token or `max_new_tokens`.
 
     Args:
         soft_prompt: precedes each prompt.
@@ -236,7 +236,10 @@ class DecodingRows:
 
     def notice(self) -> None:
         """Note which rows have ended; waits for the device."""
-        ended = (self._chosen[:, : self.num_chosen] == self._settings.eos_id).any(dim=1).tolist()
+        chosen = self._chosen[:, : self.num_chosen]
+        # Without a tensor of the ids, which would have to be copied from the host.
+        is_end = [chosen == end_id for end_id in self._settings.end_ids]
+        ended = torch.stack(is_end).any(dim=0).any(dim=1).tolist()
         self._finished = [self.is_full or has_end for has_end in ended]
 
     def compact(self) -> None:
@@ -258,7 +261,8 @@ class DecodingRows:
         """All rows, in their original order, each until its end."""
         responses = []
         for index, ids in enumerate(self._chosen.tolist()):
-            length = ids.index(self._settings.eos_id) + 1 if self._settings.eos_id in ids else self.num_chosen
+            ends = (place for place, token in enumerate(ids, start=1) if token in self._settings.end_ids)
+            length = next(ends, self.num_chosen)
             hidden = None if self._hidden is None else self._hidden[index, :length]
             responses.append(Response(token_ids=ids[:length], hidden=hidden))
         return responses

@@ -73,7 +73,7 @@ class Sampler:
         self._decoding = DecodingSettings(
             max_new_tokens=settings.max_new_tokens,
             vocabulary_size=vocabulary.size,
-            eos_id=vocabulary.eos_id,
+            end_ids=vocabulary.end_ids,
             temperature=settings.temperature,
             top_p=settings.top_p,
             top_k=settings.top_k,

@@ -20,7 +20,8 @@ class DecodingSettings:
 
     max_new_tokens: int
     vocabulary_size: int
-    eos_id: int
+    end_ids: tuple[int, ...]
+    """Tokens that end a response."""
     greedy: bool = False
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0

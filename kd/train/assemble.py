@@ -95,7 +95,7 @@ def read_inputs(config: Config, *, world: World) -> Inputs:
         teacher_deepspeed_config(config)
     vocabulary = share_vocabulary(config, teacher_slots=method.teacher_slots(config))
     method.check_files(config)
-    notes: list[str] = []
+    notes = [vocabulary.describe_ends()]
     train, instructions = _read_train(config, vocabulary=vocabulary, references=method.needs(config).references)
     notes += train.report.lines()
     validation = None

@@ -204,7 +204,7 @@ def _merge(shares: Sequence[Responses]) -> Responses:
 def _format(row: Example, ids: TokenIds, *, number: int, vocabulary: SharedVocabulary) -> dict[str, Any]:
     # Unchanged: a clean-up of spaces would alter the response.
     text = vocabulary.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    ended = bool(ids[-1] == vocabulary.eos_id)
+    ended = bool(ids[-1] in vocabulary.end_ids)
     return {"prompt": row.prompt, "response": str(text), "ended": ended, "sample": number, "source": row.source}
 
 

@@ -58,7 +58,7 @@ class Sampling:
         config = load_config(config_file, overrides=overrides)
         vocabulary = share_vocabulary(config)
         if eos_id is not None:
-            vocabulary = replace(vocabulary, eos_id=eos_id)
+            vocabulary = replace(vocabulary, eos_id=eos_id, end_ids=(eos_id,))
         recorder = Recorder(world.device)
         recorder.start(step=1)
         student = Student(ModelContext(config=config, vocabulary=vocabulary, recorder=recorder))

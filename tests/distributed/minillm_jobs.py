@@ -55,7 +55,7 @@ def sample(
     """Teacher-mixed responses by row id, which counts over the shares of all ranks, of this rank's share."""
     harness = Harness(world, config_file, overrides)
     sampler = harness.method._sampler
-    sampler._decoding = replace(sampler._decoding, eos_id=eos_id)
+    sampler._decoding = replace(sampler._decoding, end_ids=(eos_id,))
     examples = make_examples([prompt for share in shares for prompt in share])
     start = sum(len(share) for share in shares[: world.rank])
     sampled = sampler.sample(examples[start : start + len(shares[world.rank])], seed=7, step=1)

@@ -65,7 +65,7 @@ def test_the_responses_are_the_teachers(straight: Path, setting: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(directory / "teacher").eval()
     tokenizer = AutoTokenizer.from_pretrained(directory / "teacher")
     settings = DecodingSettings(
-        max_new_tokens=16, vocabulary_size=len(tokenizer), eos_id=tokenizer.eos_token_id, temperature=1.0
+        max_new_tokens=16, vocabulary_size=len(tokenizer), end_ids=(tokenizer.eos_token_id,), temperature=1.0
     )
     lines = read_lines(straight)
     assert [(line["source"], line["sample"]) for line in lines] == [

@@ -20,6 +20,7 @@ from tests.distributed.harness import write_config
 from tests.tiny_models import save_tiny_model
 
 NUM_STEPS = 6
+OTHER_END = 7
 METRICS = {
     "step",
     "epoch",
@@ -51,7 +52,10 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pair of models with dropout, data and a configuration."""
     directory = tmp_path_factory.mktemp("run")
     save_tiny_model(directory / "teacher", "gpt2", seed=1, width=48, layers=3)
-    save_tiny_model(directory / "student", "gpt2", seed=2)
+    student = save_tiny_model(directory / "student", "gpt2", seed=2)
+    generation = json.loads((student / "generation_config.json").read_text())
+    ends = generation | {"eos_token_id": [generation["eos_token_id"], OTHER_END]}
+    (student / "generation_config.json").write_text(json.dumps(ends))
     rows = [{"instruction": f"Repeat the word number {i}.", "output": f"word {i}"} for i in range(30)]
     for name, part in (("train", rows[:20]), ("validation", rows[20:])):
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
@@ -101,6 +105,9 @@ def test_the_run_directory_keeps_its_contract(straight: Path) -> None:
         files = {path.name for path in (straight / name).iterdir()}
         assert {"config.json", "generation_config.json", "model.safetensors", "soft_prompt.safetensors"} <= files
         assert "tokenizer.json" in files
+        generation = json.loads((straight / name / "generation_config.json").read_text())
+        assert generation["eos_token_id"][1:] == [OTHER_END]
+    assert "responses of the data end in" in (straight / "log.txt").read_text()
     _, origin = load_soft_prompt(straight / "final" / "soft_prompt.safetensors")
     assert origin.init == "text" and origin.teacher.endswith("teacher")
 

@@ -58,7 +58,7 @@ def run(
     max_batch_tokens: int = 10_000,
 ) -> list[list[int]]:
     settings = DecodingSettings(
-        max_new_tokens=NUM_TOKENS, vocabulary_size=NUM_ENTRIES, eos_id=model.eos_id, greedy=greedy
+        max_new_tokens=NUM_TOKENS, vocabulary_size=NUM_ENTRIES, end_ids=model.end_ids, greedy=greedy
     )
     found = sample_responses(
         model,

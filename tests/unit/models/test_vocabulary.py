@@ -1,6 +1,7 @@
 """Pairs that must not be trained together are refused before a weight is loaded."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from kd.config.schema import Config, DataConfig, GenerationConfig, ModelConfig, RunConfig
 from kd.errors import UserError
 from kd.models.causal_lm import dropout_settings, read_model_config
-from kd.models.vocabulary import share_vocabulary
+from kd.models.vocabulary import load_tokenizer, save_tokenizer, share_vocabulary
 from tests.tiny_models import save_tiny_model
 
 
@@ -62,6 +63,35 @@ def test_another_end_of_sequence_is_refused(pair: Path) -> None:
     tokenizer.save_pretrained(pair / "teacher")
     with pytest.raises(UserError, match="end of sequence is"):
         share_vocabulary(config_of(pair), teacher_slots=7)
+
+
+def test_one_end_of_sequence_can_be_set_for_both(pair: Path) -> None:
+    """A base student and an instruct teacher, whose responses end in a token of their own."""
+    tokenizer = AutoTokenizer.from_pretrained(pair / "teacher")
+    published, end = tokenizer.eos_token_id, tokenizer.convert_ids_to_tokens(5)
+    tokenizer.eos_token = end
+    tokenizer.save_pretrained(pair / "teacher")
+    edit(pair / "teacher" / "generation_config.json", eos_token_id=[5, 6, 405])
+    config = config_of(pair)
+    vocabulary = share_vocabulary(replace(config, data=replace(config.data, end_of_sequence=end)), teacher_slots=7)
+    assert vocabulary.eos_id == vocabulary.tokenizer.eos_token_id == 5
+    # The published ends of both models, without the one that is no entry.
+    assert set(vocabulary.end_ids) == {5, 6, published}
+    assert vocabulary.describe_ends().startswith(f"responses of the data end in {end!r}; rollouts end at {end!r} or ")
+    unknown = replace(config, data=replace(config.data, end_of_sequence="<|end|>"))
+    with pytest.raises(UserError, match=r"data.end_of_sequence is '<\|end\|>', which is no entry of the tokenizer of"):
+        share_vocabulary(unknown, teacher_slots=7)
+
+
+def test_the_end_of_sequence_is_exported(pair: Path) -> None:
+    name, out = str(pair / "student"), pair / "export"
+    for end in (None, "!"):
+        out.mkdir(exist_ok=True)
+        tokenizer = load_tokenizer(name, trust_remote_code=False, end_of_sequence=end)
+        save_tokenizer(tokenizer, name=name, directory=out)
+        assert AutoTokenizer.from_pretrained(out).eos_token == (end or AutoTokenizer.from_pretrained(name).eos_token)
+        same = (out / "tokenizer_config.json").read_bytes() == (pair / "student/tokenizer_config.json").read_bytes()
+        assert same == (end is None)
 
 
 @pytest.mark.parametrize(

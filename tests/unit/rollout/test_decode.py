@@ -51,7 +51,7 @@ def continue_alone(
         logits = model(inputs_embeds=embeds).logits[:, -1, :VOCABULARY]
         token = int(choose_tokens(logits, uniforms[len(response) : len(response) + 1], settings=settings))
         response.append(token)
-        if token == settings.eos_id:
+        if token in settings.end_ids:
             break
     return response
 
@@ -60,7 +60,7 @@ def continue_alone(
 @pytest.mark.parametrize("with_prompt", [True, False])
 @torch.no_grad()
 def test_batch_with_cache_equals_rows_alone(model: PreTrainedModel, greedy: bool, with_prompt: bool) -> None:
-    settings = DecodingSettings(max_new_tokens=20, vocabulary_size=VOCABULARY, eos_id=EOS, greedy=greedy)
+    settings = DecodingSettings(max_new_tokens=20, vocabulary_size=VOCABULARY, end_ids=(EOS,), greedy=greedy)
     streams = row_streams(seed=1, step=2)
     width = model.get_input_embeddings().weight.shape[1]
     soft_prompt = SoftPrompt(torch.randn(4, width) * 0.2) if with_prompt else None
@@ -76,7 +76,7 @@ def test_batch_with_cache_equals_rows_alone(model: PreTrainedModel, greedy: bool
 @torch.no_grad()
 def test_rows_that_end_leave_the_batch(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     view = CausalLM.of(model)
-    free = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=-1)
+    free = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, end_ids=(-1,))
     streams = row_streams(seed=1, step=0)
     unending = [row.token_ids for row in decode(view, collate(PROMPTS), settings=free, streams=streams)]
     assert all(len(response) == 12 for response in unending), "no response may lose its last token"
@@ -90,7 +90,7 @@ def test_rows_that_end_leave_the_batch(model: PreTrainedModel, monkeypatch: pyte
         return original(self, **arguments)
 
     monkeypatch.setattr(CausalLM, "hidden_states", spy)
-    settings = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=eos)
+    settings = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, end_ids=(eos,))
     responses = [row.token_ids for row in decode(view, collate(PROMPTS), settings=settings, streams=streams)]
     for response, full in zip(responses, unending, strict=True):
         assert response == full[: full.index(eos) + 1 if eos in full else 12]
@@ -104,7 +104,7 @@ def test_an_end_token_first_is_a_response_of_one_token(model: PreTrainedModel) -
         return torch.zeros(len(row_ids), num_tokens)
 
     # The uniform number 0 draws token 0, the end.
-    settings = DecodingSettings(max_new_tokens=8, vocabulary_size=VOCABULARY, eos_id=EOS)
+    settings = DecodingSettings(max_new_tokens=8, vocabulary_size=VOCABULARY, end_ids=(EOS,))
     responses = decode(CausalLM.of(model), collate(PROMPTS), settings=settings, streams=always_zero)
     assert [response.token_ids for response in responses] == [[EOS]] * 5
 
@@ -123,9 +123,9 @@ def test_kept_hidden_states_are_those_of_a_forward_pass(model: PreTrainedModel) 
     view = CausalLM.of(model)
     streams = row_streams(seed=1, step=0)
     prompts = collate(PROMPTS)
-    free = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=-1)
+    free = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, end_ids=(-1,))
     eos = decode(view, prompts, settings=free, streams=streams)[2].token_ids[3]
-    settings = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=eos)
+    settings = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, end_ids=(eos,))
     responses = decode(view, prompts, settings=settings, streams=streams, keep_hidden=True)
     assert len({len(response.token_ids) for response in responses}) > 1, "the rows must end at different places"
     sequences = [
@@ -142,18 +142,35 @@ def test_kept_hidden_states_are_those_of_a_forward_pass(model: PreTrainedModel) 
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("every", [1, 8])
+def test_each_end_token_ends_a_response(model: PreTrainedModel, every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_module, "notice_every", lambda *_, **__: every)
+    view, streams = CausalLM.of(model), row_streams(seed=1, step=0)
+    free = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, end_ids=(-1,))
+    unending = [row.token_ids for row in decode(view, collate(PROMPTS), settings=free, streams=streams)]
+    # Two rows end at one of them and two at the other, in another order than that of the ids.
+    ends = (unending[0][5], unending[1][2], unending[2][7])
+    settings = replace(free, end_ids=ends)
+    found = [row.token_ids for row in decode(view, collate(PROMPTS), settings=settings, streams=streams)]
+    expected = [[token in ends for token in row] for row in unending]
+    lengths = [row.index(True) + 1 if True in row else 12 for row in expected]
+    assert found == [row[:length] for row, length in zip(unending, lengths, strict=True)]
+    assert len({row[-1] for row in found} & set(ends)) > 1
+
+
+@torch.no_grad()
 @pytest.mark.parametrize(("share", "every"), [(1, 1), (2, 1), (100, 1), (8, 2), (8, 5), (8, 8), (1, 100)])
 def test_responses_do_not_depend_on_when_ended_rows_are_noticed_and_leave(
     model: PreTrainedModel, share: int, every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     view, streams = CausalLM.of(model), row_streams(seed=1, step=0)
-    free = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=-1)
+    free = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, end_ids=(-1,))
     unending = decode(view, collate(PROMPTS), settings=free, streams=streams, keep_hidden=True)
     # One row may never draw it; in the others it is drawn at several places between two looks.
     for eos in {row.token_ids[3] for row in unending} | {unending[2].token_ids[11]}:
         monkeypatch.setattr(decode_module, "COMPACT_SHARE", share)
         monkeypatch.setattr(decode_module, "notice_every", lambda *_, **__: every)
-        settings = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=eos)
+        settings = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, end_ids=(eos,))
         looks = []
 
         def note(active: bool, looks: list[bool] = looks) -> bool:
@@ -172,7 +189,7 @@ def test_responses_do_not_depend_on_when_ended_rows_are_noticed_and_leave(
 
 
 def test_a_gpu_is_asked_for_ended_rows_every_eight_tokens() -> None:
-    plain = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, eos_id=EOS)
+    plain = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, end_ids=(EOS,))
     assert decode_module.notice_every("cuda", settings=plain) == 8
     assert decode_module.notice_every("cpu", settings=plain) == 1
     assert decode_module.notice_every("cuda", settings=replace(plain, repetition_penalty=1.2)) == 1

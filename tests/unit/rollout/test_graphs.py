@@ -1,6 +1,7 @@
 """Decoding with fixed shapes and repeated work: the same responses as the plain loop's."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -25,7 +26,9 @@ from tests.tiny_models import FAMILIES, tiny_config
 from tests.unit.rollout.test_pretend_device import rows
 
 LENGTHS = (3, 7, 12, 9, 5)
-SETTINGS = DecodingSettings(max_new_tokens=30, vocabulary_size=290, eos_id=-1, temperature=0.9, top_p=0.95, top_k=50)
+SETTINGS = DecodingSettings(
+    max_new_tokens=30, vocabulary_size=290, end_ids=(-1,), temperature=0.9, top_p=0.95, top_k=50
+)
 
 
 def tiny(family: str, *, seed: int, width: int = 32) -> CausalLM:
@@ -85,7 +88,7 @@ def test_rows_that_end_leave_and_change_the_shape(monkeypatch: pytest.MonkeyPatc
     # Most rows draw this token at some time.
     tokens = sorted({token for row in unending for token in row.token_ids})
     eos = max(tokens, key=lambda token: sum(token in row.token_ids for row in unending))
-    settings = DecodingSettings(**{**vars(SETTINGS), "eos_id": eos})
+    settings = replace(SETTINGS, end_ids=(eos,))
     found = run(view, settings=settings, capture=recorded.capture)
     assert_same(found, run(view, settings=settings))
     assert len({len(row.token_ids) for row in found}) > 2
@@ -151,6 +154,6 @@ def test_work_that_cannot_be_captured_is_a_clear_error(monkeypatch: pytest.Monke
 def test_graphs_are_refused_where_they_cannot_be(device: str, is_collective: bool, message: str) -> None:
     world = World(rank=0, size=1, local_rank=0, device=torch.device(device))
     placement = SimpleNamespace(is_collective=is_collective, group=None, ready=nullcontext)
-    vocabulary = SharedVocabulary(tokenizer=PreTrainedTokenizerBase(), size=300, eos_id=0)
+    vocabulary = SharedVocabulary(tokenizer=PreTrainedTokenizerBase(), size=300, eos_id=0, end_ids=(0,))
     with pytest.raises(UserError, match=message):
         Sampler(placement, settings=GenerationConfig(cuda_graphs=True), vocabulary=vocabulary, world=world)

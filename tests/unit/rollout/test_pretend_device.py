@@ -41,7 +41,7 @@ def run(
     lengths: tuple[int, ...],
     capture: Capture | None = None,
 ) -> list[Response]:
-    settings = DecodingSettings(max_new_tokens=num_tokens, vocabulary_size=300, eos_id=-1, temperature=0.9)
+    settings = DecodingSettings(max_new_tokens=num_tokens, vocabulary_size=300, end_ids=(-1,), temperature=0.9)
     batch = PromptBatch.collate(rows(lengths), pad_id=0, device=device)
     with torch.no_grad():
         return decode(

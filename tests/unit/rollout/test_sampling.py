@@ -19,7 +19,7 @@ NUM_DRAWS = 20_000
 
 
 def settings_with(**values: float) -> DecodingSettings:
-    return DecodingSettings(max_new_tokens=1, vocabulary_size=50, eos_id=0, **values)  # type: ignore[arg-type]
+    return DecodingSettings(max_new_tokens=1, vocabulary_size=50, end_ids=(0,), **values)  # type: ignore[arg-type]
 
 
 def frequencies(logits: Tensor, settings: DecodingSettings, *, history: list[int] | None = None) -> Tensor:

@@ -32,7 +32,7 @@ def continue_alone(
     pair: dict[str, PreTrainedModel], prompt: list[int], uniforms: Tensor, *, teacher_share: float, eos: int
 ) -> list[int]:
     """One row, both models run from the start for every token."""
-    settings = DecodingSettings(max_new_tokens=MAX_TOKENS, vocabulary_size=VOCABULARY, eos_id=eos)
+    settings = DecodingSettings(max_new_tokens=MAX_TOKENS, vocabulary_size=VOCABULARY, end_ids=(eos,))
     response: list[int] = []
     while len(response) < MAX_TOKENS and response[-1:] != [eos]:
         ids = torch.tensor([prompt + response])
@@ -55,7 +55,7 @@ def test_a_batch_with_two_caches_equals_rows_alone(pair: dict[str, PreTrainedMod
     ]
     # Some token that one row draws early becomes the end, so that rows leave both caches at different times.
     eos = unending[2][3]
-    settings = DecodingSettings(max_new_tokens=MAX_TOKENS, vocabulary_size=VOCABULARY, eos_id=eos)
+    settings = DecodingSettings(max_new_tokens=MAX_TOKENS, vocabulary_size=VOCABULARY, end_ids=(eos,))
     student, teacher = CausalLM.of(pair["student"]), CausalLM.of(pair["teacher"])
     mixture = Mixture(teacher=teacher, teacher_share=teacher_share)
     responses = decode(student, collate(PROMPTS), settings=settings, streams=STREAMS, mixture=mixture)
