@@ -15,7 +15,7 @@ from kd.distributed import World, on_gpu
 from kd.errors import UserError
 from kd.losses.outputs import Head, Outputs
 from kd.models.causal_lm import DTYPES, CausalLM, load_causal_lm, read_model_config
-from kd.models.soft_prompt import SoftPrompt
+from kd.models.soft_prompt import SoftPrompt, response_states
 from kd.models.vocabulary import (
     check_dtype,
     check_model,
@@ -57,15 +57,9 @@ class EvaluatedModel:
 
     def outputs(self, batch: SequenceBatch) -> Outputs:
         """Outputs at the response positions, with the soft prompt in front of the prompt where there is one."""
-        if self.soft_prompt is None:
-            hidden = self.view.hidden_states(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, has_padding=False
-            )
-        else:
-            embeds, mask = self.soft_prompt(self.view.embed(batch.input_ids), batch.attention_mask)
-            hidden = self.view.hidden_states(inputs_embeds=embeds, attention_mask=mask, has_padding=False)
+        hidden = response_states(self.view, batch, soft_prompt=self.soft_prompt)
         head = Head(weight=self.view.head_weight, bias=self.view.head_bias, vocabulary_size=self.vocabulary_size)
-        return Outputs(hidden=hidden.flatten(0, 1)[batch.shifted_positions(self.num_soft_tokens)], head=head)
+        return Outputs(hidden=hidden, head=head)
 
     def text(self, token_ids: TokenIds) -> str:
         """The text of a response, without special tokens."""

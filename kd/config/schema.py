@@ -80,6 +80,28 @@ class ScheduleConfig(Section):
     decay: Literal["constant", "linear", "cosine"] = option("constant", help="schedule after warm-up (to 0 at step K)")
     global_batch: Count = option(64, help="sequences of one optimizer step, over all ranks")
     micro_batch: Count = option(4, help="sequences in one forward and backward pass of one rank")
+    micro_tokens: Count | None = option(
+        None, help="instead of schedule.micro_batch: padded tokens in one forward and backward pass of one rank"
+    )
+    packing: bool = option(
+        False, help="pack the sequences of schedule.micro_tokens tokens into one row without padding"
+    )
+
+    def rows_per_pass(self, num_tokens: int) -> int:
+        """Sequences of `num_tokens` tokens in one forward and backward pass."""
+        return self.micro_batch if self.micro_tokens is None else max(1, self.micro_tokens // num_tokens)
+
+    def divides(self, *, num_ranks: int) -> bool:
+        """Whether each rank has as many sequences, and full micro-batches of `micro_batch`."""
+        return self.global_batch % (num_ranks * (self.micro_batch if self.micro_tokens is None else 1)) == 0
+
+    def refusal(self, *, num_ranks: int) -> str:
+        """A sentence for a global batch that the ranks do not divide."""
+        parts = "" if self.micro_tokens is not None else f"schedule.micro_batch={self.micro_batch} × "
+        return (
+            f"schedule.global_batch={self.global_batch} is not {parts}{num_ranks} ranks × an integer; change one of"
+            " them"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +214,8 @@ class Config(Section):
                 f"generation.tensor_parallel_size={parallel} has no effect with generation.layout={layout};"
                 " set it to 1, or set the layout to tensor_parallel or auto"
             )
+        if self.schedule.packing and self.schedule.micro_tokens is None:
+            raise UserError("schedule.packing=true needs schedule.micro_tokens, the tokens of a micro-batch; set it")
         if self.validation.metric == "accuracy" and self.validation.answer_pattern is None:
             raise UserError("validation.metric=accuracy needs validation.answer_pattern, such as '#### (.+)'")
         if self.schedule.epochs is None and self.schedule.warmup_steps > self.schedule.steps:

@@ -88,24 +88,31 @@ class PromptBatch:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SequenceBatch:
-    """Prompts with their responses, padded on the right, and the slots that predict the response tokens.
+    """Prompts with their responses, and the slots that predict the response tokens.
 
-    N counts the response tokens of the batch, row after row; it may be 0.
+    Each sequence has a row of its own, padded on the right; or all of them are packed into one row without padding. N
+    counts the response tokens of the batch, sequence after sequence; it may be 0.
     """
 
     input_ids: Int64[Tensor, "B T"]
+    packed_lengths: tuple[int, ...] | None
+    """Tokens of each packed sequence; None if they are padded."""
     response_positions: Int64[Tensor, " N"]
     """Indices into the flattened [B*T] hidden states: the slot before that of y_t predicts y_t."""
     labels: Int64[Tensor, " N"]
     """The response tokens y_t."""
     token_indices: Int64[Tensor, " N"]
     """Index of each response token in its response, from 0."""
+    sequence_indices: Int64[Tensor, " N"]
+    """Index of each response token's sequence in the batch, from 0."""
     row_ids: tuple[int, ...]
     response_lengths: tuple[int, ...]
 
     @classmethod
-    def collate(cls, rows: Sequence[TokenSequence], *, pad_id: int, device: torch.device) -> "SequenceBatch":
-        """Pad `rows` (at least one) to the longest of them."""
+    def collate(
+        cls, rows: Sequence[TokenSequence], *, pad_id: int, device: torch.device, packed: bool = False
+    ) -> "SequenceBatch":
+        """Pad `rows` (at least one) to the longest of them, or pack them."""
         lengths = np.array([row.num_tokens for row in rows])[:, None]
         starts = np.array([len(row.prompt_ids) for row in rows])[:, None]
         slots = np.arange(lengths.max())
@@ -113,22 +120,37 @@ class SequenceBatch:
         in_response = mask & (slots >= starts)
         input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
         input_ids[mask] = np.concatenate([ids for row in rows for ids in (row.prompt_ids, row.response_ids)])
+        labels = input_ids[in_response]
+        if packed:
+            # Row after row, as the mask selects them.
+            input_ids, is_label = input_ids[mask][None], in_response[mask]
+        else:
+            is_label = in_response.reshape(-1)
+        indices = np.broadcast_to(np.arange(len(rows))[:, None], mask.shape)
         return cls(
             input_ids=torch.from_numpy(input_ids).to(device),
-            response_positions=torch.from_numpy(np.flatnonzero(in_response) - 1).to(device),
-            labels=torch.from_numpy(input_ids[in_response]).to(device),
+            packed_lengths=tuple(row.num_tokens for row in rows) if packed else None,
+            response_positions=torch.from_numpy(np.flatnonzero(is_label) - 1).to(device),
+            labels=torch.from_numpy(labels).to(device),
             token_indices=torch.from_numpy((slots - starts)[in_response]).to(device),
+            sequence_indices=torch.from_numpy(indices[in_response]).to(device),
             row_ids=tuple(row.row_id for row in rows),
             response_lengths=tuple(len(row.response_ids) for row in rows),
         )
 
     @property
-    def attention_mask(self) -> Bool[Tensor, "B T"]:
+    def attention_mask(self) -> Bool[Tensor, "B T"] | None:
         """True also on padding: a causal model's real slots do not see what stands on their right.
 
-        A mask with padding would keep attention from its causal kernels.
+        A mask with padding would keep attention from its causal kernels. None for packed sequences, which positions
+        separate.
         """
-        return torch.ones_like(self.input_ids, dtype=torch.bool)
+        return None if self.packed_lengths is not None else torch.ones_like(self.input_ids, dtype=torch.bool)
+
+    @property
+    def position_ids(self) -> Int64[Tensor, "B T"] | None:
+        """Positions that restart with each packed sequence; None for padded ones, which have the model's own."""
+        return None if self.packed_lengths is None else restarting(self.packed_lengths, device=self.input_ids.device)
 
     @property
     def num_response_tokens(self) -> int:
@@ -136,9 +158,13 @@ class SequenceBatch:
         return sum(self.response_lengths)
 
     def shifted_positions(self, num_slots: int) -> Int64[Tensor, " N"]:
-        """`response_positions` in [B*(M+T)], where M = `num_slots` soft prompt slots precede each row."""
-        row_index = self.response_positions // self.input_ids.shape[1]
-        return self.response_positions + (row_index + 1) * num_slots
+        """`response_positions` where M = `num_slots` soft prompt slots precede each sequence."""
+        return self.response_positions + (self.sequence_indices + 1) * num_slots
+
+
+def restarting(lengths: Sequence[int], *, device: torch.device) -> Int64[Tensor, "1 T"]:
+    """0, 1, … for each of the `lengths`, one after the other."""
+    return torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])[None]).to(device)
 
 
 def split_by_rows(rows: Sequence[TokenSequence], *, num_rows: int) -> list[list[TokenSequence]]:
@@ -153,6 +179,19 @@ def split_by_rows(rows: Sequence[TokenSequence], *, num_rows: int) -> list[list[
 def split_by_slots(rows: Sequence[TokenSequence], *, max_slots: int) -> list[list[TokenSequence]]:
     """Split `rows`, in the order of `split_by_rows`, into lists of at most `max_slots` padded slots or of one row."""
     return _split(rows, num_slots=lambda row: row.num_tokens, max_slots=max_slots)
+
+
+def split_by_tokens(rows: Sequence[TokenSequence], *, max_tokens: int) -> list[list[TokenSequence]]:
+    """Split `rows`, in the order of `split_by_rows`, into lists of at most `max_tokens` tokens or of one row."""
+    batches: list[list[TokenSequence]] = []
+    room = 0
+    for row in sorted(rows, key=lambda row: row.num_tokens, reverse=True):
+        if not batches or row.num_tokens > room:
+            batches.append([])
+            room = max_tokens
+        batches[-1].append(row)
+        room -= row.num_tokens
+    return batches
 
 
 def split_prompts(rows: Sequence[Row], *, slots_per_row: int, max_batch_tokens: int) -> list[list[Row]]:

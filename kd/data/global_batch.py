@@ -7,7 +7,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from kd.data.batch import SequenceBatch, TokenSequence, split_by_rows, split_by_slots
+from kd.data.batch import SequenceBatch, TokenSequence, split_by_rows, split_by_slots, split_by_tokens
 from kd.distributed import World
 
 
@@ -76,6 +76,10 @@ class GlobalBatcher:
 
     micro_batch: int
     """Sequences of a micro-batch."""
+    micro_tokens: int | None = None
+    """Slots of a micro-batch; with it, `micro_batch` has no effect."""
+    packs: bool = False
+    """Whether sequences are packed, not padded; a micro-batch then has `micro_tokens` tokens."""
     inference_batch_tokens: int | None
     """Padded slots of an inference batch; None for the micro-batches themselves, which have less padding and are better
     unless each forward pass gathers a model."""
@@ -92,10 +96,10 @@ class GlobalBatcher:
         Raises:
             EmptyBatchError: on all ranks, when none has a response token.
         """
-        batches = self._collate(split_by_rows(sequences, num_rows=self.micro_batch))
+        batches = self._collate(self._split(sequences, max_slots=self.micro_tokens))
         inference = batches
         if self.inference_batch_tokens is not None:
-            inference = self._collate(split_by_slots(sequences, max_slots=self.inference_batch_tokens))
+            inference = self._collate(self._split(sequences, max_slots=self.inference_batch_tokens))
         own_tokens = sum(batch.num_response_tokens for batch in batches)
         counts = self.world.gather_counts([own_tokens, len(batches), len(inference)])
         num_tokens = sum(tokens for tokens, *_ in counts)
@@ -126,4 +130,14 @@ class GlobalBatcher:
         )
 
     def _collate(self, parts: Sequence[Sequence[TokenSequence]]) -> list[SequenceBatch]:
-        return [SequenceBatch.collate(rows, pad_id=self.pad_id, device=self.world.device) for rows in parts]
+        return [
+            SequenceBatch.collate(rows, pad_id=self.pad_id, device=self.world.device, packed=self.packs)
+            for rows in parts
+        ]
+
+    def _split(self, sequences: Sequence[TokenSequence], *, max_slots: int | None) -> list[list[TokenSequence]]:
+        if max_slots is None:
+            return split_by_rows(sequences, num_rows=self.micro_batch)
+        if self.packs:
+            return split_by_tokens(sequences, max_tokens=max_slots)
+        return split_by_slots(sequences, max_slots=max_slots)

@@ -62,7 +62,7 @@ class CausalLM:
     def hidden_states(
         self,
         *,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None,
         input_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         position_ids: Tensor | None = None,
@@ -72,9 +72,9 @@ class CausalLM:
         """The last hidden states [B, T, H] of T new slots, which the head reads.
 
         Args:
-            attention_mask: [B, cached + T], True on real slots.
+            attention_mask: [B, cached + T], True on real slots; None if all are, or if sequences are packed.
             input_ids: [B, T], or `inputs_embeds` [B, T, H] instead.
-            position_ids: [B, T]; needed with padding on the left only.
+            position_ids: [B, T]; needed with padding on the left, and for packed sequences, which they separate.
             cache: keys and values of earlier slots, extended in place.
             has_padding: False for a mask that is known to be True everywhere; then attention needs no mask.
         """
@@ -83,7 +83,7 @@ class CausalLM:
             output = self.model.base_model(
                 input_ids=input_ids,
                 inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask.long(),
+                attention_mask=None if attention_mask is None else attention_mask.long(),
                 past_key_values=cache,
                 use_cache=cache is not None,
                 **positions,

@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from kd.config.schema import Config
-from kd.data.batch import SequenceBatch
 from kd.data.global_batch import GlobalBatch, MicroBatch
 from kd.losses.fused import FusedLoss, fused_loss
 from kd.losses.outputs import Head, Outputs, chunk_rows
@@ -48,13 +46,6 @@ class EngineModule(nn.Module):
         super().__init__()
         self.model = model
         self.view = CausalLM.of(model)
-
-    def response_states(self, batch: SequenceBatch) -> Float[Tensor, "N H"]:
-        """The hidden states that predict the response tokens."""
-        states = self.view.hidden_states(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, has_padding=False
-        )
-        return states.flatten(0, 1)[batch.response_positions]
 
 
 class ModelHandle:

@@ -1,17 +1,21 @@
 """The soft prompt P: m embedding vectors in front of the request (arXiv 2402.12842, §3)."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from kd.config.schema import SoftPromptConfig
+from kd.data.batch import SequenceBatch, restarting
 from kd.errors import UserError
+from kd.models.causal_lm import CausalLM
 
 FILE_NAME = "soft_prompt.safetensors"
 _TENSOR_NAME = "soft_prompt"
@@ -47,6 +51,37 @@ class SoftPrompt(nn.Module):
         embeds = torch.cat([prompts, inputs_embeds], dim=1).gather(1, source[:, :, None].expand(-1, -1, hidden))
         mask = torch.cat([attention_mask.new_ones(num_rows, m), attention_mask], dim=1).gather(1, source)
         return embeds, mask
+
+    def packed(
+        self, inputs_embeds: Float[Tensor, "1 T H"], lengths: Sequence[int]
+    ) -> tuple[Float[Tensor, "1 S H"], Int64[Tensor, "1 S"]]:
+        """Put P before each packed sequence; also the positions of all slots, which restart with each P."""
+        m, device = self.num_tokens, inputs_embeds.device
+        # Indices into [P, text]: text slot t stands at m + t.
+        ends = np.cumsum(lengths)
+        parts = [(np.arange(m), np.arange(m + end - size, m + end)) for size, end in zip(lengths, ends, strict=True)]
+        source = torch.from_numpy(np.concatenate([part for pair in parts for part in pair])).to(device)
+        both = torch.cat([self.values.to(inputs_embeds.dtype), inputs_embeds[0]])
+        return both[source][None], restarting([m + size for size in lengths], device=device)
+
+
+def response_states(
+    view: CausalLM, batch: SequenceBatch, *, soft_prompt: SoftPrompt | None = None
+) -> Float[Tensor, "N H"]:
+    """The hidden states that predict the response tokens, with the soft prompt before each sequence if there is one."""
+    mask, positions = batch.attention_mask, batch.position_ids
+    if soft_prompt is None:
+        states = view.hidden_states(
+            input_ids=batch.input_ids, attention_mask=mask, position_ids=positions, has_padding=False
+        )
+        return states.flatten(0, 1)[batch.response_positions]
+    embeds = view.embed(batch.input_ids)
+    if batch.packed_lengths is not None:
+        embeds, positions = soft_prompt.packed(embeds, batch.packed_lengths)
+    elif mask is not None:
+        embeds, mask = soft_prompt(embeds, mask)
+    states = view.hidden_states(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, has_padding=False)
+    return states.flatten(0, 1)[batch.shifted_positions(soft_prompt.num_tokens)]
 
 
 def initial_token_ids(settings: SoftPromptConfig, *, tokenizer: PreTrainedTokenizerBase) -> list[int]:

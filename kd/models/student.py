@@ -13,6 +13,7 @@ from kd.losses.outputs import Head, Outputs
 from kd.models.causal_lm import CausalLM, enable_checkpointing, load_causal_lm, read_model_config, training_settings
 from kd.models.handle import EngineModule, Loss, ModelContext, TrainedHandle
 from kd.models.lora import add_adapters
+from kd.models.soft_prompt import response_states
 from kd.zero.config import student_deepspeed_config
 from kd.zero.optimizer import parameter_groups
 from kd.zero.residency import is_zero3
@@ -48,7 +49,7 @@ class StudentModule(EngineModule):
         self.head = _TrainableHead(self.view, vocabulary_size=vocabulary_size)
 
     def forward(self, batch: SequenceBatch, loss: Loss | None = None) -> Tensor | FusedLoss:
-        hidden = self.response_states(batch)
+        hidden = response_states(self.view, batch)
         return hidden if loss is None else self.head(hidden, loss)
 
 

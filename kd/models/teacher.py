@@ -17,7 +17,14 @@ from kd.losses.outputs import Head, Outputs
 from kd.models.causal_lm import CausalLM, enable_checkpointing, load_causal_lm, read_model_config
 from kd.models.handle import EngineModule, Loss, ModelContext, ModelHandle, TrainedHandle
 from kd.models.lora import adapter_parameters, adapter_writer, adapters_off, add_adapters
-from kd.models.soft_prompt import FILE_NAME, SoftPrompt, SoftPromptOrigin, initial_values, save_soft_prompt
+from kd.models.soft_prompt import (
+    FILE_NAME,
+    SoftPrompt,
+    SoftPromptOrigin,
+    initial_values,
+    response_states,
+    save_soft_prompt,
+)
 from kd.zero.config import teacher_deepspeed_config
 from kd.zero.optimizer import parameter_groups
 from kd.zero.residency import gathered
@@ -39,16 +46,11 @@ class TeacherModule(EngineModule):
     ) -> Tensor | FusedLoss:
         if condition == "plain":
             with adapters_off(self.model):
-                return self.response_states(batch)
-        hidden = self.response_states(batch) if self.soft_prompt is None else self._prompted(batch, self.soft_prompt)
+                return response_states(self.view, batch)
+        hidden = response_states(self.view, batch, soft_prompt=self.soft_prompt)
         if head is None or loss is None:
             return hidden
         return loss(Outputs(hidden=hidden, head=head))
-
-    def _prompted(self, batch: SequenceBatch, soft_prompt: SoftPrompt) -> Float[Tensor, "N H"]:
-        embeds, mask = soft_prompt(self.view.embed(batch.input_ids), batch.attention_mask)
-        states = self.view.hidden_states(inputs_embeds=embeds, attention_mask=mask, has_padding=False)
-        return states.flatten(0, 1)[batch.shifted_positions(soft_prompt.num_tokens)]
 
 
 class Teacher(ModelHandle):

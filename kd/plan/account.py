@@ -85,10 +85,15 @@ class Account(PlannedRun):
             parts |= self._gathered(self.teacher, "teacher")
         return parts | self._gathered_student()
 
+    @property
+    def micro_rows(self) -> int:
+        """Sequences of the longest length in a micro-batch."""
+        return self.config.schedule.rows_per_pass(self.slots)
+
     def _teacher(self, teacher: EngineBytes) -> dict[str, int]:
         is_collective = teacher.stage == 3 and not self.gathers_once(teacher)
         budget = self.config.engine.inference_batch_tokens // self.slots
-        rows = max(1, min(self.rows, budget)) if is_collective else self.config.schedule.micro_batch
+        rows = max(1, min(self.rows, budget)) if is_collective else self.micro_rows
         slots = self.method.teacher_slots(self.config)
         activations = self.fakes.peak(
             self.fake("teacher"),
@@ -105,7 +110,7 @@ class Account(PlannedRun):
         activations = self.fakes.peak(
             self.fake("teacher"),
             "prompt_training",
-            rows=self.config.schedule.micro_batch,
+            rows=self.micro_rows,
             prompt=self.config.data.max_prompt_tokens,
             response=self.response_tokens,
             loss_chunk_mib=self.config.engine.loss_chunk_mib,
@@ -120,7 +125,7 @@ class Account(PlannedRun):
         activations = self.fakes.peak(
             self.fake("student"),
             "student_training",
-            rows=self.config.schedule.micro_batch,
+            rows=self.micro_rows,
             prompt=self.config.data.max_prompt_tokens,
             response=self.response_tokens,
             loss_chunk_mib=self.config.engine.loss_chunk_mib,

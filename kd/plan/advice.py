@@ -32,9 +32,8 @@ def find_advice(account: Account) -> Advice | None:
             return Advice(changes=_needed(account, changes), account=changed)
     for factor in (2, 4, 8):
         num_gpus = account.machine.num_gpus * factor
-        per_rank = account.config.schedule.micro_batch * num_gpus
         changed = replace(account, machine=replace(account.machine, num_gpus=num_gpus))
-        if account.config.schedule.global_batch % per_rank == 0 and changed.fits:
+        if account.config.schedule.divides(num_ranks=num_gpus) and changed.fits:
             return Advice(changes=(), account=changed)
     return None
 
@@ -48,9 +47,11 @@ def _changes(config: Config) -> Iterator[str]:
     for num_tokens in (8192, 4096):
         if generation.max_batch_tokens > num_tokens:
             yield f"generation.max_batch_tokens={num_tokens}"
-    while micro_batch > 1:
+    while schedule.micro_tokens is None and micro_batch > 1:
         micro_batch //= 2
         yield f"schedule.micro_batch={micro_batch}"
+    if schedule.micro_tokens is not None and schedule.micro_tokens > config.data.max_sequence_tokens:
+        yield f"schedule.micro_tokens={config.data.max_sequence_tokens}"
     if generation.keep_weights:
         yield "generation.keep_weights=false"
     if engine.gather != "layer":

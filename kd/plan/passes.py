@@ -21,7 +21,7 @@ from kd.losses.terms import TRAINED, Term, cross_entropy, kl
 from kd.models.causal_lm import DTYPES, enable_checkpointing, set_for_training
 from kd.models.handle import EngineModule
 from kd.models.lora import add_adapters
-from kd.models.soft_prompt import SoftPrompt
+from kd.models.soft_prompt import SoftPrompt, response_states
 from kd.models.student import StudentModule
 from kd.models.teacher import TeacherModule
 from kd.plan.live_bytes import LiveBytes
@@ -82,7 +82,7 @@ class FakeModel:
         """Peak bytes of a pass without gradient over `rows` sequences; the hidden states that it returns included."""
         module = EngineModule(self.model).eval()
         with self._measured() as live, torch.no_grad():
-            module.response_states(self.batch(rows=rows, prompt=prompt, response=response))
+            response_states(module.view, self.batch(rows=rows, prompt=prompt, response=response))
         module.train()
         return live.peak
 

@@ -93,12 +93,8 @@ def make_machine(num_gpus: int, *, gpu_bytes: int, gpus_per_host: int) -> Machin
 
 def check_batch(config: Config, *, num_gpus: int) -> None:
     """Raise a UserError where the ranks do not divide the global batch, as training does."""
-    schedule = config.schedule
-    if schedule.global_batch % (schedule.micro_batch * num_gpus):
-        raise UserError(
-            f"schedule.global_batch={schedule.global_batch} is not schedule.micro_batch={schedule.micro_batch}"
-            f" × {num_gpus} ranks × an integer; change one of them"
-        )
+    if not config.schedule.divides(num_ranks=num_gpus):
+        raise UserError(config.schedule.refusal(num_ranks=num_gpus))
 
 
 def _table(account: Account) -> Table:

@@ -160,6 +160,8 @@ def build_method(
     is_collective = teacher is not None and teacher.engine.is_collective
     batcher = GlobalBatcher(
         micro_batch=config.schedule.micro_batch,
+        micro_tokens=config.schedule.micro_tokens,
+        packs=config.schedule.packing,
         inference_batch_tokens=config.engine.inference_batch_tokens if is_collective else None,
         pad_id=vocabulary.pad_id,
         world=world,
@@ -215,11 +217,8 @@ def _share_memory(student: Student, teacher: ModelHandle | None) -> None:
 
 def _make_loader(train: Encoded, *, config: Config, world: World) -> BatchLoader:
     schedule = config.schedule
-    if schedule.global_batch % (schedule.micro_batch * world.size):
-        raise UserError(
-            f"schedule.global_batch={schedule.global_batch} is not schedule.micro_batch={schedule.micro_batch}"
-            f" × {world.size} ranks × an integer; change one of them"
-        )
+    if not schedule.divides(num_ranks=world.size):
+        raise UserError(schedule.refusal(num_ranks=world.size))
     return BatchLoader(
         train.examples, global_batch=schedule.global_batch, rank=world.rank, num_ranks=world.size, seed=config.run.seed
     )

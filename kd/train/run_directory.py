@@ -30,6 +30,8 @@ RESUMABLE_SECTIONS = ("run", "checkpoints")
 RESUMABLE_FIELDS = (
     "model.gradient_checkpointing",
     "schedule.micro_batch",
+    "schedule.micro_tokens",
+    "schedule.packing",
     "engine.gather",
     "engine.loss_chunk_mib",
     "engine.inference_batch_tokens",

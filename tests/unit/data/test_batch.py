@@ -68,6 +68,22 @@ def test_positions_move_behind_the_soft_prompt() -> None:
     assert batch.shifted_positions(2).tolist() == [4, 5, 17]
 
 
+def test_packed_sequences_by_hand() -> None:
+    batch = SequenceBatch.collate(ROWS, pad_id=PAD, device=CPU, packed=True)
+    assert batch.input_ids.tolist() == [[5, 0, 7, 8, 0, 6, 6, 9, 0]]
+    assert batch.position_ids is not None
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 0, 1, 2]]
+    assert batch.attention_mask is None
+    assert batch.packed_lengths == (5, 1, 3)
+    assert batch.response_positions.tolist() == [2, 3, 7]
+    # Each sequence begins with two more slots.
+    assert batch.shifted_positions(2).tolist() == [4, 5, 13]
+    padded = SequenceBatch.collate(ROWS, pad_id=PAD, device=CPU)
+    for name in ("labels", "token_indices", "sequence_indices", "row_ids", "response_lengths"):
+        found, expected = getattr(batch, name), getattr(padded, name)
+        assert found.tolist() == expected.tolist() if isinstance(found, torch.Tensor) else found == expected
+
+
 def test_every_position_is_followed_by_its_label() -> None:
     random = np.random.default_rng(0)
     rows = [
@@ -78,6 +94,9 @@ def test_every_position_is_followed_by_its_label() -> None:
     prompted = torch.cat([torch.full((20, 3), 99), batch.input_ids], dim=1)
     assert batch.input_ids.flatten()[batch.response_positions + 1].equal(batch.labels)
     assert prompted.flatten()[batch.shifted_positions(3) + 1].equal(batch.labels)
+    packed = SequenceBatch.collate(rows, pad_id=PAD, device=CPU, packed=True)
+    assert packed.input_ids.flatten()[packed.response_positions + 1].equal(packed.labels)
+    assert packed.labels.equal(batch.labels)
     assert batch.labels.tolist() == np.concatenate([row.response_ids for row in rows]).tolist()
 
 

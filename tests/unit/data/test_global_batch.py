@@ -94,3 +94,18 @@ def test_only_a_batch_without_a_token_on_any_rank_is_empty() -> None:
         make(EMPTY)
     batch = make(EMPTY, size=2)
     assert (batch.num_tokens, batch.labels.tolist(), batch.micro_batches[0].tokens) == (5, [], slice(0, 0))
+
+
+def test_micro_batches_of_tokens_keep_the_order_and_the_mean() -> None:
+    by_rows = make(SEQUENCES)
+    for packs, sizes in ((False, [8, 12, 3]), (True, [8, 10, 3])):
+        batcher = GlobalBatcher(
+            micro_batch=2, micro_tokens=12, packs=packs, inference_batch_tokens=None, pad_id=0, world=world()
+        )
+        batch = batcher(SEQUENCES)
+        # Of 8, 6, 4 and 3 tokens; padded, the second and the third take 12 slots.
+        assert [micro.batch.input_ids.numel() for micro in batch.micro_batches] == sizes
+        assert batch.labels.equal(by_rows.labels)
+        assert batch.response_lengths == by_rows.response_lengths
+        assert {micro.loss_scale for micro in batch.micro_batches} == {1 / 11}
+        assert torch.cat([part.labels for part in batch.inference_batches]).equal(batch.labels)
