@@ -108,6 +108,19 @@ def test_the_split_into_ranks_and_micro_batches_does_not_matter(
     assert_same_updates(results[0], updates, prompt_update)
 
 
+@pytest.mark.parametrize("gather", ["layer", "model"])
+@pytest.mark.parametrize("packing", [False, True])
+def test_micro_batches_of_tokens_and_packing_do_not_matter(
+    llama_pair: Path, llama_reference: Any, ranks: Any, packing: bool, gather: str
+) -> None:
+    batches, updates, prompt_update = llama_reference
+    # The ranks have unequal numbers of micro-batches, and inference batches of other sizes.
+    overrides = ["schedule.micro_tokens=30", f"schedule.packing={packing}", "engine.inference_batch_tokens=45"]
+    overrides.append(f"engine.gather={gather}")
+    results = ranks(2).run(harness.train, config_file=write_config(llama_pair), overrides=overrides, batches=batches)
+    assert_same_updates(results[0], updates, prompt_update)
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_the_students_zero_stage_does_not_matter(
     llama_pair: Path, llama_reference: Any, ranks: Any, stage: int
