@@ -32,9 +32,14 @@ def read_examples(
             that fits.
     """
     return encode(
-        read_instructions(source)[: prompts.rows],
+        read_instructions(source, columns=prompts.columns)[: prompts.rows],
         tokenizer=tokenizer,
-        template=load_template(prompts.template, tokenizer=tokenizer),
+        template=load_template(
+            prompts.template,
+            tokenizer=tokenizer,
+            options=prompts.template_options,
+            system_prompt=prompts.system_prompt,
+        ),
         data=row_limits(prompts, overlong=overlong, max_sequence_tokens=max_sequence_tokens),
         responses=responses,
     )

@@ -1,12 +1,13 @@
 """Sections of a configuration that several commands have, and the values that a training run gives them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from kd.config.fields import Count, NonNegativeInt, Section, option
 from kd.config.load import Values
-from kd.config.schema import Config
+from kd.config.schema import ColumnRole, Config
 from kd.errors import UserError
 
 SOFT_PROMPT_FILE = "soft_prompt.safetensors"
@@ -26,7 +27,10 @@ class Prompts(Section):
     """How rows become prompts."""
 
     rows: Count | None = option(None, help="number of rows, from the start; null for all")
-    template: str = option("alpaca", help="alpaca, chat, or a Jinja file, as in training")
+    columns: Mapping[ColumnRole, str] | None = option(None, help="names of columns, as data.columns in training")
+    template: str = option("alpaca", help="alpaca, chat, plain, or a Jinja file, as in training")
+    template_options: Mapping[str, Any] | None = option(None, help="variables of the chat template, as in training")
+    system_prompt: str | None = option(None, help="system turn of conversations that have none, as in training")
     max_prompt_tokens: Count = option(256, help="longest prompt, soft prompt not included")
 
 
@@ -91,6 +95,8 @@ def run_values(run: str | Path) -> Values:
         "model.initial": config.model.student,
         "model.final": str(final),
         "data.template": config.data.template,
+        "data.template_options": config.data.template_options,
+        "data.system_prompt": config.data.system_prompt,
         "data.max_prompt_tokens": config.data.max_prompt_tokens,
         "data.max_sequence_tokens": config.data.max_sequence_tokens,
         "data.seen": config.data.train,

@@ -3,8 +3,9 @@
 `kd.config.load` checks types and ranges of single values, `Config.__post_init__` rules between fields.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from kd.config.fields import (
     Count,
@@ -18,6 +19,7 @@ from kd.config.fields import (
 )
 from kd.errors import UserError
 
+ColumnRole = Literal["prompt", "input", "response", "messages"]
 SectionType = TypeVar("SectionType", bound=Section)
 
 
@@ -33,9 +35,23 @@ class ModelConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Section):
-    train: str | None = option(None, help="training rows: .jsonl, .json or .parquet file, or hub name[:split]")
+    train: str | None = option(
+        None, help="training rows: file (.jsonl, .json, .csv, .parquet, .gz), directory, pattern, or hub name[:split]"
+    )
     validation: str | None = option(None, help="validation rows, as data.train; null for none")
-    template: str = option("alpaca", help="alpaca (paper's Table 5), chat (the tokenizer's), or a Jinja file")
+    columns: Mapping[ColumnRole, str] | None = option(
+        None, help="names of columns, such as '{prompt: question, response: answer}'; null recognises usual names"
+    )
+    turns: Literal["last", "all"] = option(
+        "last", help="assistant turns of a conversation to learn: the last, or each of them as a row of its own"
+    )
+    template: str = option(
+        "alpaca", help="alpaca (paper's Table 5), chat (the tokenizer's), plain (the prompt itself), or a Jinja file"
+    )
+    template_options: Mapping[str, Any] | None = option(
+        None, help="variables of the chat template, such as '{enable_thinking: false}'"
+    )
+    system_prompt: str | None = option(None, help="system turn of conversations that have none; chat templates only")
     max_prompt_tokens: Count = option(256, help="longest prompt x [tokens]")
     max_sequence_tokens: Count = option(512, help="longest prompt and response together [tokens]")
     overlong: Literal["drop", "truncate"] = option("drop", help="longer prompts: drop the row, or keep the last tokens")

@@ -141,9 +141,9 @@ def tokenize(
 
 
 def find_duplicates(train: Sequence[Instruction], *, validation: Sequence[Instruction]) -> list[tuple[str, str]]:
-    """Sources (train, validation) of validation rows whose instruction and input occur in a training row."""
-    sources = {(row.instruction, row.input): row.source for row in reversed(train)}
-    return [(sources[text], row.source) for row in validation if (text := (row.instruction, row.input)) in sources]
+    """Sources (train, validation) of validation rows whose prompt is that of a training row."""
+    sources = {row.turns: row.source for row in reversed(train)}
+    return [(sources[row.turns], row.source) for row in validation if row.turns in sources]
 
 
 def describe_duplicates(duplicates: Sequence[tuple[str, str]]) -> str:

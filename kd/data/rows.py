@@ -1,15 +1,15 @@
 """Rows of a file or of a hub data set, each with its location."""
 
-import json
+import glob
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from kd.data.files import FILE_KINDS, Records, file_kind, one_line, read_json_lines_records, read_records, read_saved
 from kd.errors import UserError
 
-_FILE_KINDS = ".jsonl, .json or .parquet"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:.+)?")
 
 
@@ -25,10 +25,14 @@ class Row:
 
     def text(self, name: str, *, blank: Literal["refused", "allowed"] = "refused") -> str:
         """The text of a field that every row must have."""
+        self.require(name)
+        return self._check(self.fields[name], name=name, blank=blank)
+
+    def require(self, name: str) -> None:
+        """Check that the row has a field."""
         if name not in self.fields:
             keys = ", ".join(sorted(self.fields)) or "none"
             raise UserError(f"{self.source}: expected the key `{name}`, found the keys {keys}; add it or drop the row")
-        return self._check(self.fields[name], name=name, blank=blank)
 
     def text_or_empty(self, name: str) -> str:
         """The text of a field that may be missing, null or blank."""
@@ -49,12 +53,12 @@ class Row:
         """The truth value of a field; `default` if it is missing or null."""
         value = self.fields.get(name)
         if not isinstance(value, bool | None):
-            raise UserError(f"{self.source}: expected `{name}` to be true or false, found {_kind(value)}; correct it")
+            raise UserError(f"{self.source}: expected `{name}` to be true or false, found {kind_of(value)}; correct it")
         return default if value is None else value
 
     def _check(self, value: object, *, name: str, blank: Literal["refused", "allowed"] = "refused") -> str:
         if not isinstance(value, str):
-            raise UserError(f"{self.source}: expected `{name}` to be text, found {_kind(value)}; correct the row")
+            raise UserError(f"{self.source}: expected `{name}` to be text, found {kind_of(value)}; correct the row")
         if blank == "refused" and not value.strip():
             raise UserError(f"{self.source}: `{name}` is empty; fill it in or remove the row")
         try:
@@ -66,21 +70,28 @@ class Row:
 
 
 def read_rows(source: str) -> list[Row]:
-    """Read every row of a .jsonl, .json or .parquet file, or of a hub data set `org/name[:split]`.
+    """Read all rows of a file, of a directory or pattern of files, of a saved data set, or of a hub data set.
+
+    Files end in .jsonl, .json, .csv or .parquet, in any case, the first three also with .gz behind it. A directory is
+    what `datasets.save_to_disk` wrote, or has files of one kind. A hub data set is `org/name[:split]`.
 
     Raises:
         UserError: unreadable source, broken content, or no row at all.
     """
     path = Path(source)
-    match path.suffix:
-        case ".jsonl":
-            return read_json_lines(path)
-        case ".json":
-            return _make_rows(enumerate(_read_json_list(path), start=1), source=source)
-        case ".parquet":
-            return _make_rows(enumerate(_read_parquet(path), start=1), source=source)
-        case _ if path.exists() or not _HUB_NAME.fullmatch(source):
-            raise UserError(f"{source}: expected a {_FILE_KINDS} file or a hub name org/name[:split]; give one of them")
+    if path.is_dir():
+        if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json", "state.json")):
+            return _make_rows(read_saved(path), source=source)
+        return _read_shards(sorted(found for found in path.iterdir() if file_kind(found)), source=source)
+    if not path.exists() and glob.has_magic(source) and not _HUB_NAME.fullmatch(source):
+        return _read_shards(sorted(Path(name) for name in glob.glob(source, recursive=True)), source=source)
+    if file_kind(path) is not None:
+        return _make_rows(read_records(path), source=source)
+    if path.exists() or not _HUB_NAME.fullmatch(source):
+        raise UserError(
+            f"{source}: expected a {FILE_KINDS} file, a directory of them, or a hub name org/name[:split]; give one of"
+            " them"
+        )
     name, _, split = source.partition(":")
     split = split or "train"
     return _make_rows(enumerate(_read_hub(name, split=split), start=1), source=f"{name}:{split}")
@@ -92,50 +103,31 @@ def read_json_lines(path: Path) -> list[Row]:
     Raises:
         UserError: unreadable file, a line that is not a JSON object, or no row at all.
     """
-    # Lines are split as bytes, so that a line which is not valid UTF-8 can be named.
-    lines = enumerate(_read_bytes(path).split(b"\n"), start=1)
-    values = ((number, _parse(line, path=path, line=number)) for number, line in lines if line.strip())
-    return _make_rows(values, source=str(path))
+    return _make_rows(read_json_lines_records(path), source=str(path))
 
 
-def one_line(error: Exception) -> str:
-    """The message of `error` without line breaks."""
-    return " ".join(str(error).split())
+def _read_shards(paths: list[Path], *, source: str) -> list[Row]:
+    """The rows of all files, one after the other."""
+    kinds = {path: file_kind(path) for path in paths}
+    if not paths or None in kinds.values() or len(set(kinds.values())) > 1:
+        found = ", ".join(sorted(str(kind or path.name) for path, kind in kinds.items())[:5]) or "none"
+        raise UserError(
+            f"{source}: expected files of one kind, {FILE_KINDS}, found {found}; name the ones that you want"
+        )
+    return [row for path in paths for row in _make_rows(read_records(path), source=str(path))]
 
 
-def _make_rows(values: Iterable[tuple[int, object]], *, source: str) -> list[Row]:
+def _make_rows(values: Records, *, source: str) -> list[Row]:
     """Rows of (line or row number, record)."""
     rows = []
     for number, value in values:
         if not isinstance(value, dict):
             raise UserError(
-                f"{source}:{number}: expected a JSON object, found {_kind(value)}; write {{...}} with a key per field"
+                f"{source}:{number}: expected a JSON object, found {kind_of(value)}; write {{...}} with a key per field"
             )
         rows.append(Row(source=f"{source}:{number}", fields=value))
     if not rows:
         raise UserError(f"{source}: expected at least one row, found none; give a source with rows")
-    return rows
-
-
-def _read_json_list(path: Path) -> list[object]:
-    content = _read_bytes(path)
-    values = _parse(content, path=path) if content.strip() else []
-    if not isinstance(values, list):
-        raise UserError(
-            f"{path}: expected a JSON list of objects, found {_kind(values)}; name the file .jsonl if each line is one"
-        )
-    return values
-
-
-def _read_parquet(path: Path) -> Iterable[object]:
-    import pyarrow
-    import pyarrow.parquet
-
-    content = pyarrow.BufferReader(_read_bytes(path))
-    try:
-        rows: list[object] = pyarrow.parquet.read_table(content).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{path}: not a valid parquet file ({one_line(error)}); write it again") from None
     return rows
 
 
@@ -147,31 +139,12 @@ def _read_hub(name: str, *, split: str) -> Iterable[object]:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"{name}:{split}: no such file, and split {split!r} of {name!r} could not be read from the hub"
-            f" ({one_line(error)}); check name and network, or give a {_FILE_KINDS} file"
+            f" ({one_line(error)}); check name and network, or give a {FILE_KINDS} file"
         ) from None
     return dataset
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a {_FILE_KINDS} file") from None
-
-
-def _parse(content: bytes, *, path: Path, line: int | None = None) -> object:
-    """The JSON value of `content`, which is a whole file or its line number `line`."""
-    try:
-        return json.loads(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        location = f"{path}:{line}" if line else path
-        raise UserError(f"{location}: not valid UTF-8 (byte {error.start}); save the file as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}:{line or error.lineno}: not valid JSON ({error.msg}, column {error.colno}); correct that line"
-        ) from None
-
-
-def _kind(value: object) -> str:
-    names = {list: "a list", dict: "an object", str: "text", type(None): "null", bool: "a truth value"}
-    return names.get(type(value), "a number")
+def kind_of(value: object) -> str:
+    """What a value is, as a message names it."""
+    names = {list: "a list", dict: "an object", str: "text", type(None): "null", bool: "a truth value", bytes: "bytes"}
+    return names.get(type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}")

@@ -10,9 +10,9 @@ import transformers
 from kd.config.schema import Config
 from kd.data.encoding import Encoded, describe_duplicates, encode, find_duplicates, read_responses
 from kd.data.global_batch import GlobalBatcher
-from kd.data.instructions import Instruction, read_instructions
+from kd.data.instructions import Instruction, read_rows_of
 from kd.data.loader import BatchLoader
-from kd.data.templates import load_template
+from kd.data.templates import template_of
 from kd.distributed import World
 from kd.errors import UserError
 from kd.methods import find_method
@@ -96,12 +96,13 @@ def read_inputs(config: Config, *, world: World) -> Inputs:
     vocabulary = share_vocabulary(config, teacher_slots=method.teacher_slots(config))
     method.check_files(config)
     notes = [vocabulary.describe_ends()]
-    train, instructions = _read_train(config, vocabulary=vocabulary, references=method.needs(config).references)
+    references = method.needs(config).references
+    train, instructions = _read_train(config, vocabulary=vocabulary, references=references, say=notes.append)
     notes += train.report.lines()
     validation = None
     if config.data.validation is not None:
-        rows = read_instructions(config.data.validation)
-        template = load_template(config.data.template, tokenizer=vocabulary.tokenizer)
+        rows = read_rows_of(config.data.validation, config.data, say=notes.append)
+        template = template_of(config.data, tokenizer=vocabulary.tokenizer)
         validation = encode(
             rows, tokenizer=vocabulary.tokenizer, template=template, data=config.data, responses="required"
         )
@@ -224,15 +225,17 @@ def _make_loader(train: Encoded, *, config: Config, world: World) -> BatchLoader
     )
 
 
-def _read_train(config: Config, *, vocabulary: SharedVocabulary, references: bool) -> tuple[Encoded, list[Instruction]]:
+def _read_train(
+    config: Config, *, vocabulary: SharedVocabulary, references: bool, say: Callable[[str], None]
+) -> tuple[Encoded, list[Instruction]]:
     if config.data.responses is not None:
         return read_responses(config.data.responses, tokenizer=vocabulary.tokenizer, data=config.data), []
     assert config.data.train is not None
-    instructions = read_instructions(config.data.train)
+    instructions = read_rows_of(config.data.train, config.data, say=say)
     encoded = encode(
         instructions,
         tokenizer=vocabulary.tokenizer,
-        template=load_template(config.data.template, tokenizer=vocabulary.tokenizer),
+        template=template_of(config.data, tokenizer=vocabulary.tokenizer, say=say),
         data=config.data,
         responses="required" if references else "optional",
     )

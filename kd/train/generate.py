@@ -13,8 +13,8 @@ import transformers
 from kd.config.schema import Config
 from kd.data.batch import TokenIds, split_prompts
 from kd.data.encoding import Example, encode
-from kd.data.instructions import read_instructions
-from kd.data.templates import load_template
+from kd.data.instructions import read_rows_of
+from kd.data.templates import template_of
 from kd.distributed import ProcessGroup, World
 from kd.errors import UserError
 from kd.files import read_log, write_atomically
@@ -74,8 +74,8 @@ def run_on(world: World, config: Config) -> Path:
         teacher_deepspeed_config(config)
         vocabulary = share_vocabulary(config)
         tokenizer = vocabulary.tokenizer
-        template = load_template(config.data.template, tokenizer=tokenizer)
-        rows = read_instructions(config.data.train)
+        template = template_of(config.data, tokenizer=tokenizer)
+        rows = read_rows_of(config.data.train, config.data)
         encoded = encode(rows, tokenizer=tokenizer, template=template, data=config.data, responses="optional")
         if world.is_main:
             file.begin()

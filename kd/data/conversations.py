@@ -1,0 +1,77 @@
+"""Conversations of a row: turns with a role and a text."""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from kd.data.rows import Row, kind_of
+from kd.errors import UserError
+
+_ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+}
+"""Names of roles in `messages` and in `conversations`, and what chat templates call them."""
+
+
+class Turn(NamedTuple):
+    """What one side says."""
+
+    role: str
+    """system, user or assistant."""
+    content: str
+
+
+def read_turns(row: Row, name: str) -> tuple[Turn, ...]:
+    """The turns of a column: a list of {role, content} or {from, value}.
+
+    Raises:
+        UserError: another form, an unknown role, content that is not text, or roles that do not alternate.
+    """
+    values = row.fields[name]
+    if not isinstance(values, list) or not values:
+        raise UserError(
+            f"{row.source}: expected `{name}` to be a list of messages, found {kind_of(values)}; correct the row"
+        )
+    places = [f"{row.source}: message {number} of `{name}`" for number in range(1, len(values) + 1)]
+    turns = tuple(_read_turn(value, where=where) for value, where in zip(values, places, strict=True))
+    if turns[0] == Turn("system", ""):
+        # Many data sets have an empty system prompt.
+        turns = turns[1:]
+    has_system = bool(turns) and turns[0].role == "system"
+    talk = [turn.role for turn in (turns[1:] if has_system else turns)]
+    expected = [("user", "assistant")[number % 2] for number in range(len(talk))]
+    if not talk or talk != expected:
+        raise UserError(
+            f"{row.source}: the messages of `{name}` are of {', '.join(turn.role for turn in turns) or 'nobody'};"
+            " expected one of the system at most, then user and assistant in turn; remove the row"
+        )
+    return turns
+
+
+def _read_turn(value: object, *, where: str) -> Turn:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where}: expected an object with `role` and `content`, found {kind_of(value)}; correct it")
+    role_key, content_key = ("role", "content") if "role" in value else ("from", "value")
+    name, content = value.get(role_key), value.get(content_key)
+    if name not in _ROLES:
+        raise UserError(
+            f"{where}: expected `role` to be system, user or assistant (or `from` to be human or gpt), found {name!r};"
+            " remove the row"
+        )
+    if isinstance(content, list):
+        content = "".join(_part_text(part, where=where) for part in content)
+    role = _ROLES[name]
+    blank: Literal["refused", "allowed"] = "allowed" if role == "system" else "refused"
+    text = Row(source=where, fields={content_key: content}).text(content_key, blank=blank)
+    return Turn(role, text if text.strip() else "")
+
+
+def _part_text(part: object, *, where: str) -> str:
+    if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    kind = part.get("type") if isinstance(part, Mapping) else kind_of(part)
+    raise UserError(f"{where}: expected parts of type text, found {kind!r}; only text is supported")

@@ -1,0 +1,168 @@
+"""Values of the files that hold rows: JSON lines, JSON, CSV, parquet, gzip of the text formats, saved data sets."""
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from kd.errors import UserError
+
+FILE_KINDS = ".jsonl, .json, .csv or .parquet"
+Records = Iterable[tuple[int, object]]
+"""Records with the numbers of their lines, or of their rows where a format has no lines, counted from 1."""
+
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+_LONGEST_CELL = 100_000_000
+"""Characters of a cell of a CSV file; Python's own limit is 131,072."""
+
+
+def file_kind(path: Path) -> str | None:
+    """The suffix that says how a file is read, in lower case and without .gz; None if no reader knows it."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] == ".gz" and suffixes[-2:-1] != [".parquet"]:
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in _READERS else None
+
+
+def read_records(path: Path) -> Records:
+    """The records of one file.
+
+    Raises:
+        UserError: unreadable or broken file.
+    """
+    kind = file_kind(path)
+    assert kind is not None
+    return _READERS[kind](path)
+
+
+def read_json_lines_records(path: Path) -> Records:
+    """One JSON value per line; blank lines are skipped."""
+    return _parse_lines(_read_bytes(path), path=path)
+
+
+def read_saved(path: Path) -> Records:
+    """The rows of a directory that `datasets.save_to_disk` wrote.
+
+    Raises:
+        UserError: it holds several splits, or is broken.
+    """
+    import datasets
+
+    try:
+        found = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"{path}: not a readable data set of datasets ({one_line(error)}); save it again") from None
+    if isinstance(found, datasets.DatasetDict):
+        splits = ", ".join(str(path / name) for name in found)
+        raise UserError(f"{path}: expected one data set, found several splits; give one of {splits}")
+    return enumerate(found, start=1)
+
+
+def one_line(error: Exception) -> str:
+    """The message of `error` without line breaks."""
+    return " ".join(str(error).split())
+
+
+def _read_json(path: Path) -> Records:
+    """A list of records, or a record per line."""
+    content = _read_bytes(path)
+    if not content.strip():
+        return []
+    if content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        return _parse_json_objects(content, path=path)
+    values = _parse(content, path=path)
+    if not isinstance(values, list):
+        raise UserError(f"{path}: expected a JSON list of objects, or an object per line; write it as one of them")
+    return enumerate(values, start=1)
+
+
+def _parse_json_objects(content: bytes, *, path: Path) -> Records:
+    """A record per line, or one record over several lines."""
+    try:
+        return [(1, json.loads(content.decode("utf-8-sig")))]
+    except (ValueError, RecursionError):
+        return _parse_lines(content, path=path)
+
+
+def _parse_lines(content: bytes, *, path: Path) -> Records:
+    # Lines are split as bytes, so that a line which is not valid UTF-8 can be named.
+    lines = enumerate(_LINE_END.split(content), start=1)
+    return ((number, _parse(line, path=path, line=number)) for number, line in lines if line.strip())
+
+
+def _parse(content: bytes, *, path: Path, line: int | None = None) -> object:
+    """The JSON value of `content`, which is a whole file or its line number `line`."""
+    location = f"{path}:{line}" if line else str(path)
+    try:
+        return json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{location}: not valid UTF-8 (byte {error.start}); save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}:{line or error.lineno}: not valid JSON ({error.msg}, column {error.colno}); correct that line"
+        ) from None
+    except RecursionError:
+        raise UserError(f"{location}: lists or objects are nested too deeply; correct it") from None
+    except ValueError as error:
+        # Python refuses integers of more than 4,300 digits.
+        raise UserError(f"{location}: not readable as JSON ({one_line(error)[:100]}); correct it") from None
+
+
+def _read_csv(path: Path) -> Records:
+    try:
+        text = _read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid UTF-8 (byte {error.start}); save the file as UTF-8") from None
+    csv.field_size_limit(_LONGEST_CELL)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    rows: list[tuple[int, object]] = []
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise UserError(
+                    f"{path}:{reader.line_num}: expected {len(reader.fieldnames or ())} cells, as in the header; quote"
+                    " cells that contain commas or line breaks"
+                )
+            # A table cannot leave out a column: an empty cell means that the row has none.
+            rows.append((reader.line_num, {name: cell or None for name, cell in row.items()}))
+    except csv.Error as error:
+        # The number is that of the last line that was read without an error.
+        raise UserError(f"{path}:{reader.line_num + 1}: not valid CSV ({error}); correct that line") from None
+    return rows
+
+
+def _read_parquet(path: Path) -> Records:
+    import pyarrow
+    import pyarrow.parquet
+
+    content = pyarrow.BufferReader(_read_bytes(path))
+    try:
+        rows: list[object] = pyarrow.parquet.read_table(content).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path}: not a valid parquet file ({one_line(error)}); write it again") from None
+    return enumerate(rows, start=1)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a {FILE_KINDS} file") from None
+    if path.suffix.lower() != ".gz":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: not a valid gzip file ({one_line(error)}); compress it again") from None
+
+
+_READERS: dict[str, Callable[[Path], Records]] = {
+    ".jsonl": read_json_lines_records,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
