@@ -88,6 +88,27 @@ def generate(argv: Sequence[str]) -> int:
     return _exit_code(work)
 
 
+def show_data(argv: Sequence[str]) -> int:
+    """Print the first training rows in tokens, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="promptkd show-data",
+        description="Print the first rows of data.train as the models read them: prompt, response and end token in\n"
+        "colour, with a bar between tokens. Needs the student's tokenizer, and no weights.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_config(parser)
+    parser.add_argument("--rows", type=int, default=3, metavar="N", help="number of rows (default: 3)")
+    arguments = parser.parse_intermixed_args(argv)
+
+    def work() -> None:
+        import kd
+        from kd.train.show_data import show_data
+
+        show_data(kd.load_config(arguments.config, overrides=arguments.overrides), num_rows=arguments.rows)
+
+    return _exit_code(work)
+
+
 def make_student(argv: Sequence[str]) -> int:
     """Make a student from some of a teacher's layers, and return the exit code."""
     parser = argparse.ArgumentParser(prog="promptkd make-student", description="Keep some of a teacher's layers.")
@@ -184,6 +205,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "train a student from a YAML file; --list-presets lists those that are included"),
     "generate": (generate, "write the teacher's responses, from which method=seqkd learns"),
     "evaluate": (_delegate("evaluation.scoring"), "sample a model's responses to benchmarks and score them"),
+    "show-data": (show_data, "the first training rows in tokens: prompt, response and end in colour"),
     "compare": (_delegate("evaluation.compare"), "paired differences between evaluated models"),
     "plan": (plan, "memory of a run by phase, what fits, and its estimated cost"),
     "report": (_delegate("evaluation.report.__main__"), "one page of trainings and evaluations: tables and figures"),
