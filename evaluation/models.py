@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -25,6 +26,7 @@ from kd.models.vocabulary import (
     published_ends,
     vocabulary_size,
 )
+from kd.rollout.probe import check_finite, check_numbers
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,12 +99,15 @@ class ModelSet:
         check_dtype(self.loading.dtype)
         return self.loading.dtype
 
-    def load(self, name: str, *, soft_prompt: SoftPrompt | None = None) -> EvaluatedModel:
+    def load(self, name: str, *, soft_prompt: SoftPrompt | None = None, decodes: bool = True) -> EvaluatedModel:
         """Load one of the models on each rank's device; all ranks call it together.
 
+        Args:
+            decodes: False for a model that only scores responses.
+
         Raises:
-            UserError: on every rank, if the device lacks the precision, the weights cannot be read, or the soft prompt
-                has another width.
+            UserError: on every rank, if the device lacks the precision, the weights cannot be read or are not finite,
+                the soft prompt has another width, or the family's numbers would be wrong.
         """
         if not (self.world.is_main and sys.stderr.isatty()):
             logging.disable_progress_bar()
@@ -122,10 +127,13 @@ class ModelSet:
                     f"soft prompt: its vectors have {soft_prompt.values.shape[1]} numbers, the embeddings of {name}"
                     f" have {width}; give the teacher that it was trained with"
                 )
-        on_device = None if soft_prompt is None else soft_prompt.to(self.world.device)
-        return EvaluatedModel(
-            view=CausalLM.of(model), soft_prompt=on_device, tokenizer=self.tokenizer, world=self.world
-        )
+        view, world = CausalLM.of(model), self.world
+        check_finite(model, name=name, world=world)
+        with torch.no_grad():
+            size = vocabulary_size(self.tokenizer)
+            check_numbers(view, name=name, vocabulary_size=size, decodes=decodes, packs=False, world=world)
+        on_device = None if soft_prompt is None else soft_prompt.to(world.device)
+        return EvaluatedModel(view=view, soft_prompt=on_device, tokenizer=self.tokenizer, world=world)
 
 
 def find_models(names: Sequence[str], *, loading: Loading, world: World) -> ModelSet:

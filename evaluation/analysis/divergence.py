@@ -102,8 +102,8 @@ def measure(config: DivergenceConfig, *, world: World) -> Distance:
         longest = max(sequence.num_tokens for sequence in sequences)
         models.check_lengths(longest + (0 if prompt is None else prompt.num_tokens))
     scores = score_tokens(
-        models.load(config.model.student),
-        [models.load(config.model.teacher, soft_prompt=prompt)],
+        models.load(config.model.student, decodes=False),
+        [models.load(config.model.teacher, soft_prompt=prompt, decodes=False)],
         sequences,
         divergences=[reverse_kl, forward_kl],
         micro_batch=config.micro_batch,

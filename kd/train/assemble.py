@@ -22,6 +22,7 @@ from kd.models.student import Student
 from kd.models.teacher import AdaptedTeacher
 from kd.models.vocabulary import SharedVocabulary, share_vocabulary
 from kd.rollout.placement import choose_placement
+from kd.rollout.probe import check_model_numbers
 from kd.rollout.sampler import Sampler
 from kd.train.checkpoint import Checkpoints, TrainerState
 from kd.train.console import RunConsole
@@ -148,6 +149,7 @@ def build_method(
     engines = ({} if teacher is None else {"teacher": teacher.engine}) | {"student": student.engine}
     for sentence in choose_gathering(engines, settings=config.engine, world=world):
         say(sentence)
+    _check_numbers(student, teacher, config=config, vocabulary_size=vocabulary.size, world=world)
     _share_memory(student, teacher)
     rolls_out = needs.rollouts and config.data.responses is None
     sampler = None
@@ -204,6 +206,27 @@ def assemble(
         console=console,
         log=MetricLog(run_dir, config=config, world=world, last_step=last_step),
     )
+
+
+def _check_numbers(
+    student: Student, teacher: ModelHandle | None, *, config: Config, vocabulary_size: int, world: World
+) -> None:
+    """Refuse models that would train or roll out wrongly; all ranks call it together."""
+    method = find_method(config.method)
+    rolls_out = method.needs(config).rollouts or config.samples_validation
+    for handle, name, decodes in (
+        (student, config.model.student, rolls_out),
+        (teacher, str(config.model.teacher), method.decodes_with_teacher(config)),
+    ):
+        if handle is not None:
+            check_model_numbers(
+                handle,
+                name=name,
+                vocabulary_size=vocabulary_size,
+                decodes=decodes,
+                packs=config.schedule.packing,
+                world=world,
+            )
 
 
 def _share_memory(student: Student, teacher: ModelHandle | None) -> None:

@@ -42,6 +42,12 @@ def is_gathered(parameter: nn.Parameter) -> bool:
     return bool(getattr(parameter, "ds_status", ZeroParamStatus.AVAILABLE) == ZeroParamStatus.AVAILABLE)
 
 
+def local_values(parameter: nn.Parameter) -> torch.Tensor:
+    """What this rank holds of a parameter: all of it, or its partition, flat and maybe in host memory."""
+    values: torch.Tensor = parameter.detach() if is_gathered(parameter) else parameter.ds_tensor.detach()  # type: ignore[attr-defined]
+    return values
+
+
 def full_shape(parameter: nn.Parameter) -> torch.Size:
     """Shape of a parameter, partitioned or not; a partitioned one looks one-dimensional."""
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)

@@ -1,0 +1,154 @@
+"""A look at a model's numbers before a run: what the toolkit computes, against the model's own forward pass.
+
+Model families differ in ways that no configuration tells. A few tokens tell: where the numbers differ, training or
+rollouts would be wrong without an error.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kd.data.batch import PromptBatch, PromptRow, SequenceBatch, TokenSequence
+from kd.distributed import World
+from kd.errors import UserError
+from kd.models.causal_lm import CausalLM
+from kd.models.handle import ModelHandle
+from kd.models.soft_prompt import response_states
+from kd.rollout.kv_cache import PreallocatedCache
+from kd.rollout.placement import InPlaceWeights
+from kd.zero.memory import is_out_of_memory
+from kd.zero.residency import local_values
+
+TOLERANCES = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+"""Largest difference, as a share of the largest value."""
+
+_LENGTHS = (11, 7)
+_NUM_DECODED = 3
+_FAILURES = {
+    "head": "its logits are not its output head of its last hidden states; distillation would use wrong distributions",
+    "embeddings": "embeddings as input give other hidden states than token ids; a soft prompt would be wrong",
+    "padding": "rows padded on the left give other hidden states than single rows; rollouts would be wrong",
+    "cache": "decoding with cached keys and values gives other hidden states than a full pass; rollouts would be wrong",
+    "packing": "packed sequences give other hidden states than padded ones; set schedule.packing=false",
+}
+# What model code raises for a cache that is not of its kind.
+_CACHE_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+
+
+class UncachedError(Exception):
+    """The model does not take the cache; the message says what it raised."""
+
+
+def check_model_numbers(
+    handle: ModelHandle, *, name: str, vocabulary_size: int, decodes: bool, packs: bool, world: World
+) -> None:
+    """Compare a model of a run; all ranks call this together.
+
+    Raises:
+        UserError: on all ranks: a weight is not finite, or numbers differ.
+    """
+    check_finite(handle.model, name=name, world=world)
+    with InPlaceWeights(handle).ready() as view:
+        check_numbers(view, name=name, vocabulary_size=vocabulary_size, decodes=decodes, packs=packs, world=world)
+    handle.release()
+
+
+def check_finite(model: nn.Module, *, name: str, world: World) -> None:
+    """Look for NaN and infinity in what each rank holds of the weights; all ranks call this together.
+
+    Raises:
+        UserError: on all ranks, with the first tensor's name.
+    """
+    broken = [
+        parameter_name
+        for parameter_name, parameter in model.named_parameters()
+        if not local_values(parameter).isfinite().all()
+    ]
+    found = [parameter_name for names in world.gather_objects(broken) for parameter_name in names]
+    if found:
+        others = len(set(found)) - 1
+        raise UserError(
+            f"model {name}: {found[0]} has values that are NaN or infinite"
+            f"{f', and {others} more tensors' if others else ''}; expected finite weights; use another checkpoint"
+        )
+
+
+def check_numbers(view: CausalLM, *, name: str, vocabulary_size: int, decodes: bool, packs: bool, world: World) -> None:
+    """Compare a model in evaluation mode without gradient, whose weights can be read; all ranks call this together.
+
+    Raises:
+        UserError: on all ranks, where numbers differ.
+    """
+    tolerance = TOLERANCES[view.model.dtype]
+    try:
+        for kind, found, expected in _comparisons(view, vocabulary_size=vocabulary_size, decodes=decodes, packs=packs):
+            local = (found - expected).abs().max() / expected.abs().max()
+            difference = float(world.max_across_ranks(local.float()).item())
+            # A comparison with NaN is false.
+            if not difference <= tolerance:
+                raise UserError(
+                    f"model {name}: {_FAILURES[kind]} (difference {difference:.2g} of the largest value, at most"
+                    f" {tolerance:g} expected)"
+                )
+    except UncachedError as error:
+        raise UserError(f"model {name}: {_FAILURES['cache']} ({error})") from None
+
+
+def _comparisons(
+    view: CausalLM, *, vocabulary_size: int, decodes: bool, packs: bool
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    device = view.embedding_weight.device
+    generator = np.random.default_rng(0)
+    rows = [generator.integers(0, vocabulary_size, length).astype(np.int32) for length in _LENGTHS]
+    ids = torch.from_numpy(rows[0].astype(np.int64)).to(device)[None]
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    hidden = view.hidden_states(input_ids=ids, attention_mask=mask, has_padding=False)
+    own = view.model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
+    yield "head", view.model.get_output_embeddings()(hidden), own
+    embeds = view.embed(ids)
+    yield "embeddings", view.hidden_states(inputs_embeds=embeds, attention_mask=mask, has_padding=False), hidden
+    if decodes:
+        try:
+            yield from list(_decoded(view, rows, first=hidden[0]))
+        except _CACHE_ERRORS as error:
+            if is_out_of_memory(error):
+                raise
+            raise UncachedError(f"{type(error).__name__}: {' '.join(str(error).split())[:100]}") from None
+    if packs:
+        sequences = [TokenSequence(row_id=0, prompt_ids=row[:1], response_ids=row[1:]) for row in rows]
+        padded, packed = (
+            response_states(view, SequenceBatch.collate(sequences, pad_id=0, device=device, packed=packed))
+            for packed in (False, True)
+        )
+        yield "packing", packed, padded
+
+
+def _decoded(view: CausalLM, rows: list[np.ndarray], *, first: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Both rows in one batch, the last tokens one by one with a cache; `first` are the first row's hidden states."""
+    device, (long, short) = first.device, rows
+    lone = view.hidden_states(
+        input_ids=torch.from_numpy(short.astype(np.int64)).to(device)[None],
+        attention_mask=torch.ones(1, len(short), dtype=torch.bool, device=device),
+        has_padding=False,
+    )[0]
+    expected = torch.stack([first[-_NUM_DECODED - 1 :], lone[-_NUM_DECODED - 1 :]])
+    prompts = [PromptRow(row_id=0, prompt_ids=row[:-_NUM_DECODED]) for row in (long, short)]
+    batch = PromptBatch.collate(prompts, pad_id=0, device=device)
+    cache = PreallocatedCache(len(long))
+    states = [
+        view.hidden_states(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids, cache=cache
+        )[:, -1]
+    ]
+    yield "padding", states[0], expected[:, 0]
+    mask, lengths = batch.attention_mask, torch.tensor(batch.lengths, device=device)
+    for number in range(_NUM_DECODED):
+        token = torch.tensor([[row[number - _NUM_DECODED]] for row in (long, short)], device=device).long()
+        mask = torch.cat([mask, mask.new_ones(2, 1)], dim=1)
+        positions = (lengths + number)[:, None]
+        states.append(
+            view.hidden_states(input_ids=token, attention_mask=mask, position_ids=positions, cache=cache)[:, -1]
+        )
+    yield "cache", torch.stack(states, dim=1), expected
