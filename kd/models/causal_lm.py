@@ -17,6 +17,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from kd.distributed import on_gpu
 from kd.errors import UserError
+from kd.models.checkpoint_files import check_directory, check_quantization, check_tied_head
 from kd.zero.config import Json, loading_config, zero_stage
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -106,11 +107,13 @@ def read_model_config(name: str, *, trust_remote_code: bool) -> PretrainedConfig
     """Read a checkpoint's config.json from a directory or the hub.
 
     Raises:
-        UserError: there is none, or its logits are not a linear function of its hidden states.
+        UserError: there is none, it is an adapter or quantized, or its logits are not a linear function of its hidden
+            states.
     """
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         # No hub model has such a name.
         raise UserError(f"model {name}: no such directory; give a from_pretrained directory or a hub name")
+    check_directory(name)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -118,6 +121,7 @@ def read_model_config(name: str, *, trust_remote_code: bool) -> PretrainedConfig
         raise UserError(
             f"model {name}: no readable config.json ({reason[:200]}); give a from_pretrained directory"
         ) from None
+    check_quantization(config, name=name)
     for setting, neutral in LOGIT_TRANSFORMS.items():
         value = getattr(config, setting, neutral)
         if value not in (None, neutral):
@@ -135,6 +139,7 @@ def load_causal_lm(
     deepspeed_config: Json,
     keep_dropout: bool,
     trust_remote_code: bool,
+    attention: str = "auto",
 ) -> PreTrainedModel:
     """Load a model for training: from the files to this rank's device, under ZeRO-3 directly into partitions.
 
@@ -143,9 +148,11 @@ def load_causal_lm(
         config: its configuration, in which settings change, see `training_settings`.
         deepspeed_config: of the engine that the model will live in.
         keep_dropout: leave dropout probabilities as published, else set all of them to 0.
+        attention: transformers' name of the attention implementation; auto for the model's own.
 
     Raises:
-        UserError: the checkpoint cannot be read, or does not hold all weights of the model.
+        UserError: the checkpoint cannot be read, does not hold all weights of the model, or holds a head that would be
+            lost; or a package is missing.
     """
     set_for_training(config, keep_dropout=keep_dropout)
     partitioning = None
@@ -155,7 +162,12 @@ def load_causal_lm(
         partitioning = HfDeepSpeedConfig(loading_config(deepspeed_config, dtype=dtype))
     try:
         model = _read_weights(
-            name, config=config, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code
+            name,
+            config=config,
+            dtype=dtype,
+            device_map=device_map,
+            trust_remote_code=trust_remote_code,
+            attention=attention,
         )
     finally:
         # transformers partitions whatever is created while this object lives, inference copies included.
@@ -180,7 +192,9 @@ def _read_weights(
     dtype: str,
     device_map: dict[str, torch.device] | None,
     trust_remote_code: bool,
+    attention: str,
 ) -> PreTrainedModel:
+    choice = {} if attention == "auto" else {"attn_implementation": attention}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
@@ -189,7 +203,14 @@ def _read_weights(
             device_map=device_map,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            **choice,
         )
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"model {name}: a package is missing ({reason[:200]}); install it, or set model.attention=sdpa if it is for"
+            " attention"
+        ) from None
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"model {name}: weights cannot be read ({reason[:300]}); expected safetensors files") from None
@@ -202,6 +223,7 @@ def _read_weights(
             f"model {name}: the checkpoint lacks {len(lacking)} weights of the model ({', '.join(lacking[:3])} …);"
             " it is incomplete, or its config.json belongs to another model"
         )
+    check_tied_head(model, name=name)
     return model  # type: ignore[no-any-return]
 
 

@@ -74,6 +74,7 @@ class Student(TrainedHandle):
             dtype=config.model.dtype,
             deepspeed_config=settings,
             keep_dropout=config.model.student_dropout,
+            attention=config.model.attention,
             trust_remote_code=config.model.trust_remote_code,
         )
         if model.generation_config is not None:

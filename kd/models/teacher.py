@@ -158,6 +158,7 @@ def _load_frozen(config: Config) -> PreTrainedModel:
         dtype=config.model.dtype,
         deepspeed_config=teacher_deepspeed_config(config),
         keep_dropout=False,
+        attention=config.model.attention,
         trust_remote_code=config.model.trust_remote_code,
     )
     model.requires_grad_(False)

@@ -178,6 +178,10 @@ def check_same_entries(student: PreTrainedTokenizerBase, teacher: PreTrainedToke
         )
 
 
+_POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx", "seq_length")
+"""Names of the number of positions in the configurations of transformers' families."""
+
+
 def check_model(config: PretrainedConfig, *, name: str, vocabulary: int, longest: int) -> None:
     """Check that a model has an entry for each token of a tokenizer, and a position for each of `longest` tokens.
 
@@ -189,7 +193,7 @@ def check_model(config: PretrainedConfig, *, name: str, vocabulary: int, longest
             f"model {name}: its head has {config.vocab_size} entries, the tokenizer {vocabulary};"
             " resize the model's embeddings or use the tokenizer it was trained with"
         )
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = next((found for key in _POSITION_KEYS if isinstance(found := getattr(config, key, None), int)), None)
     if positions is not None and positions < longest:
         raise UserError(
             f"model {name}: has {positions} positions, the longest sequence with its soft prompt needs {longest};"

@@ -1,0 +1,79 @@
+"""What lies in a model's directory, where transformers would guess in silence or fail without a clear line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from transformers import PretrainedConfig, PreTrainedModel
+
+from kd.errors import UserError
+
+_ADAPTER = "adapter_config.json"
+
+
+def check_directory(name: str) -> None:
+    """Refuse a directory with an adapter, which transformers would apply in silence or take for the model.
+
+    Raises:
+        UserError: there is one.
+    """
+    directory = Path(name)
+    if not (directory / _ADAPTER).is_file():
+        return
+    if (directory / "config.json").is_file():
+        raise UserError(f"model {name}: {_ADAPTER} lies beside the model; merge the adapter with peft, or move it away")
+    raise UserError(
+        f"model {name}: expected a model, found an adapter ({_ADAPTER}); merge it into its base model with peft"
+        " (merge_and_unload, then save_pretrained) and give that directory"
+    )
+
+
+def check_quantization(config: PretrainedConfig, *, name: str) -> None:
+    """Refuse quantized weights.
+
+    Raises:
+        UserError: config.json says that they are.
+    """
+    settings: Any = getattr(config, "quantization_config", None)
+    if settings is not None:
+        values = settings if isinstance(settings, dict) else settings.to_dict()
+        raise UserError(
+            f"model {name}: its config.json has a quantization_config ({values.get('quant_method', 'unknown method')});"
+            " quantized models are not supported; give the checkpoint that it was made from"
+        )
+
+
+def check_tied_head(model: PreTrainedModel, *, name: str) -> None:
+    """Refuse a checkpoint whose own output head would be replaced by the embeddings.
+
+    Raises:
+        UserError: config.json ties them, and the files have a head with other values.
+    """
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if not getattr(model.config.get_text_config(), "tie_word_embeddings", False) or head is None:
+        return
+    tensors = [_stored(Path(name), f"{_name_of(model, module)}.weight") for module in (embeddings, head)]
+    if None not in tensors and not tensors[0].equal(tensors[1]):
+        raise UserError(
+            f"model {name}: config.json says tie_word_embeddings, but the checkpoint has an output head of its own,"
+            " which would be lost; set tie_word_embeddings to false in config.json"
+        )
+
+
+def _name_of(model: PreTrainedModel, wanted: Any) -> str:
+    return next(str(name) for name, module in model.named_modules() if module is wanted)
+
+
+def _stored(directory: Path, key: str) -> Any:
+    """The tensor of that name in the directory's safetensors files, if there is one."""
+    index = directory / "model.safetensors.index.json"
+    files = [directory / "model.safetensors"]
+    if index.is_file():
+        files = [directory / name for name in [json.loads(index.read_text())["weight_map"].get(key)] if name]
+    for path in files:
+        if path.is_file():
+            with safe_open(path, framework="pt") as file:
+                if key in file.keys():  # noqa: SIM118 (a file of safetensors is no mapping)
+                    return file.get_tensor(key)
+    return None
