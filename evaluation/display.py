@@ -36,4 +36,4 @@ def short_names(directories: Sequence[Path]) -> list[str]:
 
 def metric_label(name: str) -> str:
     """A metric's name in tables and sentences."""
-    return {"rougeL": "ROUGE-L"}.get(name, name.replace("_", " "))
+    return {"rougeL": "ROUGE-L", "rougeL_unicode": "ROUGE-L (Unicode)"}.get(name, name.replace("_", " "))

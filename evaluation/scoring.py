@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ from kd.data.encoding import Encoded, Example
 from kd.distributed import World
 from kd.models.soft_prompt import SoftPrompt, load_soft_prompt
 from kd.rollout.sampling import DecodingSettings
+from kd.text_metrics import describe_unread
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "rouge_score")
 
@@ -112,6 +114,9 @@ def _claim(config: EvaluationConfig, inputs: _Inputs) -> dict[str, list[int]]:
     missing = {}
     for name, rows in inputs.rows.items():
         print_report(rows)
+        unread = describe_unread(example.references for example in rows.examples)
+        if unread is not None and "rougeL" in config.metrics:
+            print(f"{name}: {unread}", file=sys.stderr)
         content = digest([(example.row_id, example.prompt, example.references) for example in rows.examples])
         claim(config.out, benchmark=name, settings={**inputs.weights, "rows": content, **config.decoding})
         files = {seed: generations_file(config.out, benchmark=name, seed=seed) for seed in config.generation.seeds}

@@ -2,8 +2,9 @@
 
 import re
 import string
+import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import lru_cache
 
 from rouge_score.tokenizers import DefaultTokenizer
@@ -16,12 +17,67 @@ Metric = Callable[[str, Sequence[str]], float]
 _WORD = re.compile(r"[a-z0-9]+")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _TOKENIZER = DefaultTokenizer(use_stemmer=True)
+_UNSPACED = (
+    ("\u0e00", "\u0eff"),  # Thai, Lao
+    ("\u1000", "\u109f"),  # Myanmar
+    ("\u1780", "\u17ff"),  # Khmer
+    ("\u3040", "\u30ff"),  # Hiragana, Katakana
+    ("\u31f0", "\u31ff"),  # Katakana extensions
+    ("\u3400", "\u4dbf"),  # CJK ideographs, extension A
+    ("\u4e00", "\u9fff"),  # CJK ideographs
+    ("\uf900", "\ufaff"),  # CJK compatibility ideographs
+    ("\U00020000", "\U0003ffff"),  # CJK ideographs, other extensions
+)
+"""First and last characters of scripts without spaces between words."""
 
 
 def rouge_l(response: str, references: Sequence[str]) -> float:
     """F-measure of ROUGE-L with stemming, the best over `references`, from 0 to 1; bitwise equal to `rouge_score`'s."""
     words = _stems(response)
     return max(_f_measure(words, _stems(reference)) for reference in references)
+
+
+def rouge_l_unicode(response: str, references: Sequence[str]) -> float:
+    """F-measure of ROUGE-L over `unicode_tokens`, without stemming, the best over `references`, from 0 to 1."""
+    tokens = unicode_tokens(response)
+    return max(_f_measure(tokens, unicode_tokens(reference)) for reference in references)
+
+
+def unicode_tokens(text: str) -> list[str]:
+    """Words of letters, digits and their marks, up to case and compatibility forms (NFKC).
+
+    In scripts without spaces between words (`_UNSPACED`), each character with its marks is a token.
+    """
+    tokens: list[str] = []
+    is_open = False
+    for char in unicodedata.normalize("NFKC", text).casefold():
+        category = unicodedata.category(char)[0]
+        if category not in "LNM":
+            is_open = False
+        elif category == "M" and tokens:
+            # An accent or a vowel sign belongs to the letter before it.
+            tokens[-1] += char
+        elif any(first <= char <= last for first, last in _UNSPACED):
+            tokens.append(char)
+            is_open = False
+        elif is_open:
+            tokens[-1] += char
+        else:
+            tokens.append(char)
+            is_open = True
+    return tokens
+
+
+def describe_unread(references: Iterable[Sequence[str]]) -> str | None:
+    """One line if rougeL finds no word in some references, so that any response to them scores 0; else None."""
+    rows = list(references)
+    unread = sum(not any(_stems(reference) for reference in row) for row in rows)
+    if not unread:
+        return None
+    return (
+        f"rougeL reads Latin letters and digits only, and {unread} of {len(rows)} rows have none in their references:"
+        " it is 0 there; use the metric rougeL_unicode"
+    )
 
 
 def common_subsequence_length(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
@@ -61,7 +117,7 @@ def _stem(word: str) -> tuple[str, ...]:
 
 
 def exact_match(response: str, references: Sequence[str]) -> float:
-    """1 where the response equals a reference up to case, punctuation and white space, else 0."""
+    """1 where the response equals a reference up to case, punctuation, white space and NFKC forms, else 0."""
     return float(any(_normalise(response) == _normalise(reference) for reference in references))
 
 
@@ -70,7 +126,8 @@ def answer_accuracy(pattern: str) -> Metric:
 
     Args:
         pattern: a regular expression; the first group of its last match is the answer (without a group, the match).
-            Answers are compared up to case, white space and punctuation at their end: -7 is not 7, and 1.5 is not 15.
+            Answers are compared up to case, white space, NFKC forms and punctuation at their end: -7 is not 7, and 1.5
+            is not 15.
             A text without a match has no answer: it never counts as correct.
 
     Raises:
@@ -84,7 +141,9 @@ def answer_accuracy(pattern: str) -> Metric:
     def answer(text: str) -> str | None:
         found = list(compiled.finditer(text))
         matched: str | None = found[-1][1 if compiled.groups else 0] if found else None
-        return None if matched is None else " ".join(matched.lower().split()).rstrip(".,;:!? ")
+        if matched is None:
+            return None
+        return " ".join(unicodedata.normalize("NFKC", matched).lower().split()).rstrip(".,;:!?。 ")
 
     def accuracy(response: str, references: Sequence[str]) -> float:
         given = answer(response)
@@ -93,7 +152,7 @@ def answer_accuracy(pattern: str) -> Metric:
     return accuracy
 
 
-METRICS: dict[str, Metric] = {"rougeL": rouge_l, "exact_match": exact_match}
+METRICS: dict[str, Metric] = {"rougeL": rouge_l, "rougeL_unicode": rouge_l_unicode, "exact_match": exact_match}
 """Metrics without settings, by the name that configurations, metrics.jsonl and results.json use."""
 
 
@@ -111,4 +170,4 @@ def find_metric(name: str, *, answer_pattern: str | None = None) -> Metric:
 
 
 def _normalise(text: str) -> str:
-    return " ".join(text.lower().translate(_PUNCTUATION).split())
+    return " ".join(unicodedata.normalize("NFKC", text).lower().translate(_PUNCTUATION).split())

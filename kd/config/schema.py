@@ -137,7 +137,7 @@ class ValidationConfig(Section):
     every: Count = option(100, help="steps between validations (and one after the last step)")
     rows: Count = option(1000, help="number of validation rows, from the start of the file")
     generate: bool = option(True, help="sample and score responses; else only the loss is measured, and selects best/")
-    metric: Literal["rougeL", "exact_match", "accuracy", "loss"] = option(
+    metric: Literal["rougeL", "rougeL_unicode", "exact_match", "accuracy", "loss"] = option(
         "rougeL", help="what selects best/: a metric of the sampled responses, or the loss"
     )
     answer_pattern: str | None = option(None, help="accuracy: regular expression whose first group is the answer")

@@ -24,6 +24,7 @@ from kd.models.vocabulary import SharedVocabulary, share_vocabulary
 from kd.rollout.placement import choose_placement
 from kd.rollout.probe import check_model_numbers
 from kd.rollout.sampler import Sampler
+from kd.text_metrics import describe_unread
 from kd.train.checkpoint import Checkpoints, TrainerState
 from kd.train.console import RunConsole
 from kd.train.metric_log import MetricLog, check_trackers
@@ -109,6 +110,9 @@ def read_inputs(config: Config, *, world: World) -> Inputs:
         )
         notes += validation.report.lines()
         check_validation(validation.examples, config=config, world=world)
+        unread = describe_unread(example.references for example in validation.examples)
+        if unread is not None and config.validation.generate:
+            notes.append(unread)
         if duplicates := find_duplicates(instructions, validation=rows):
             notes.append(describe_duplicates(duplicates))
     loader = _make_loader(train, config=config, world=world)

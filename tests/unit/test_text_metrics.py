@@ -1,11 +1,23 @@
 """Metrics of texts: ROUGE-L against the library that defines it, exact match, accuracy of an extracted answer."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from kd.errors import UserError
-from kd.text_metrics import METRICS, answer_accuracy, common_subsequence_length, exact_match, find_metric, rouge_l
+from kd.text_metrics import (
+    METRICS,
+    answer_accuracy,
+    common_subsequence_length,
+    describe_unread,
+    exact_match,
+    find_metric,
+    rouge_l,
+    rouge_l_unicode,
+    unicode_tokens,
+)
 
 TEXT = (
     "the a of to and Running runs runner happily happiness happy generously generalisation generalise universities"
@@ -135,3 +147,55 @@ def test_metrics_are_found_by_name() -> None:
         find_metric("accuracy")
     with pytest.raises(UserError, match=r"answer pattern '\(': not a regular expression"):
         find_metric("accuracy", answer_pattern="(")
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("It's 3,14 — Ünïcode!", ["it", "s", "3", "14", "ünïcode"]),
+        ("北京是首都。", ["北", "京", "是", "首", "都"]),
+        ("東京タワーへ行く", ["東", "京", "タ", "ワ", "ー", "へ", "行", "く"]),
+        ("GPT在2024年", ["gpt", "在", "2024", "年"]),
+        ("한국의 수도", ["한국의", "수도"]),
+        ("नमस्ते दुनिया", ["नमस्ते", "दुनिया"]),
+        ("\uff46ull ﬁne", ["full", "fine"]),
+        ("café cafe\u0301", ["café", "café"]),
+        ("", []),
+    ],
+)
+def test_tokens_of_every_script(text: str, tokens: list[str]) -> None:
+    assert unicode_tokens(text) == tokens
+
+
+def plain_lcs(a: Sequence[str], b: Sequence[str]) -> int:
+    table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            table[i + 1][j + 1] = table[i][j] + 1 if x == y else max(table[i][j + 1], table[i + 1][j])
+    return table[-1][-1]
+
+
+def test_unicode_rouge_l_is_the_f_measure_of_its_tokens() -> None:
+    response, references = "北京是中国的首都", ["首都是北京", "中国的首都是北京市"]
+    scores = []
+    for reference in references:
+        common = plain_lcs(list(response), list(reference))
+        scores.append(2 * common / (len(response) + len(reference)))
+    assert rouge_l_unicode(response, references) == pytest.approx(max(scores))
+    assert rouge_l(response, references) == 0
+    assert rouge_l_unicode("北京", ["北京"]) == 1
+    # The published one stems: runs is run there.
+    assert rouge_l_unicode("A cat runs.", ["a cat runs"]) == rouge_l("A cat runs.", ["a cat runs"]) == 1
+    assert rouge_l("runs", ["run"]) == 1 and rouge_l_unicode("runs", ["run"]) == 0
+
+
+def test_references_that_rouge_l_cannot_read_are_counted() -> None:
+    assert describe_unread([["Paris"], ["42"], ["北京", "Beijing"]]) is None
+    line = describe_unread([["Paris"], ["北京"], ["Москва"]])
+    assert line is not None and line.startswith("rougeL reads Latin letters and digits only, and 2 of 3 rows have none")
+
+
+def test_other_forms_of_the_same_characters_match() -> None:
+    assert exact_match("\uff21BC \uff11\uff12", ["abc 12"]) == 1
+    assert exact_match("cafe\u0301", ["café"]) == 1
+    assert answer_accuracy("答案(.+)")("答案\uff142。", ["答案42"]) == 1

@@ -21,7 +21,7 @@ def test_command_scores_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     assert main(["--generations", str(path)]) == 0
     shown = capsys.readouterr().out
-    assert shown.count("50.00") == 2 and "4 responses" in shown
+    assert shown.count("50.00") == 3 and "4 responses" in shown
 
 
 @pytest.mark.parametrize(
