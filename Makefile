@@ -31,9 +31,9 @@ $(STAMP): setup.py constraints.txt
 demo: $(STAMP)
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m demo.run
 
-# Two processes at a time, a file in one of them: many tests wait for programs to start.
+# Two processes, a file in one of them, the slow ones first: many tests wait for programs to start.
 test: $(STAMP)
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_OPTIONS)
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_OPTIONS)
 
 check: $(STAMP)
 	@$(BIN)/ruff check .

@@ -67,7 +67,7 @@ setup(
             "mypy>=1.15",
             "pytest>=8",
             "pytest-timeout>=2.3",
-            "pytest-xdist>=3.5",
+            "pytest-xdist>=3.7",
             "ruff>=0.12",
             # A test builds the wheel with what is installed.
             "setuptools>=77",
