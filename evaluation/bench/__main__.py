@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from evaluation.bench.bench import COMMAND, run_bench, separate_fields
 from evaluation.bench.decoding import DECODING, run_decoding
+from evaluation.bench.families import FAMILIES, run_families
 from evaluation.bench.gpu import GPU, run_gpu
 from evaluation.bench.loss import LOSS, run_loss
 from evaluation.bench.memory import MEMORY, run_memory
@@ -19,6 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return LOSS.run(run_loss, words)
         case ["memory", *words]:
             return MEMORY.run_on_ranks(run_memory, words)
+        case ["families", *words]:
+            return FAMILIES.run(run_families, words)
         case ["gpu", *words]:
             return GPU.run(run_gpu, words)
         case words:

@@ -4,11 +4,12 @@
 
 Each method trains through the same code as a real run, after three steps that warm up. section.field=value sets a
 field of the configuration of all runs. Absolute times belong to one machine: compare ratios of one call, on a machine
-that does nothing else. Four more commands, with their own --help:
+that does nothing else. Five more commands, with their own --help:
 
   python -m evaluation.bench decoding    tokens per second of the decoder and of transformers' generate
   python -m evaluation.bench loss        time and memory of the fused loss and of a plain one
   python -m evaluation.bench memory      the byte account of `promptkd plan` against a step's tensors
+  python -m evaluation.bench families    which model families pass the numeric probe
   python -m evaluation.bench gpu         all that a machine with GPUs can tell, within a time limit
 """
 

@@ -59,7 +59,7 @@ def test_a_rank_whose_rows_end_at_once_waits_for_the_others(student: Path, ranks
         overrides=LAYOUTS[layout] + GREEDY,
         prompts=prompts,
         steps=[1],
-        end_ids=(eos,),
+        eos_id=eos,
     )
     assert merged(results) == expected
 

@@ -1,0 +1,136 @@
+"""Which families pass the numeric probe: all causal language models of transformers, tiny and with random weights.
+
+Writes families.json and the table of docs/families.md. Each family has a process of its own, with a time limit.
+"""
+
+import multiprocessing
+import os
+import tempfile
+import warnings
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, logging
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from evaluation.bench.results import make_out
+from evaluation.command import Command
+from evaluation.results import write_json
+from kd.config.fields import Count, Section, option
+from kd.distributed import World
+from kd.errors import UserError
+from kd.files import write_atomically
+from kd.models.causal_lm import CausalLM
+from kd.rollout.probe import check_numbers
+
+VOCABULARY = 320
+SIZES: dict[str, Any] = {
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim", "embedding_size", "dim"), 32),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers", "layers"), 2),
+    **dict.fromkeys(("num_attention_heads", "n_head", "num_heads", "n_heads", "decoder_attention_heads"), 4),
+    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "d_ff", "decoder_ffn_dim", "ffn_hidden_size"), 64),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "expert_ffn_hidden_size"), 16),
+    **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0),
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "vocab_size": VOCABULARY,
+}
+"""Settings of a tiny model, of which each family has some."""
+
+CHECKS = {
+    "trained": {"decodes": False, "packs": False},
+    "rolled out": {"decodes": True, "packs": False},
+    "packed": {"decodes": False, "packs": True},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamiliesConfig(Section):
+    families: tuple[str, ...] = option((), help="names as model_type; empty for all")
+    seconds: Count = option(60, help="time limit of each family")
+    out: Path | None = option(None, help="new directory for the results; null for a new one in runs/")
+
+
+FAMILIES = Command(config=FamiliesConfig, program="python -m evaluation.bench families", description=__doc__)
+
+
+def run_families(config: FamiliesConfig) -> None:
+    """Probe the families and write families.json and families.md.
+
+    Raises:
+        UserError: a name that transformers does not know, or --out cannot be made.
+    """
+    known = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) & set(CONFIG_MAPPING))
+    if unknown := sorted(set(config.families) - set(known)):
+        raise UserError(f"families: {unknown[0]} is no causal language model of transformers; see model_type")
+    out = make_out(config.out, command="families")
+    logging.set_verbosity_error()
+    results: dict[str, dict[str, str]] = {}
+    for family in track(config.families or known, description="families"):
+        results[family] = _in_a_process(family, seconds=config.seconds)
+        write_json(out / "families.json", results)
+    write_atomically(out / "families.md", table(results))
+    print(f"{out / 'families.md'}: {len(results)} families")
+
+
+def table(results: dict[str, dict[str, str]]) -> str:
+    """A row for each family: yes, or why not."""
+    lines = [f"| family | {' | '.join(CHECKS)} |", "|---|" + "---|" * len(CHECKS)]
+    for family, found in results.items():
+        cells = [found.get(check, found.get("not made", "")).replace("|", "/") for check in CHECKS]
+        lines.append(f"| `{family}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _in_a_process(family: str, *, seconds: int) -> dict[str, str]:
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    with tempfile.TemporaryFile("w+") as errors:
+        process = context.Process(target=_probe, args=(family, sender, errors.fileno()))
+        process.start()
+        sender.close()
+        process.join(seconds)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            return {"not made": f"not tried: more than {seconds} s"}
+        if process.exitcode == 0:
+            return dict(receiver.recv())
+        errors.seek(0)
+        last = (errors.read().strip().splitlines() or ["killed"])[-1]
+    return {"not made": f"not tried: {last[:120]}"}
+
+
+def _probe(family: str, sender: Connection, errors: int) -> None:
+    # Tracebacks too.
+    os.dup2(errors, 2)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    view = CausalLM.of(tiny_model(family))
+    sender.send({name: _verdict(view, **options) for name, options in CHECKS.items()})
+
+
+def tiny_model(family: str) -> PreTrainedModel:
+    """A model of the family with random weights, its default settings except for sizes."""
+    kind = CONFIG_MAPPING[family]
+    own = kind().to_dict()
+    torch.manual_seed(0)
+    config = kind(**{name: value for name, value in SIZES.items() if name in own})
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config).float().eval()
+    return model
+
+
+@torch.no_grad()
+def _verdict(view: CausalLM, *, decodes: bool, packs: bool) -> str:
+    world = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+    try:
+        check_numbers(view, name="", vocabulary_size=VOCABULARY, decodes=decodes, packs=packs, world=world)
+    except UserError as error:
+        return str(error).removeprefix("model : ")
+    return "yes"
