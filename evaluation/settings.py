@@ -103,8 +103,16 @@ def run_values(run: str | Path) -> Values:
         "data.unseen": config.data.validation,
         "generation.max_new_tokens": config.generation.max_new_tokens,
         "answer_pattern": pattern,
-        "metrics": None if pattern is None else ["rougeL", "exact_match", "accuracy"],
+        "metrics": _metrics(config),
     }
+
+
+def _metrics(config: Config) -> list[str] | None:
+    """The default metrics with those that the run's validation has besides; None for the default."""
+    validation = config.validation
+    unicode = ["rougeL_unicode"] if validation.metric == "rougeL_unicode" else []
+    accuracy = [] if validation.answer_pattern is None else ["accuracy"]
+    return ["rougeL", *unicode, "exact_match", *accuracy] if unicode or accuracy else None
 
 
 @dataclass(frozen=True, kw_only=True)

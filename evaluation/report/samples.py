@@ -23,7 +23,7 @@ def samples_section(findings: Findings) -> Section:
     return Section(
         key="samples",
         title="Responses",
-        text="Rows spread evenly over those that all models have; the responses of one seed, each with its ROUGE-L.",
+        text="Rows spread evenly over those that all models have; responses of one seed, each with its first metric.",
         tables=[table for table in tables if not table.frame.empty],
     )
 
@@ -39,14 +39,15 @@ def _benchmark_table(findings: Findings, benchmark: str) -> Table:
 
 def _responses(model: Model, benchmark: str) -> pd.DataFrame:
     """The rows of a benchmark with the model's responses of the first seed."""
-    seed = next(seed for metric in metrics_of(model.benchmarks[benchmark]).values() for seed in metric["per_seed"])
+    metric, scores = next(iter(metrics_of(model.benchmarks[benchmark]).items()))
+    seed = next(iter(scores["per_seed"]))
     generations = read_generations(generations_file(model.directory(benchmark), benchmark=benchmark, seed=int(seed)))
     return pd.DataFrame(
         {
             "row": one.row,
             "prompt": instruction_of(one.prompt),
             "reference": "\n\n".join(one.references),
-            model.name: f"[{one.scores['rougeL']:.0f}] {one.response}",
+            model.name: f"[{one.scores[metric]:.0f}] {one.response}",
         }
         for one in generations
     )

@@ -110,7 +110,7 @@ def read_inputs(config: Config, *, world: World) -> Inputs:
         )
         notes += validation.report.lines()
         check_validation(validation.examples, config=config, world=world)
-        unread = describe_unread(example.references for example in validation.examples)
+        unread = describe_unread(example.references for example in validation.examples[: config.validation.rows])
         if unread is not None and config.validation.generate:
             notes.append(unread)
         if duplicates := find_duplicates(instructions, validation=rows):

@@ -165,3 +165,19 @@ def test_a_configuration_without_responses_to_write_is_refused(
 
 def alone() -> World:
     return World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+
+
+def test_only_validated_references_are_checked_for_rouge_l(setting: Path) -> None:
+    """The line counts the rows that a validation measures, not those after them."""
+    path = setting.parent / "chinese.jsonl"
+    rows = [{"instruction": "Name a word.", "output": text} for text in ("word", "北京", "上海")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    overrides = ["method=sft", "model.teacher=null", "data.responses=null", f"data.validation={path}"]
+    found = {}
+    for num_rows in (1, 2, 3):
+        config = load_config(setting, overrides=[*overrides, f"validation.rows={num_rows}"])
+        found[num_rows] = [note for note in read_inputs(config, world=alone()).notes if "rougeL_unicode" in note]
+    assert found[1] == []
+    assert ["1 of 2 rows" in note for note in found[2]] == ["2 of 3 rows" in note for note in found[3]] == [True]
+    config = load_config(setting, overrides=[*overrides, "validation.generate=false"])
+    assert not any("rougeL_unicode" in note for note in read_inputs(config, world=alone()).notes)

@@ -55,8 +55,9 @@ def test_files_and_keys(model: Path, benchmark: Path, tmp_path: Path, capsys: py
         assert lines[0]["references"] == ["Paris", "the capital is Paris"]
         assert lines[0]["prompt"].endswith("### Instruction:\nName the capital.\n\n### Response:\n")
         assert all(isinstance(line["response"], str) for line in lines)
-        for name, again in mean_scores(path)[0].items():
-            assert test[name]["per_seed"][seed] == pytest.approx(again)
+        again = mean_scores(path)[0]
+        for name in ("rougeL", "exact_match"):
+            assert test[name]["per_seed"][seed] == pytest.approx(again[name])
     values = list(test["rougeL"]["per_seed"].values())
     assert test["rougeL"]["mean"] == pytest.approx(sum(values) / 2)
     assert test["rougeL"]["standard_error"] == pytest.approx(abs(values[0] - values[1]) / 2)
@@ -206,3 +207,17 @@ def test_results_of_other_benchmarks_stay(
         assert main([*other, *extra]) == 2
         assert "has test of another model or other seeds, which would be lost" in capsys.readouterr().err
     assert contents(out) == before
+
+
+@pytest.mark.usefixtures("alone")
+def test_references_without_a_token_of_rouge_l_are_reported_once(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"instruction": "Name the capital.", "output": text} for text in ("北京", "Paris")]
+    benchmark = write_rows(tmp_path / "rows.jsonl", rows)
+    line = "test: rougeL reads Latin letters and digits only, and 1 of 2 rows have none in their references"
+    assert main(arguments(model, benchmark, tmp_path / "both", "--metrics", "rougeL", "rougeL_unicode")) == 0
+    assert capsys.readouterr().err.count(line) == 1
+    assert set(read_results(tmp_path / "both")["benchmarks"]["test"]) >= {"rougeL", "rougeL_unicode"}
+    assert main(arguments(model, benchmark, tmp_path / "unicode", "--metrics", "rougeL_unicode")) == 0
+    assert "rougeL reads" not in capsys.readouterr().err

@@ -158,6 +158,10 @@ def test_metrics_are_found_by_name() -> None:
         ("GPT在2024年", ["gpt", "在", "2024", "年"]),
         ("한국의 수도", ["한국의", "수도"]),
         ("नमस्ते दुनिया", ["नमस्ते", "दुनिया"]),
+        ("क्\u200dष می\u200cشود", ["क्ष", "میشود"]),
+        ("สวัสดี 12", ["ส", "วั", "ส", "ดี", "12"]),
+        ("人々\u3007\u3007年", ["人", "々", "\u3007", "\u3007", "年"]),
+        ("\uaa60\uaa61", ["\uaa60", "\uaa61"]),
         ("\uff46ull ﬁne", ["full", "fine"]),
         ("café cafe\u0301", ["café", "café"]),
         ("", []),
@@ -198,4 +202,5 @@ def test_references_that_rouge_l_cannot_read_are_counted() -> None:
 def test_other_forms_of_the_same_characters_match() -> None:
     assert exact_match("\uff21BC \uff11\uff12", ["abc 12"]) == 1
     assert exact_match("cafe\u0301", ["café"]) == 1
+    assert exact_match("10²", ["102"]) == 0
     assert answer_accuracy("答案(.+)")("答案\uff142。", ["答案42"]) == 1
