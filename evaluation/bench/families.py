@@ -80,12 +80,15 @@ def run_families(config: FamiliesConfig) -> None:
 
 
 def table(results: dict[str, dict[str, str]]) -> str:
-    """A row for each family: yes, or why not."""
+    """A row for each family: yes, or why not; families that could not be made come in a line of their own."""
     lines = [f"| family | {' | '.join(CHECKS)} |", "|---|" + "---|" * len(CHECKS)]
     for family, found in results.items():
-        cells = [found.get(check, found.get("not made", "")).replace("|", "/") for check in CHECKS]
-        lines.append(f"| `{family}` | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        if "not made" not in found:
+            # What a family is refused for in training, it is refused for in all.
+            verdicts = [found[check] if found["trained"] == "yes" or check == "trained" else "" for check in CHECKS]
+            lines.append(f"| `{family}` | {' | '.join(verdict.partition(';')[0] for verdict in verdicts)} |")
+    others = [f"`{family}`" for family, found in results.items() if "not made" in found]
+    return "\n".join([*lines, "", f"Not made in a tiny size: {', '.join(others) or 'none'}.", ""])
 
 
 def _in_a_process(family: str, *, seconds: int) -> dict[str, str]:

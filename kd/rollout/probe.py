@@ -28,6 +28,7 @@ _LENGTHS = (11, 7)
 _NUM_DECODED = 3
 _FAILURES = {
     "head": "its logits are not its output head of its last hidden states; distillation would use wrong distributions",
+    "causal": "a later token changes earlier hidden states; it is no causal language model, or not configured as one",
     "embeddings": "embeddings as input give other hidden states than token ids; a soft prompt would be wrong",
     "padding": "rows padded on the left give other hidden states than single rows; rollouts would be wrong",
     "cache": "decoding with cached keys and values gives other hidden states than a full pass; rollouts would be wrong",
@@ -107,6 +108,8 @@ def _comparisons(
     hidden = view.hidden_states(input_ids=ids, attention_mask=mask, has_padding=False)
     own = view.model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
     yield "head", view.model.get_output_embeddings()(hidden), own
+    prefix = view.hidden_states(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], has_padding=False)
+    yield "causal", hidden[:, :-1], prefix
     embeds = view.embed(ids)
     yield "embeddings", view.hidden_states(inputs_embeds=embeds, attention_mask=mask, has_padding=False), hidden
     if decodes:
