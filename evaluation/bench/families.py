@@ -24,7 +24,7 @@ from kd.config.fields import Count, Section, option
 from kd.distributed import World
 from kd.errors import UserError
 from kd.files import write_atomically
-from kd.models.causal_lm import CausalLM
+from kd.models.causal_lm import CausalLM, check_logits
 from kd.rollout.probe import check_numbers
 
 VOCABULARY = 320
@@ -42,6 +42,9 @@ SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
 }
 """Settings of a tiny model, of which each family has some."""
+
+MOST_PARAMETERS = 20_000_000
+"""A family with other names for its sizes would fill the machine's memory."""
 
 CHECKS = {
     "trained": {"decodes": False, "packs": False},
@@ -125,6 +128,10 @@ def tiny_model(family: str) -> PreTrainedModel:
     own = kind().to_dict()
     torch.manual_seed(0)
     config = kind(**{name: value for name, value in SIZES.items() if name in own})
+    with torch.device("meta"):
+        num_parameters = AutoModelForCausalLM.from_config(config).num_parameters()
+    if num_parameters > MOST_PARAMETERS:
+        raise ValueError(f"{num_parameters:,} parameters with these settings")
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config).float().eval()
     return model
 
@@ -133,6 +140,8 @@ def tiny_model(family: str) -> PreTrainedModel:
 def _verdict(view: CausalLM, *, decodes: bool, packs: bool) -> str:
     world = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
     try:
+        # Small logits are not capped, so that the probe would not see it.
+        check_logits(view.model.config, name="")
         check_numbers(view, name="", vocabulary_size=VOCABULARY, decodes=decodes, packs=packs, world=world)
     except UserError as error:
         return str(error).removeprefix("model : ")

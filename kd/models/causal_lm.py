@@ -122,13 +122,22 @@ def read_model_config(name: str, *, trust_remote_code: bool) -> PretrainedConfig
             f"model {name}: no readable config.json ({reason[:200]}); give a from_pretrained directory"
         ) from None
     check_quantization(config, name=name)
+    check_logits(config, name=name)
+    return config
+
+
+def check_logits(config: PretrainedConfig, *, name: str) -> None:
+    """Refuse settings that change logits after the output head.
+
+    Raises:
+        UserError: there is one.
+    """
     for setting, neutral in LOGIT_TRANSFORMS.items():
         value = getattr(config, setting, neutral)
         if value not in (None, neutral):
             raise UserError(
                 f"model {name}: {setting}={value} changes logits after the output head, which is not supported"
             )
-    return config
 
 
 def load_causal_lm(

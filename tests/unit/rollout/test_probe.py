@@ -51,7 +51,12 @@ def test_known_families_are_right(family: str, dtype: torch.dtype) -> None:
             {},
             "its logits are not its output head of its last hidden",
         ),
-        ("bert-generation", SIZES, {}, "a later token changes earlier hidden states; it is no causal language model, or not"),
+        (
+            "bert-generation",
+            SIZES,
+            {},
+            "a later token changes earlier hidden states; it is no causal language",
+        ),
         ("mamba", {"hidden_size": 32, "num_hidden_layers": 2}, {}, "rollouts would be wrong"),
         ("opt", {**SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32}, {"packs": True}, "set schedule.packing=false"),
     ],
