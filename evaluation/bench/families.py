@@ -14,8 +14,13 @@ from typing import Any
 
 import torch
 from rich.progress import track
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, logging
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    logging,
+)
 
 from evaluation.bench.results import make_out
 from evaluation.command import Command
@@ -55,7 +60,7 @@ CHECKS = {
 
 @dataclass(frozen=True, kw_only=True)
 class FamiliesConfig(Section):
-    families: tuple[str, ...] = option((), help="names as model_type; empty for all")
+    families: tuple[str, ...] = option((), help="names as in a config.json; empty for all")
     seconds: Count = option(60, help="time limit of each family")
     out: Path | None = option(None, help="new directory for the results; null for a new one in runs/")
 
@@ -69,9 +74,9 @@ def run_families(config: FamiliesConfig) -> None:
     Raises:
         UserError: a name that transformers does not know, or --out cannot be made.
     """
-    known = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) & set(CONFIG_MAPPING))
+    known = sorted(name for name, kind in CONFIG_MAPPING.items() if kind in MODEL_FOR_CAUSAL_LM_MAPPING)
     if unknown := sorted(set(config.families) - set(known)):
-        raise UserError(f"families: {unknown[0]} is no causal language model of transformers; see model_type")
+        raise UserError(f"families: {unknown[0]} is no causal language model of transformers")
     out = make_out(config.out, command="families")
     logging.set_verbosity_error()
     results: dict[str, dict[str, str]] = {}

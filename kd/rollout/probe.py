@@ -4,22 +4,19 @@ Model families differ in ways that no configuration tells. A few tokens tell: wh
 rollouts would be wrong without an error.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd.data.batch import PromptBatch, PromptRow, SequenceBatch, TokenSequence
 from kd.distributed import World
 from kd.errors import UserError
 from kd.models.causal_lm import CausalLM
-from kd.models.handle import ModelHandle
 from kd.models.soft_prompt import response_states
 from kd.rollout.kv_cache import PreallocatedCache
-from kd.rollout.placement import InPlaceWeights
 from kd.zero.memory import is_out_of_memory
-from kd.zero.residency import local_values
 
 TOLERANCES = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 """Largest difference, as a share of the largest value."""
@@ -42,32 +39,14 @@ class UncachedError(Exception):
     """The model does not take the cache; the message says what it raised."""
 
 
-def check_model_numbers(
-    handle: ModelHandle, *, name: str, vocabulary_size: int, decodes: bool, packs: bool, world: World
-) -> None:
-    """Compare a model of a run; all ranks call this together.
-
-    Raises:
-        UserError: on all ranks: a weight is not finite, or numbers differ.
-    """
-    check_finite(handle.model, name=name, world=world)
-    with InPlaceWeights(handle).ready() as view:
-        check_numbers(view, name=name, vocabulary_size=vocabulary_size, decodes=decodes, packs=packs, world=world)
-    handle.release()
-
-
-def check_finite(model: nn.Module, *, name: str, world: World) -> None:
+def check_finite(tensors: Iterable[tuple[str, Tensor]], *, name: str, world: World) -> None:
     """Look for NaN and infinity in what each rank holds of the weights; all ranks call this together.
 
     Raises:
         UserError: on all ranks, with the first tensor's name.
     """
-    broken = [
-        parameter_name
-        for parameter_name, parameter in model.named_parameters()
-        if not local_values(parameter).isfinite().all()
-    ]
-    found = [parameter_name for names in world.gather_objects(broken) for parameter_name in names]
+    broken = [tensor_name for tensor_name, tensor in tensors if not tensor.isfinite().all()]
+    found = [tensor_name for names in world.gather_objects(broken) for tensor_name in names]
     if found:
         others = len(set(found)) - 1
         raise UserError(

@@ -21,8 +21,8 @@ from kd.models.handle import ModelContext, ModelHandle
 from kd.models.student import Student
 from kd.models.teacher import AdaptedTeacher
 from kd.models.vocabulary import SharedVocabulary, share_vocabulary
-from kd.rollout.placement import choose_placement
-from kd.rollout.probe import check_model_numbers
+from kd.rollout.placement import InPlaceWeights, choose_placement
+from kd.rollout.probe import check_finite, check_numbers
 from kd.rollout.sampler import Sampler
 from kd.text_metrics import describe_unread
 from kd.train.checkpoint import Checkpoints, TrainerState
@@ -34,7 +34,7 @@ from kd.train.validation import Validator, check_validation
 from kd.zero.config import student_deepspeed_config, teacher_deepspeed_config
 from kd.zero.engine import start_deepspeed
 from kd.zero.recorder import Recorder
-from kd.zero.residency import choose_gathering
+from kd.zero.residency import choose_gathering, local_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,15 +222,23 @@ def _check_numbers(
         (student, config.model.student, rolls_out),
         (teacher, str(config.model.teacher), method.decodes_with_teacher(config)),
     ):
-        if handle is not None:
-            check_model_numbers(
-                handle,
+        if handle is None:
+            continue
+        check_finite(
+            ((key, local_values(parameter)) for key, parameter in handle.model.named_parameters()),
+            name=name,
+            world=world,
+        )
+        with InPlaceWeights(handle).ready() as view:
+            check_numbers(
+                view,
                 name=name,
                 vocabulary_size=vocabulary_size,
                 decodes=decodes,
                 packs=config.schedule.packing,
                 world=world,
             )
+        handle.release()
 
 
 def _share_memory(student: Student, teacher: ModelHandle | None) -> None:

@@ -76,7 +76,7 @@ def test_flags_and_overrides_win_over_the_file(tmp_path: Path) -> None:
         (["--top-k", "x"], "generation.top_k is 'x'; input should be a valid integer"),
         (["--overlong", "keep"], "data.overlong is 'keep'; input should be 'drop' or 'truncate'"),
         (["generation.max_token=3"], "unknown key generation.max_token; did you mean generation.max_new_tokens?"),
-        (["--metrics", "rouge", "rougeL"], "metrics: 'rouge' is none of rougeL, exact_match, accuracy"),
+        (["--metrics", "rouge", "rougeL"], "metrics: 'rouge' is none of rougeL, rougeL_unicode, exact_match, accuracy"),
         (["--metrics", "accuracy"], "the metric accuracy needs an answer pattern"),
         (["--metrics", "accuracy", "--answer-pattern", "("], "answer pattern '(': not a regular expression"),
         (["--run", "nowhere"], "nowhere: has no config.yaml"),

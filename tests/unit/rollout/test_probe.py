@@ -74,7 +74,7 @@ def test_a_family_that_is_not_rolled_out_needs_no_cache() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_named(value: float) -> None:
     model = tiny("llama", **SIZES)
-    check_finite(model, name="models/m", world=ALONE)
+    check_finite(model.named_parameters(), name="models/m", world=ALONE)
     with torch.no_grad():
         model.get_parameter("model.layers.1.mlp.up_proj.weight")[3, 4] = value
         model.get_parameter("model.norm.weight")[2] = value
@@ -82,4 +82,4 @@ def test_weights_that_are_not_finite_are_named(value: float) -> None:
         "model models/m: model.layers.1.mlp.up_proj.weight has values that are NaN or infinite, and 1 more tensors"
     )
     with pytest.raises(UserError, match=expected):
-        check_finite(model, name="models/m", world=ALONE)
+        check_finite(model.named_parameters(), name="models/m", world=ALONE)
