@@ -131,7 +131,8 @@ class ModelSet:
         check_finite(model.named_parameters(), name=name, world=world)
         with torch.no_grad():
             size = vocabulary_size(self.tokenizer)
-            check_numbers(view, name=name, vocabulary_size=size, decodes=decodes, packs=False, world=world)
+            head = Head(weight=view.head_weight, bias=view.head_bias, vocabulary_size=size)
+            check_numbers(view, head=head, name=name, decodes=decodes, packs=False, world=world)
         on_device = None if soft_prompt is None else soft_prompt.to(world.device)
         return EvaluatedModel(view=view, soft_prompt=on_device, tokenizer=self.tokenizer, world=world)
 

@@ -29,6 +29,7 @@ from kd.config.fields import Count, Section, option
 from kd.distributed import World
 from kd.errors import UserError
 from kd.files import write_atomically
+from kd.losses.outputs import Head
 from kd.models.causal_lm import CausalLM, check_logits
 from kd.rollout.probe import check_numbers
 
@@ -147,7 +148,8 @@ def _verdict(view: CausalLM, *, decodes: bool, packs: bool) -> str:
     try:
         # Small logits are not capped, so that the probe would not see it.
         check_logits(view.model.config, name="")
-        check_numbers(view, name="", vocabulary_size=VOCABULARY, decodes=decodes, packs=packs, world=world)
+        head = Head(weight=view.head_weight, bias=view.head_bias, vocabulary_size=VOCABULARY)
+        check_numbers(view, head=head, name="", decodes=decodes, packs=packs, world=world)
     except UserError as error:
         return str(error).removeprefix("model : ")
     return "yes"

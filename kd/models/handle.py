@@ -78,9 +78,9 @@ class ModelHandle:
             hidden = [self.engine.infer(part, *inputs) for part in batch.inference_batches]
             # The others are dummy forwards, which keep the ranks' collectives in step.
             own = hidden[: batch.num_own_inference_batches]
-            return Outputs(hidden=torch.cat(own), head=self._current_head())
+            return Outputs(hidden=torch.cat(own), head=self.current_head())
 
-    def _current_head(self) -> Head:
+    def current_head(self) -> Head:
         """The head, gathered once until the model is updated, paused or released."""
         if self._head is None:
             self.engine.gather()

@@ -100,7 +100,7 @@ class Student(TrainedHandle):
             return self._infer(batch, phase="student")
         # A dummy micro-batch has a row of this rank without its response.
         hidden = torch.cat([batch.student_hidden[row_id][:length] for row_id, length in batch.response_lengths])
-        return Outputs(hidden=hidden, head=self._current_head())
+        return Outputs(hidden=hidden, head=self.current_head())
 
     def _backward(self, micro: MicroBatch, loss: Loss, *, is_last: bool) -> Tensor:
         self._recorder.trained_on(micro.num_tokens)

@@ -84,7 +84,7 @@ class AdaptedTeacher(TrainedHandle):
         return self._infer(batch, "adapted" if prompt else "plain", phase="teacher")
 
     def _backward(self, micro: MicroBatch, loss: Loss, *, is_last: bool) -> Tensor:
-        return self.engine.backward(micro.batch, "adapted", self._current_head(), loss, is_last=is_last)
+        return self.engine.backward(micro.batch, "adapted", self.current_head(), loss, is_last=is_last)
 
     @abstractmethod
     def writer(self) -> Callable[[Path], None]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from kd.data.batch import PromptBatch, PromptRow, SequenceBatch, TokenSequence
 from kd.distributed import World
 from kd.errors import UserError
+from kd.losses.outputs import Head, Outputs
 from kd.models.causal_lm import CausalLM
 from kd.models.soft_prompt import response_states
 from kd.rollout.kv_cache import PreallocatedCache
@@ -55,15 +56,15 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], *, name: str, world: Wor
         )
 
 
-def check_numbers(view: CausalLM, *, name: str, vocabulary_size: int, decodes: bool, packs: bool, world: World) -> None:
-    """Compare a model in evaluation mode without gradient, whose weights can be read; all ranks call this together.
+def check_numbers(view: CausalLM, *, head: Head, name: str, decodes: bool, packs: bool, world: World) -> None:
+    """Compare a model in evaluation mode without gradient; all ranks call this together. `head` is gathered.
 
     Raises:
         UserError: on all ranks, where numbers differ.
     """
     tolerance = TOLERANCES[view.model.dtype]
     try:
-        for kind, found, expected in _comparisons(view, vocabulary_size=vocabulary_size, decodes=decodes, packs=packs):
+        for kind, found, expected in _comparisons(view, head=head, decodes=decodes, packs=packs):
             local = (found - expected).abs().max() / expected.abs().max()
             difference = float(world.max_across_ranks(local.float()).item())
             # A comparison with NaN is false.
@@ -76,17 +77,16 @@ def check_numbers(view: CausalLM, *, name: str, vocabulary_size: int, decodes: b
         raise UserError(f"model {name}: {_FAILURES['cache']} ({error})") from None
 
 
-def _comparisons(
-    view: CausalLM, *, vocabulary_size: int, decodes: bool, packs: bool
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    device = view.embedding_weight.device
+def _comparisons(view: CausalLM, *, head: Head, decodes: bool, packs: bool) -> Iterator[tuple[str, Tensor, Tensor]]:
+    device, vocabulary_size = view.embedding_weight.device, head.vocabulary_size
     generator = np.random.default_rng(0)
     rows = [generator.integers(0, vocabulary_size, length).astype(np.int32) for length in _LENGTHS]
     ids = torch.from_numpy(rows[0].astype(np.int64)).to(device)[None]
     mask = torch.ones_like(ids, dtype=torch.bool)
     hidden = view.hidden_states(input_ids=ids, attention_mask=mask, has_padding=False)
     own = view.model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
-    yield "head", view.model.get_output_embeddings()(hidden), own
+    # As the loss computes them, which a head with a forward pass of its own may not.
+    yield "head", Outputs(hidden=hidden[0], head=head).logits(), own[0, :, :vocabulary_size]
     prefix = view.hidden_states(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], has_padding=False)
     yield "causal", hidden[:, :-1], prefix
     embeds = view.embed(ids)

@@ -153,7 +153,7 @@ def build_method(
     engines = ({} if teacher is None else {"teacher": teacher.engine}) | {"student": student.engine}
     for sentence in choose_gathering(engines, settings=config.engine, world=world):
         say(sentence)
-    _check_numbers(student, teacher, config=config, vocabulary_size=vocabulary.size, world=world)
+    _check_numbers(student, teacher, config=config, world=world)
     _share_memory(student, teacher)
     rolls_out = needs.rollouts and config.data.responses is None
     sampler = None
@@ -212,9 +212,7 @@ def assemble(
     )
 
 
-def _check_numbers(
-    student: Student, teacher: ModelHandle | None, *, config: Config, vocabulary_size: int, world: World
-) -> None:
+def _check_numbers(student: Student, teacher: ModelHandle | None, *, config: Config, world: World) -> None:
     """Refuse models that would train or roll out wrongly; all ranks call it together."""
     method = find_method(config.method)
     rolls_out = method.needs(config).rollouts or config.samples_validation
@@ -232,8 +230,8 @@ def _check_numbers(
         with InPlaceWeights(handle).ready() as view:
             check_numbers(
                 view,
+                head=handle.current_head(),
                 name=name,
-                vocabulary_size=vocabulary_size,
                 decodes=decodes,
                 packs=config.schedule.packing,
                 world=world,

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from kd.distributed import World
 from kd.errors import UserError
+from kd.losses.outputs import Head
 from kd.models.causal_lm import CausalLM
 from kd.rollout.probe import check_finite, check_numbers
 from tests.tiny_models import FAMILIES, tiny_config
@@ -27,7 +28,8 @@ def tiny(family: str, **settings: Any) -> PreTrainedModel:
 @torch.no_grad()
 def probe(model: PreTrainedModel, *, decodes: bool = True, packs: bool = False) -> None:
     view = CausalLM.of(model)
-    check_numbers(view, name="models/m", vocabulary_size=290, decodes=decodes, packs=packs, world=ALONE)
+    head = Head(weight=view.head_weight, bias=view.head_bias, vocabulary_size=290)
+    check_numbers(view, head=head, name="models/m", decodes=decodes, packs=packs, world=ALONE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -67,8 +69,28 @@ def test_what_is_wrong_is_named(family: str, settings: dict[str, Any], options: 
         probe(model, **options)
 
 
-def test_a_family_that_is_not_rolled_out_needs_no_cache() -> None:
-    probe(tiny("mamba", hidden_size=32, num_hidden_layers=2), decodes=False)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_family_that_is_not_rolled_out_needs_no_cache(dtype: torch.dtype) -> None:
+    # Its hidden states are fp32 in a bf16 model.
+    model = tiny("mamba", hidden_size=32, num_hidden_layers=2).to(dtype)
+    probe(model, decodes=False)
+    with pytest.raises(UserError, match="rollouts would be wrong"):
+        probe(model)
+
+
+class NormalisedHead(torch.nn.Linear):
+    """A head that is a linear layer in name only."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(hidden, torch.nn.functional.normalize(self.weight))
+
+
+def test_a_head_with_a_forward_pass_of_its_own_is_refused() -> None:
+    model = tiny("llama", **SIZES)
+    probe(model)
+    model.set_output_embeddings(NormalisedHead(32, 300, bias=False))
+    with pytest.raises(UserError, match="its logits are not its output head of its last hidden states"):
+        probe(model)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
