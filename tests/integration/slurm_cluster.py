@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from kd.distributed import free_port
 
@@ -78,15 +79,20 @@ def host_resolves() -> bool:
 
 
 @contextmanager
-def loopback_cluster(directory: Path, *, timeout: float = 30) -> Iterator[SlurmCluster]:
-    """Start munged, slurmctld and two slurmd with files below `directory`; stop them at the end.
+def loopback_cluster(*, timeout: float = 30) -> Iterator[SlurmCluster]:
+    """Start munged, slurmctld and two slurmd with files in a new temporary folder; stop them at the end.
 
     Raises:
         SlurmDidNotStart: a daemon does not start here, or the nodes are not idle after `timeout` seconds.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    # munged refuses a socket in a folder that others may write to.
-    directory.chmod(0o755)
+    # Not in pytest's folder: a slurmd makes a socket per step, and a socket's path has at most 107 characters.
+    with TemporaryDirectory(prefix="slurm-") as name:
+        # munged refuses a socket in a folder that others may write to.
+        Path(name).chmod(0o755)
+        yield from _running_cluster(Path(name), timeout=timeout)
+
+
+def _running_cluster(directory: Path, *, timeout: float) -> Iterator[SlurmCluster]:
     environment = {
         "SLURM_CONF": str(_write_files(directory)),
         "PATH": os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"]),

@@ -21,7 +21,7 @@ def test_two_nodes_train_with_the_batch_script(tmp_path: Path) -> None:
     config = write_tiny_config(tmp_path)
     log = tmp_path / "job.log"
     shape = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--time=5"]
-    with loopback_cluster(tmp_path / "slurm") as cluster:
+    with loopback_cluster() as cluster:
         finished = launch(
             [
                 "sbatch",
