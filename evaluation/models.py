@@ -14,7 +14,7 @@ from evaluation.settings import Loading
 from kd.data.batch import SequenceBatch, TokenIds
 from kd.distributed import World, on_gpu
 from kd.errors import UserError
-from kd.losses.outputs import Head, Outputs
+from kd.losses.outputs import Outputs
 from kd.models.causal_lm import DTYPES, CausalLM, load_causal_lm, read_model_config
 from kd.models.soft_prompt import SoftPrompt, response_states
 from kd.models.vocabulary import (
@@ -60,8 +60,7 @@ class EvaluatedModel:
     def outputs(self, batch: SequenceBatch) -> Outputs:
         """Outputs at the response positions, with the soft prompt in front of the prompt where there is one."""
         hidden = response_states(self.view, batch, soft_prompt=self.soft_prompt)
-        head = Head(weight=self.view.head_weight, bias=self.view.head_bias, vocabulary_size=self.vocabulary_size)
-        return Outputs(hidden=hidden, head=head)
+        return Outputs(hidden=hidden, head=self.view.head(vocabulary_size=self.vocabulary_size))
 
     def text(self, token_ids: TokenIds) -> str:
         """The text of a response, without special tokens."""
@@ -131,7 +130,7 @@ class ModelSet:
         check_finite(model.named_parameters(), name=name, world=world)
         with torch.no_grad():
             size = vocabulary_size(self.tokenizer)
-            head = Head(weight=view.head_weight, bias=view.head_bias, vocabulary_size=size)
+            head = view.head(vocabulary_size=size)
             check_numbers(view, head=head, name=name, decodes=decodes, packs=False, world=world)
         on_device = None if soft_prompt is None else soft_prompt.to(world.device)
         return EvaluatedModel(view=view, soft_prompt=on_device, tokenizer=self.tokenizer, world=world)

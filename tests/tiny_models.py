@@ -8,11 +8,10 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
     OPTConfig,
     PretrainedConfig,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tests.tiny_tokenizers import save_tiny_tokenizer
 
@@ -36,8 +35,7 @@ def tiny_config(
             max_position_embeddings=128,
             **extra,
         )
-    config_class = {"llama": LlamaConfig, "gpt_neox": GPTNeoXConfig}[family]
-    return config_class(
+    return CONFIG_MAPPING[family](  # type: ignore[no-any-return]
         vocab_size=vocab_size,
         hidden_size=width,
         intermediate_size=2 * width,

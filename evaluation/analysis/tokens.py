@@ -107,10 +107,10 @@ def _score_batch(
     values = torch.empty(len(teachers), len(divergences), batch.num_response_tokens, dtype=torch.float64)
     cross_entropy = torch.empty(batch.num_response_tokens, dtype=torch.float64)
     for rows in chunks(len(trained), size=chunk_rows(student.vocabulary_size)):
-        log_q = trained.logits(rows).float().log_softmax(dim=-1)
+        log_q = trained.log_probs(rows)
         cross_entropy[rows] = -log_q.gather(1, batch.labels[rows, None]).squeeze(1).double().cpu()
         for teacher, target in enumerate(targets):
-            log_p = target.logits(rows).float().log_softmax(dim=-1)
+            log_p = target.log_probs(rows)
             for number, divergence in enumerate(divergences):
                 values[teacher, number, rows] = divergence(log_q, log_p).double().cpu()
     return values.numpy(), cross_entropy.numpy()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kd.losses.outputs import Outputs, chunk_rows, chunks
+from kd.losses.outputs import UNCHANGED, LogitMap, Outputs, chunk_rows, chunks
 from kd.losses.terms import Term
 
 
@@ -86,22 +86,22 @@ class _Gradients:
         if self.bias is not None:
             self.bias.zero_()
 
-    def add(self, trained: Outputs, rows: slice, grad_logits: Tensor) -> None:
-        """Propagate the gradient of one chunk's logits [n, V] to the head and to the hidden states."""
-        vocabulary_size = grad_logits.shape[-1]
+    def add(self, trained: Outputs, rows: slice, grad_values: Tensor) -> None:
+        """Propagate the gradient of one chunk's head values [n, V] to the head and to the hidden states."""
+        vocabulary_size = grad_values.shape[-1]
         if self.bias is not None:
-            self.bias[:vocabulary_size] += grad_logits.sum(0)
+            self.bias[:vocabulary_size] += grad_values.sum(0)
         if self.weight is not None:
             # The first GEMM overwrites the uninitialised buffer, which saves zeroing it.
             hidden = trained.hidden[rows]
             with _tf32() if hidden.dtype.itemsize < 4 else nullcontext():
                 self.weight[:vocabulary_size].addmm_(
-                    grad_logits.t(), hidden.to(grad_logits.dtype), beta=0 if rows.start == 0 else 1
+                    grad_values.t(), hidden.to(grad_values.dtype), beta=0 if rows.start == 0 else 1
                 )
         if self.hidden is not None:
-            # The logits' gradient is narrowed, never the head widened: the head is the larger of the two.
+            # The values' gradient is narrowed, never the head widened: the head is the larger of the two.
             self.hidden[rows] = functional.linear(
-                grad_logits.to(trained.head.weight.dtype), trained.head.weight[:vocabulary_size].t()
+                grad_values.to(trained.head.weight.dtype), trained.head.weight[:vocabulary_size].t()
             )
 
 
@@ -170,14 +170,15 @@ def _add_chunk(trained: Outputs, terms: Sequence[Term], sums: Tensor, gradients:
 
     A function of its own, because its tensors of size [n, V] are freed on return.
     """
-    logits = trained.logits(rows)
-    targets = [None if term.target is None else term.target.logits(rows) for term in terms]
-    gradient = logits if logits.dtype == sums.dtype else torch.empty_like(logits, dtype=sums.dtype)
-    num_rows = chunk_rows(logits.shape[1], byte_budget=block_bytes(logits.device.type))
-    for block in chunks(len(logits), size=num_rows):
+    values = trained.head_values(rows)
+    targets = [None if term.target is None else term.target.head_values(rows) for term in terms]
+    gradient = values if values.dtype == sums.dtype else torch.empty_like(values, dtype=sums.dtype)
+    num_rows = chunk_rows(values.shape[1], byte_budget=block_bytes(values.device.type))
+    for block in chunks(len(values), size=num_rows):
         _add_block(
-            logits[block],
+            trained.head.logits(values[block]),
             [None if target is None else target[block] for target in targets],
+            trained.head.logit_map,
             terms,
             sums,
             rows=slice(rows.start + block.start, rows.start + block.stop),
@@ -190,16 +191,17 @@ def _add_chunk(trained: Outputs, terms: Sequence[Term], sums: Tensor, gradients:
 def _add_block(
     logits: Tensor,
     targets: Sequence[Tensor | None],
+    logit_map: LogitMap,
     terms: Sequence[Term],
     sums: Tensor,
     *,
     rows: slice,
     gradient: Tensor | None,
 ) -> None:
-    """Add each term's sum over `rows` to `sums`, and write the gradient of the logits [n, V] if it is needed.
+    """Add each term's sum over `rows` to `sums`, and write the gradient of the head's values [n, V] if it is needed.
 
-    `gradient` may be the memory of `logits`. Each term is differentiated on its own, so that one target's
-    log-probabilities are alive at a time.
+    `gradient` may be the memory of those values, and of `logits` where `logit_map` changes nothing. Each term is
+    differentiated on its own, so that one target's log-probabilities are alive at a time.
     """
     log_probs = functional.log_softmax(logits, dim=-1, dtype=sums.dtype)
     if gradient is not None:
@@ -208,7 +210,9 @@ def _add_block(
         differentiates = gradient is not None and term.weight != 0
         leaf = log_probs.detach().requires_grad_(differentiates)
         with torch.set_grad_enabled(differentiates):
-            normalised = None if target is None else functional.log_softmax(target, dim=-1, dtype=sums.dtype)
+            normalised = None
+            if target is not None and term.target is not None:
+                normalised = functional.log_softmax(term.target.head.logits(target), dim=-1, dtype=sums.dtype)
             values = term.per_token(leaf, normalised, rows)
         if values.shape != log_probs.shape[:1]:
             raise ValueError(f"a term gave {list(values.shape)} for {len(log_probs)} positions, expected one each")
@@ -218,3 +222,5 @@ def _add_block(
     if gradient is not None:
         # The gradient of log_softmax.
         gradient.addcmul_(log_probs.exp_(), gradient.sum(-1, keepdim=True), value=-1)
+        if logit_map != UNCHANGED:
+            gradient *= logit_map.derivative(logits)

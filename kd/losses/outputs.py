@@ -16,9 +16,32 @@ CHUNK_BYTES = 128 * 2**20
 """Default size of one [n, V] float32 tensor."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LogitMap:
+    """From a head's values z to logits: cap · tanh(scale · z / cap), or scale · z without a cap."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Logits from a head's values; these themselves where the map changes nothing."""
+        scaled = values if self.scale == 1 else values * self.scale
+        return scaled if self.cap is None else torch.tanh(scaled / self.cap).mul_(self.cap)
+
+    def derivative(self, logits: Tensor) -> Tensor | float:
+        """d logit / d z at `logits`, of their shape, or one number for all."""
+        if self.cap is None:
+            return self.scale
+        return (logits / self.cap).square_().neg_().add_(1).mul_(self.scale)
+
+
+UNCHANGED = LogitMap()
+"""The map of most families."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Head:
-    """An output head: weight [V_padded, H], bias [V_padded] or None.
+    """An output head: weight [V_padded, H], bias [V_padded] or None, and the map from its values to logits.
 
     Under ZeRO-3 it must be gathered while logits are computed. Only its first `vocabulary_size` rows are read: the
     others are padding, or tokens that the other model does not have.
@@ -27,6 +50,11 @@ class Head:
     weight: Tensor
     bias: Tensor | None = None
     vocabulary_size: int
+    logit_map: LogitMap = UNCHANGED
+
+    def logits(self, values: Tensor) -> Tensor:
+        """Logits of the head's values [n, V]; in `loss_dtype` where a map changes them, for it to round nothing."""
+        return values if self.logit_map == UNCHANGED else self.logit_map(values.to(self.loss_dtype))
 
     @property
     def loss_dtype(self) -> torch.dtype:
@@ -61,20 +89,23 @@ class Outputs:
         """The outputs of one micro-batch."""
         return replace(self, hidden=self.hidden[part.tokens], token_indices=part.token_indices)
 
-    def logits(self, rows: slice = slice(None)) -> Float[Tensor, "n V"]:
-        """Logits of the positions `rows` over the shared vocabulary, in the head's dtype and without gradient."""
+    def head_values(self, rows: slice = slice(None)) -> Float[Tensor, "n V"]:
+        """The head's values at the positions `rows`: logits before `Head.logits`, in its dtype, without gradient."""
         head, size = self.head, self.head.vocabulary_size
         weight = head.weight.detach()[:size]
         bias = None if head.bias is None else head.bias.detach()[:size]
         return functional.linear(self.hidden[rows].detach().to(weight.dtype), weight, bias)
+
+    def log_probs(self, rows: slice = slice(None)) -> Float[Tensor, "n V"]:
+        """Log-probabilities over the shared vocabulary at the positions `rows`, in nats and without gradient."""
+        return functional.log_softmax(self.head.logits(self.head_values(rows)), dim=-1, dtype=self.head.loss_dtype)
 
     def token_log_probs(self, labels: Int64[Tensor, " N"], *, chunk_size: int | None = None) -> Float[Tensor, " N"]:
         """Log-probabilities of `labels` in nats, without gradient; `chunk_size` positions have logits at a time."""
         size = chunk_size or chunk_rows(self.head.vocabulary_size)
         values = torch.empty(len(self), dtype=self.head.loss_dtype, device=self.hidden.device)
         for rows in chunks(len(self), size=size):
-            log_probs = functional.log_softmax(self.logits(rows), dim=-1, dtype=values.dtype)
-            values[rows] = log_probs.gather(-1, labels[rows].unsqueeze(-1)).squeeze(-1)
+            values[rows] = self.log_probs(rows).gather(-1, labels[rows].unsqueeze(-1)).squeeze(-1)
         return values
 
     def validate(self, *, role: str) -> None:

@@ -17,13 +17,12 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from kd.distributed import on_gpu
 from kd.errors import UserError
+from kd.losses.outputs import UNCHANGED, Head, LogitMap
 from kd.models.checkpoint_files import check_directory, check_quantization, check_tied_head
+from kd.models.logits import logit_map
 from kd.zero.config import Json, loading_config, zero_stage
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-# Settings of families whose logits are more than head(hidden), with the value that leaves logits unchanged.
-LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
 
 _DROPOUT_NAME = re.compile(r"(drop|dropout|layerdrop|_pdrop)$")
 
@@ -36,6 +35,7 @@ class CausalLM:
     embedding_weight: nn.Parameter
     head_weight: nn.Parameter
     head_bias: nn.Parameter | None
+    logit_map: LogitMap
     takes_position_ids: bool
 
     @classmethod
@@ -49,12 +49,27 @@ class CausalLM:
             embedding_weight=embeddings.weight,
             head_weight=head.weight,
             head_bias=getattr(head, "bias", None),
+            logit_map=logit_map(model.config),
             takes_position_ids="position_ids" in inspect.signature(model.base_model.forward).parameters,
         )
 
     @property
     def head_parameters(self) -> list[nn.Parameter]:
         return [self.head_weight] if self.head_bias is None else [self.head_weight, self.head_bias]
+
+    def head(self, *, vocabulary_size: int) -> Head:
+        """The output head as it is now: under ZeRO-3 for a moment in which it is gathered."""
+        return Head(
+            weight=self.head_weight,
+            bias=self.head_bias,
+            vocabulary_size=vocabulary_size,
+            logit_map=self.logit_map,
+        )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [B, V_padded] of hidden states [B, H], by the model's own head; float32 where a map changes them."""
+        values: Tensor = self.model.get_output_embeddings()(hidden)
+        return values if self.logit_map == UNCHANGED else self.logit_map(values.float())
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token embeddings [B, T, H] of `input_ids` [B, T]."""
@@ -107,8 +122,7 @@ def read_model_config(name: str, *, trust_remote_code: bool) -> PretrainedConfig
     """Read a checkpoint's config.json from a directory or the hub.
 
     Raises:
-        UserError: there is none, it is an adapter or quantized, or its logits are not a linear function of its hidden
-            states.
+        UserError: there is none, or it is an adapter or quantized.
     """
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         # No hub model has such a name.
@@ -122,22 +136,7 @@ def read_model_config(name: str, *, trust_remote_code: bool) -> PretrainedConfig
             f"model {name}: no readable config.json ({reason[:200]}); give a from_pretrained directory"
         ) from None
     check_quantization(config, name=name)
-    check_logits(config, name=name)
     return config
-
-
-def check_logits(config: PretrainedConfig, *, name: str) -> None:
-    """Refuse settings that change logits after the output head.
-
-    Raises:
-        UserError: there is one.
-    """
-    for setting, neutral in LOGIT_TRANSFORMS.items():
-        value = getattr(config, setting, neutral)
-        if value not in (None, neutral):
-            raise UserError(
-                f"model {name}: {setting}={value} changes logits after the output head, which is not supported"
-            )
 
 
 def load_causal_lm(

@@ -5,7 +5,7 @@ live here; a method sees none of them.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -91,7 +91,8 @@ class ModelHandle:
             with gathered(parameters):
                 tensors = [parameter.detach().clone() if copies else parameter.detach() for parameter in parameters]
             bias = tensors[1] if len(tensors) > 1 else None
-            self._head = Head(weight=tensors[0], bias=bias, vocabulary_size=self._vocabulary_size)
+            head = self.view.head(vocabulary_size=self._vocabulary_size)
+            self._head = replace(head, weight=tensors[0], bias=bias)
         return self._head
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from kd.data.batch import SequenceBatch
 from kd.data.global_batch import GlobalBatch, MicroBatch
 from kd.losses.fused import FusedLoss
-from kd.losses.outputs import Head, Outputs
+from kd.losses.outputs import Outputs
 from kd.models.causal_lm import CausalLM, enable_checkpointing, load_causal_lm, read_model_config, training_settings
 from kd.models.handle import EngineModule, Loss, ModelContext, TrainedHandle
 from kd.models.lora import add_adapters
@@ -38,9 +38,7 @@ class _TrainableHead(nn.Module):
                 deepspeed.zero.register_external_parameter(self, parameter)
 
     def forward(self, hidden: Float[Tensor, "N H"], loss: Loss) -> FusedLoss:
-        weight, bias = self.view.head_weight, self.view.head_bias
-        head = Head(weight=weight, bias=bias, vocabulary_size=self._vocabulary_size)
-        return loss(Outputs(hidden=hidden, head=head))
+        return loss(Outputs(hidden=hidden, head=self.view.head(vocabulary_size=self._vocabulary_size)))
 
 
 class StudentModule(EngineModule):

@@ -76,7 +76,8 @@ class FakeModel:
         """The output head over the model's own vocabulary."""
         view = EngineModule(self.model).view
         bias = None if view.head_bias is None else view.head_bias.detach()
-        return Head(weight=view.head_weight.detach(), bias=bias, vocabulary_size=view.head_weight.shape[0])
+        head = view.head(vocabulary_size=view.head_weight.shape[0])
+        return replace(head, weight=view.head_weight.detach(), bias=bias)
 
     def inference(self, *, rows: int, prompt: int, response: int) -> int:
         """Peak bytes of a pass without gradient over `rows` sequences; the hidden states that it returns included."""

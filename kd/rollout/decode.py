@@ -97,8 +97,7 @@ def decode(
     def choose(states: list[Tensor]) -> None:
         # Without the padding columns of the heads.
         logits = [
-            model.model.get_output_embeddings()(hidden)[:, : settings.vocabulary_size]
-            for model, hidden in zip(models, states, strict=True)
+            model.logits(hidden)[:, : settings.vocabulary_size] for model, hidden in zip(models, states, strict=True)
         ]
         mixed = logits[0] if mixture is None else mixture_log_probs(*logits, teacher_share=mixture.teacher_share)
         tokens = choose_tokens(mixed, rows.uniforms(), settings=settings, history=rows.history())

@@ -86,7 +86,8 @@ def _comparisons(view: CausalLM, *, head: Head, decodes: bool, packs: bool) -> I
     hidden = view.hidden_states(input_ids=ids, attention_mask=mask, has_padding=False)
     own = view.model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
     # As the loss computes them, which a head with a forward pass of its own may not.
-    yield "head", Outputs(hidden=hidden[0], head=head).logits(), own[0, :, :vocabulary_size]
+    values = Outputs(hidden=hidden[0], head=head).head_values()
+    yield "head", head.logits(values), own[0, :, :vocabulary_size]
     prefix = view.hidden_states(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], has_padding=False)
     yield "causal", hidden[:, :-1], prefix
     embeds = view.embed(ids)

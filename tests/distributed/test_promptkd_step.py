@@ -81,6 +81,19 @@ def test_three_steps_on_two_ranks_equal_the_reference(pair: Path, ranks: Any) ->
     assert results[0]["released"] == {"student": True, "teacher": True}
 
 
+def test_scaled_and_capped_logits_equal_the_reference(tmp_path: Path, ranks: Any) -> None:
+    """Gemma 2 caps its logits and Granite divides them; the reference takes them from the models' own forward."""
+    heads = {"num_key_value_heads": 2, "head_dim": 24, "query_pre_attn_scalar": 24}
+    save_tiny_model(tmp_path / "teacher", "gemma2", seed=1, width=48, padding=16, final_logit_softcapping=2.0, **heads)
+    save_tiny_model(tmp_path / "student", "granite", seed=2, padding=3, logits_scaling=4.0)
+    batches = make_batches(vocabulary=400)
+    results = ranks(2).run(harness.train, config_file=write_config(tmp_path), overrides=[], batches=batches)
+    updates, prompt_update, losses = run_reference(tmp_path, batches, prompt=results[0]["prompt_before"])
+    assert_same_updates(results[0], updates, prompt_update)
+    for name, values in losses.items():
+        assert results[0]["means"][name] == pytest.approx(values, rel=1e-4), name
+
+
 @pytest.fixture(scope="module")
 def llama_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("llama_pair")

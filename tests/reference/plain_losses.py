@@ -9,11 +9,22 @@ import torch
 from torch import Tensor
 
 
-def plain_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, *, vocabulary_size: int) -> Tensor:
+def plain_log_probs(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    vocabulary_size: int,
+    scale: float = 1.0,
+    cap: float | None = None,
+) -> Tensor:
     """Log-probabilities [N, V] in float64: logits of the head's first rows, minus their log-sum-exp."""
     logits = hidden.double() @ weight[:vocabulary_size].double().T
     if bias is not None:
         logits = logits + bias[:vocabulary_size].double()
+    logits = logits * scale
+    if cap is not None:
+        logits = cap * (logits / cap).tanh()
     return logits - logits.exp().sum(dim=-1, keepdim=True).log()
 
 

@@ -29,7 +29,7 @@ LAYERS = (
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 FAMILY_TABLES = {"kd/rollout/tensor_parallel.py": "_OWN_PLANS.get(config.model_type)"}
-"""The only reader of a model's family. (`LOGIT_TRANSFORMS` in kd/models/causal_lm.py names settings, not families.)"""
+"""The only reader of a model's family. (kd/models/logits.py names settings, not families.)"""
 
 
 @cache

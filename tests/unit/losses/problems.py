@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kd.losses.divergences import DIVERGENCES
 from kd.losses.fused import FusedLoss, fused_loss
-from kd.losses.outputs import Head, Outputs
+from kd.losses.outputs import UNCHANGED, Head, LogitMap, Outputs
 from kd.losses.terms import CrossEntropyTerm, DivergenceTerm, Term
 from tests.reference.plain_losses import PLAIN_DIVERGENCES, plain_cross_entropy, plain_log_probs
 
@@ -28,6 +28,7 @@ def make_outputs(
     bias: bool = False,
     trainable: bool = True,
     dtype: torch.dtype = torch.float32,
+    logit_map: LogitMap = UNCHANGED,
 ) -> Outputs:
     """Random hidden states and a head with `padding` more rows; every tensor requires a gradient if `trainable`."""
     generator = torch.Generator().manual_seed(seed)
@@ -37,7 +38,7 @@ def make_outputs(
 
     head_rows = vocabulary + padding
     hidden, weight = leaf(rows, hidden_size), leaf(head_rows, hidden_size)
-    head = Head(weight=weight, bias=leaf(head_rows) if bias else None, vocabulary_size=vocabulary)
+    head = Head(weight=weight, bias=leaf(head_rows) if bias else None, vocabulary_size=vocabulary, logit_map=logit_map)
     return Outputs(hidden=hidden, head=head, token_indices=torch.arange(rows) % 4)
 
 
@@ -93,7 +94,14 @@ def oracle_solution(trained: Outputs, *terms: Term, sums: Sequence[Tensor], scal
 
 def oracle_log_probs(outputs: Outputs) -> Tensor:
     head = outputs.head
-    return plain_log_probs(outputs.hidden, head.weight, head.bias, vocabulary_size=head.vocabulary_size)
+    return plain_log_probs(
+        outputs.hidden,
+        head.weight,
+        head.bias,
+        vocabulary_size=head.vocabulary_size,
+        scale=head.logit_map.scale,
+        cap=head.logit_map.cap,
+    )
 
 
 def assert_same(ours: Solution, expected: Solution, *, rtol: float = 1e-5, atol: float = 1e-6) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from kd.losses.divergences import DIVERGENCES, reverse_kl
 from kd.losses.fused import fused_loss
-from kd.losses.outputs import Head, Outputs
+from kd.losses.outputs import UNCHANGED, Head, LogitMap, Outputs
 from kd.losses.terms import CrossEntropyTerm, DivergenceTerm, cross_entropy
 from tests.unit.losses.problems import (
     LABELS,
@@ -56,6 +56,34 @@ def test_matches_the_oracle_for_every_chunk_size(name: str, bias: bool, chunk_si
     trained = make_outputs(seed=0, bias=bias)
     term = divergence_term(make_outputs(seed=1, hidden_size=8, bias=bias), name=name)
     assert_same(solve(trained, term, chunk_size=chunk_size), oracle(trained, term))
+
+
+MAPS = [LogitMap(scale=0.25), LogitMap(cap=1.5), LogitMap(scale=2.0, cap=3.0)]
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 1000])
+@pytest.mark.parametrize("logit_map", MAPS, ids=str)
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_scaled_and_capped_logits_match_the_oracle(name: str, logit_map: LogitMap, chunk_size: int) -> None:
+    trained = make_outputs(seed=0, padding=3, bias=True, logit_map=logit_map)
+    # Each model has a map of its own.
+    target = make_outputs(seed=1, hidden_size=8, logit_map=LogitMap(scale=0.5, cap=2.0))
+    term = divergence_term(target, name=name)
+    assert_same(solve(trained, term, chunk_size=chunk_size), oracle(trained, term))
+    assert_same(solve(trained, cross_entropy(LABELS)), oracle(trained, cross_entropy(LABELS)))
+    unmapped = with_head(trained, logit_map=UNCHANGED)
+    assert not torch.allclose(solve(unmapped, term).loss, solve(trained, term).loss, rtol=1e-3)
+    expected = oracle_log_probs(trained)[torch.arange(NUM_ROWS), LABELS].float()
+    torch.testing.assert_close(trained.token_log_probs(LABELS, chunk_size=chunk_size), expected)
+
+
+@pytest.mark.parametrize("logit_map", MAPS, ids=str)
+def test_a_maps_derivative_equals_finite_differences(logit_map: LogitMap) -> None:
+    values = torch.linspace(-9, 9, 37, dtype=torch.float64)
+    step = 1e-6
+    expected = (logit_map(values + step) - logit_map(values - step)) / (2 * step)
+    derivative = torch.as_tensor(logit_map.derivative(logit_map(values)), dtype=torch.float64).expand_as(values)
+    torch.testing.assert_close(derivative, expected, rtol=1e-6, atol=1e-8)
 
 
 def test_several_terms_are_the_weighted_sum_of_each() -> None:

@@ -40,7 +40,7 @@ def test_huge_bfloat16_logits_stay_finite(name: str) -> None:
         for outputs in (make_outputs(seed=seed, dtype=torch.bfloat16) for seed in (0, 1))
     )
     ours = solve(trained, divergence_term(target, name=name), scale=1.0)
-    p, q = (outputs.logits().double().log_softmax(-1) for outputs in (trained, target))
+    p, q = (outputs.head_values().double().log_softmax(-1) for outputs in (trained, target))
     assert p.min() < -1e5 and p.exp().float().count_nonzero() == len(p)
     assert ours.loss.item() == pytest.approx(DIVERGENCES[name](p, q).sum().item(), rel=1e-5)
     assert all(gradient.isfinite().all() for gradient in ours.gradients)
@@ -116,9 +116,10 @@ def test_tf32_in_the_heads_gradient_costs_less_than_the_final_rounding(dtype: to
         ours = solve(trained, term, scale=1 / 256, chunk_size=64).gradients[1].double()
     assert tensor_cores.num_rounded == (0 if dtype == torch.float32 else 4)
     assert torch.backends.cuda.matmul.allow_tf32 == before
-    p, q = (outputs.logits().double().requires_grad_() for outputs in (trained, target))
+    p, q = (outputs.head_values().double().requires_grad_() for outputs in (trained, target))
     (grad_logits,) = torch.autograd.grad(DIVERGENCES["reverse_kl"](p.log_softmax(-1), q.log_softmax(-1)).sum(), p)
     expected = grad_logits.T @ trained.hidden.detach().double() / 256
     final_rounding = (expected.to(dtype) - expected).norm() / expected.norm()
     error = (ours - expected).norm() / expected.norm()
-    assert 0.5 * final_rounding < error < 1.5 * final_rounding + 1e-6
+    # float32's own rounding differs between CPUs; TF32's would be 1e-4.
+    assert 0.5 * final_rounding < error < 1.5 * final_rounding + 1e-5

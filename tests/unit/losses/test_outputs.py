@@ -29,11 +29,11 @@ def test_bfloat16_log_probs_are_float32() -> None:
     assert make_outputs(seed=0, dtype=torch.bfloat16).token_log_probs(LABELS).dtype == torch.float32
 
 
-def test_logits_end_with_the_shared_vocabulary() -> None:
+def test_head_values_end_with_the_shared_vocabulary() -> None:
     outputs = make_outputs(seed=0, padding=4)
-    logits = outputs.logits(slice(2, 5))
-    assert logits.shape == (3, VOCABULARY) and not logits.requires_grad
-    torch.testing.assert_close(logits, outputs.hidden[2:5] @ outputs.head.weight[:VOCABULARY].T)
+    values = outputs.head_values(slice(2, 5))
+    assert values.shape == (3, VOCABULARY) and not values.requires_grad
+    torch.testing.assert_close(values, outputs.hidden[2:5] @ outputs.head.weight[:VOCABULARY].T)
 
 
 def test_a_micro_batch_selects_its_positions() -> None:

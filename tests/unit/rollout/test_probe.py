@@ -1,5 +1,6 @@
 """The numeric probe accepts families that are right, and names what is wrong with others."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from kd.distributed import World
 from kd.errors import UserError
-from kd.losses.outputs import Head
+from kd.losses.outputs import UNCHANGED, LogitMap
 from kd.models.causal_lm import CausalLM
 from kd.rollout.probe import check_finite, check_numbers
 from tests.tiny_models import FAMILIES, tiny_config
@@ -28,8 +29,7 @@ def tiny(family: str, **settings: Any) -> PreTrainedModel:
 @torch.no_grad()
 def probe(model: PreTrainedModel, *, decodes: bool = True, packs: bool = False) -> None:
     view = CausalLM.of(model)
-    head = Head(weight=view.head_weight, bias=view.head_bias, vocabulary_size=290)
-    check_numbers(view, head=head, name="models/m", decodes=decodes, packs=packs, world=ALONE)
+    check_numbers(view, head=view.head(vocabulary_size=290), name="models/m", decodes=decodes, packs=packs, world=ALONE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -45,10 +45,44 @@ def test_known_families_are_right(family: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
+    ("family", "settings", "expected"),
+    [
+        ("gemma2", {"head_dim": 16, "final_logit_softcapping": 0.5}, LogitMap(cap=0.5)),
+        ("cohere", {"logit_scale": 0.0625}, LogitMap(scale=0.0625)),
+        ("granite", {"logits_scaling": 4.0}, LogitMap(scale=0.25)),
+        ("granite", {}, UNCHANGED),
+        (
+            "falcon_h1",
+            {"num_key_value_heads": 4, "lm_head_multiplier": 3.0, "mamba_d_ssm": 32, "mamba_n_heads": 2},
+            LogitMap(scale=3.0),
+        ),
+        ("recurrent_gemma", {"num_hidden_layers": 3, "logits_soft_cap": 0.5}, LogitMap(cap=0.5)),
+    ],
+)
+def test_scaled_and_capped_logits_are_right(family: str, settings: dict[str, Any], expected: LogitMap) -> None:
+    model = tiny(family, **(SIZES | settings))
+    with torch.no_grad():
+        # Logits of a size that a cap changes.
+        model.get_output_embeddings().weight.mul_(20)
+    view = CausalLM.of(model)
+    assert view.logit_map == expected
+    probe(model, decodes=False)
+    if expected != UNCHANGED:
+        head = replace(view.head(vocabulary_size=290), logit_map=UNCHANGED)
+        with torch.no_grad(), pytest.raises(UserError, match="its logits are not its output head"):
+            check_numbers(view, head=head, name="models/m", decodes=False, packs=False, world=ALONE)
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        hidden = view.hidden_states(input_ids=ids, attention_mask=None)
+        torch.testing.assert_close(view.logits(hidden[0]), model(input_ids=ids).logits[0])
+
+
+@pytest.mark.parametrize(
     ("family", "settings", "options", "message"),
     [
         (
-            "granite",
+            # transformers' Llama does not read this setting.
+            "llama",
             {**SIZES, "logits_scaling": 4.0},
             {},
             "its logits are not its output head of its last hidden",
