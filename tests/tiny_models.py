@@ -17,6 +17,19 @@ from tests.tiny_tokenizers import save_tiny_tokenizer
 
 FAMILIES = ("gpt2", "opt", "llama", "gpt_neox")
 
+STATE_FAMILIES: dict[str, dict[str, Any]] = {
+    "mamba": {},
+    "falcon_h1": {"num_key_value_heads": 2, "mamba_d_ssm": 32, "mamba_n_heads": 2, "mamba_d_head": 16},
+    "qwen3_next": {
+        "layer_types": ["linear_attention", "full_attention"],
+        "head_dim": 16,
+        **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads", "num_key_value_heads"), 2),
+        **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "moe_intermediate_size"), 16),
+        **dict.fromkeys(("num_experts", "num_experts_per_tok"), 2),
+    },
+}
+"""Families whose layers keep states, with settings beside the usual sizes."""
+
 
 def tiny_config(
     family: str, *, vocab_size: int, width: int, layers: int, heads: int = 2, **extra: Any

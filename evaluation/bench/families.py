@@ -33,20 +33,36 @@ from kd.models.causal_lm import CausalLM
 from kd.rollout.probe import check_numbers
 
 VOCABULARY = 320
+LAYERS = 3
 SIZES: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim", "embedding_size", "dim"), 32),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers", "layers"), 2),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers", "layers"), LAYERS),
     **dict.fromkeys(("num_attention_heads", "n_head", "num_heads", "n_heads", "decoder_attention_heads"), 4),
     **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "d_ff", "decoder_ffn_dim", "ffn_hidden_size"), 64),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "expert_ffn_hidden_size"), 16),
     **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0),
+    **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts"), 2),
+    # Hybrid families with layers of both kinds, and state-space sizes that fit each other.
+    **dict.fromkeys(("attn_layer_period", "full_attention_interval", "layer_group_size"), 2),
+    **dict.fromkeys(("expand", "mamba_expand", "attn_layer_offset"), 1),
+    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"), 4),
+    **dict.fromkeys(("mamba_d_head", "mamba_head_dim", "mamba_headdim"), 8),
+    **dict.fromkeys(("n_groups", "mamba_n_groups", "mamba_ngroups", "n_group", "topk_group"), 1),
+    **dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), 8),
+    **dict.fromkeys(("kv_lora_rank", "q_lora_rank"), 16),
+    "rotary_dim": 4,
+    "mamba_d_ssm": 32,
+    "attn_layer_indices": [1],
     "num_key_value_heads": 2,
     "head_dim": 8,
     "max_position_embeddings": 64,
     "vocab_size": VOCABULARY,
 }
 """Settings of a tiny model, of which each family has some."""
+
+WEIGHT_FACTOR = 5
+"""What the weights of matrices are multiplied by."""
 
 MOST_PARAMETERS = 20_000_000
 """A family with other names for its sizes would fill the machine's memory."""
@@ -132,12 +148,25 @@ def tiny_model(family: str) -> PreTrainedModel:
     kind = CONFIG_MAPPING[family]
     own = kind().to_dict()
     torch.manual_seed(0)
-    config = kind(**{name: value for name, value in SIZES.items() if name in own})
+    settings = {name: value for name, value in SIZES.items() if name in own}
+    if "qk_rope_head_dim" in own:
+        # Latent attention derives the size of a head, and has as many heads of keys as of queries.
+        settings.pop("head_dim", None)
+        settings["num_key_value_heads"] = SIZES["num_attention_heads"]
+    for name in {"layer_types", "layers_block_type"} & set(own):
+        # As many of its kinds of layers as fit.
+        settings[name] = (list(dict.fromkeys(own[name] or ())) * LAYERS)[:LAYERS] or None
+    config = kind(**settings)
     with torch.device("meta"):
         num_parameters = AutoModelForCausalLM.from_config(config).num_parameters()
     if num_parameters > MOST_PARAMETERS:
         raise ValueError(f"{num_parameters:,} parameters with these settings")
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config).float().eval()
+    # Weights of the usual size would hide what a cap of the logits, or a state, does.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(WEIGHT_FACTOR)
     return model
 
 

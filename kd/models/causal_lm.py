@@ -36,7 +36,8 @@ class CausalLM:
     head_weight: nn.Parameter
     head_bias: nn.Parameter | None
     logit_map: LogitMap
-    takes_position_ids: bool
+    arguments: frozenset[str]
+    """Names of what the body's forward pass takes."""
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "CausalLM":
@@ -50,7 +51,7 @@ class CausalLM:
             head_weight=head.weight,
             head_bias=getattr(head, "bias", None),
             logit_map=logit_map(model.config),
-            takes_position_ids="position_ids" in inspect.signature(model.base_model.forward).parameters,
+            arguments=frozenset(inspect.signature(model.base_model.forward).parameters),
         )
 
     @property
@@ -91,19 +92,23 @@ class CausalLM:
             attention_mask: [B, cached + T], True on real slots; None if all are, or if sequences are packed.
             input_ids: [B, T], or `inputs_embeds` [B, T, H] instead.
             position_ids: [B, T]; needed with padding on the left, and for packed sequences, which they separate.
-            cache: keys and values of earlier slots, extended in place.
+            cache: keys and values of earlier slots, and other states, extended in place.
             has_padding: False for a mask that is known to be True everywhere; then attention needs no mask.
         """
-        positions = {"position_ids": position_ids} if self.takes_position_ids and position_ids is not None else {}
+        inputs: dict[str, Any] = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        inputs["attention_mask"] = None if attention_mask is None else attention_mask.long()
+        if position_ids is not None and "position_ids" in self.arguments:
+            inputs["position_ids"] = position_ids
+        if "cache_params" not in self.arguments:
+            inputs["past_key_values"] = cache
+        else:
+            # Families whose layers all keep a state instead of slots.
+            inputs["cache_params"] = cache
+            if attention_mask is not None:
+                num_new = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]  # type: ignore[union-attr]
+                inputs["attention_mask"] = attention_mask[:, -num_new:].long()
         with _known_padding(has_padding):
-            output = self.model.base_model(
-                input_ids=input_ids,
-                inputs_embeds=inputs_embeds,
-                attention_mask=None if attention_mask is None else attention_mask.long(),
-                past_key_values=cache,
-                use_cache=cache is not None,
-                **positions,
-            )
+            output = self.model.base_model(use_cache=cache is not None, **inputs)
         return output.last_hidden_state  # type: ignore[no-any-return]
 
 

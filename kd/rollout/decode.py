@@ -170,7 +170,7 @@ class DecodingRows:
         self._mask = torch.cat([mask, mask.new_ones(len(mask), self._settings.max_new_tokens)], dim=1)
         self._num_slots = mask.shape[1]
         self._lengths = mask.sum(dim=1)
-        self._caches = [PreallocatedCache(self._mask.shape[1]) for _ in self._models]
+        self._caches = [PreallocatedCache(self._mask.shape[1], config=model.model.config) for model in self._models]
         positions = (mask.long().cumsum(dim=1) - 1).clamp_min(0)
         return self._last_states(**inputs, attention_mask=mask, position_ids=positions, has_padding=self._has_padding)
 

@@ -3,8 +3,18 @@
 from functools import partial
 from typing import Any, cast
 
-from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from torch import LongTensor, Tensor
+from transformers import PretrainedConfig
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+)
+
+from kd.errors import UserError
+
+_REPLACED = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 class PreallocatedLayer(DynamicLayer):
@@ -71,12 +81,36 @@ class PreallocatedLayer(DynamicLayer):
         return self.keys, self.values
 
 
-class PreallocatedCache(Cache):
-    """The cache of a model; a layer is added when the model first uses it."""
+_KEYS_AND_VALUES = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Kinds of layers that cache keys and values, and nothing else."""
 
-    def __init__(self, num_slots: int) -> None:
+
+def keeps_states(config: PretrainedConfig) -> bool:
+    """Whether layers of the model keep more than keys and values: state-space, recurrent and hybrid families."""
+    kinds = getattr(config.get_text_config(), "layer_types", None) or []
+    return not set(kinds) <= _KEYS_AND_VALUES
+
+
+class PreallocatedCache(Cache):
+    """The cache of a model: `PreallocatedLayer` for keys and values, transformers' own layers for other states."""
+
+    def __init__(self, num_slots: int, *, config: PretrainedConfig) -> None:
         """Allocate `num_slots` slots in each row, prompt and padding included."""
-        super().__init__(layer_class_to_replicate=partial(PreallocatedLayer, num_slots))  # type: ignore[arg-type]
+        self._keeps_states = keeps_states(config)
+        if not self._keeps_states:
+            # A layer is added when the model first uses it.
+            super().__init__(layer_class_to_replicate=partial(PreallocatedLayer, num_slots))  # type: ignore[arg-type]
+            return
+        own = DynamicCache(config=config).layers
+        super().__init__([PreallocatedLayer(num_slots) if type(layer) in _REPLACED else layer for layer in own])
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows `indices` of the batch, which may name a row several times."""
+        for layer in self.layers:
+            if isinstance(layer, PreallocatedLayer):
+                layer.batch_select_indices(indices)
+            else:
+                layer.reorder_cache(cast(LongTensor, indices))
 
     def fix_shape(self, next_slot: Tensor, *, num_visible: int) -> None:
         """From now on one slot is added in each forward pass, at a place that only the device knows.
@@ -84,6 +118,14 @@ class PreallocatedCache(Cache):
         Args:
             next_slot: [1], where the next keys and values go.
             num_visible: attention sees these first slots, of which the causal mask hides those after `next_slot`.
+
+        Raises:
+            UserError: layers keep states.
         """
+        if self._keeps_states:
+            raise UserError(
+                "generation.cuda_graphs=true: the model's layers keep states beside keys and values, which is not"
+                " supported; set it to false"
+            )
         for layer in self.layers:
             cast(PreallocatedLayer, layer).fix_shape(next_slot, num_visible=num_visible)

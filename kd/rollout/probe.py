@@ -16,7 +16,7 @@ from kd.errors import UserError
 from kd.losses.outputs import Head, Outputs
 from kd.models.causal_lm import CausalLM
 from kd.models.soft_prompt import response_states
-from kd.rollout.kv_cache import PreallocatedCache
+from kd.rollout.kv_cache import PreallocatedCache, keeps_states
 from kd.zero.memory import is_out_of_memory
 
 TOLERANCES = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
@@ -62,6 +62,11 @@ def check_numbers(view: CausalLM, *, head: Head, name: str, decodes: bool, packs
     Raises:
         UserError: on all ranks, where numbers differ.
     """
+    if packs and keeps_states(view.model.config):
+        # Numbers tell it only where the states are large.
+        raise UserError(
+            f"model {name}: its layers keep states, which packed sequences would share; set schedule.packing=false"
+        )
     tolerance = TOLERANCES[view.model.dtype]
     try:
         for kind, found, expected in _comparisons(view, head=head, decodes=decodes, packs=packs):
@@ -119,7 +124,7 @@ def _decoded(view: CausalLM, rows: list[np.ndarray], *, first: Tensor) -> Iterat
     expected = torch.stack([first[-_NUM_DECODED - 1 :], lone[-_NUM_DECODED - 1 :]])
     prompts = [PromptRow(row_id=0, prompt_ids=row[:-_NUM_DECODED]) for row in (long, short)]
     batch = PromptBatch.collate(prompts, pad_id=0, device=device)
-    cache = PreallocatedCache(len(long))
+    cache = PreallocatedCache(len(long), config=view.model.config)
     states = [
         view.hidden_states(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids, cache=cache
@@ -127,8 +132,13 @@ def _decoded(view: CausalLM, rows: list[np.ndarray], *, first: Tensor) -> Iterat
     ]
     yield "padding", states[0], expected[:, 0]
     mask, lengths = batch.attention_mask, torch.tensor(batch.lengths, device=device)
+    swap = torch.tensor([1, 0], device=device)
     for number in range(_NUM_DECODED):
-        token = torch.tensor([[row[number - _NUM_DECODED]] for row in (long, short)], device=device).long()
+        # Rows change their places in the batch, as they do when others leave it: with all that is kept of them.
+        rows, states = rows[::-1], [state[swap] for state in states]
+        mask, lengths, expected = mask[swap], lengths[swap], expected[swap]
+        cache.batch_select_indices(swap)
+        token = torch.tensor([[row[number - _NUM_DECODED]] for row in rows], device=device).long()
         mask = torch.cat([mask, mask.new_ones(2, 1)], dim=1)
         positions = (lengths + number)[:, None]
         states.append(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from kd.models.soft_prompt import SoftPrompt
 from kd.rollout import decode as decode_module
 from kd.rollout.decode import decode, row_streams
 from kd.rollout.sampling import DecodingSettings, choose_tokens
-from tests.tiny_models import FAMILIES, save_tiny_model
+from tests.tiny_models import FAMILIES, STATE_FAMILIES, save_tiny_model
 
 VOCABULARY = 400
 EOS = 0
@@ -30,10 +31,19 @@ def collate(prompts: list[list[int]]) -> PromptBatch:
     return PromptBatch.collate(rows, pad_id=EOS, device=torch.device("cpu"))
 
 
+def make_model(request: pytest.FixtureRequest, directory: Path) -> PreTrainedModel:
+    save_tiny_model(directory, request.param, seed=3, padding=5, **STATE_FAMILIES.get(request.param, {}))
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
-    directory = save_tiny_model(tmp_path_factory.mktemp(request.param), request.param, seed=3, padding=5)
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    return make_model(request, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module", params=[*FAMILIES, *STATE_FAMILIES])
+def any_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
+    return make_model(request, tmp_path_factory.mktemp(request.param))
 
 
 PROMPTS = [np.random.default_rng(row).integers(1, VOCABULARY, 2 + 3 * row).tolist() for row in range(5)]
@@ -59,23 +69,23 @@ def continue_alone(
 @pytest.mark.parametrize("greedy", [True, False])
 @pytest.mark.parametrize("with_prompt", [True, False])
 @torch.no_grad()
-def test_batch_with_cache_equals_rows_alone(model: PreTrainedModel, greedy: bool, with_prompt: bool) -> None:
+def test_batch_with_cache_equals_rows_alone(any_model: PreTrainedModel, greedy: bool, with_prompt: bool) -> None:
     settings = DecodingSettings(max_new_tokens=20, vocabulary_size=VOCABULARY, end_ids=(EOS,), greedy=greedy)
     streams = row_streams(seed=1, step=2)
-    width = model.get_input_embeddings().weight.shape[1]
+    width = any_model.get_input_embeddings().weight.shape[1]
     soft_prompt = SoftPrompt(torch.randn(4, width) * 0.2) if with_prompt else None
     responses = decode(
-        CausalLM.of(model), collate(PROMPTS), settings=settings, streams=streams, soft_prompt=soft_prompt
+        CausalLM.of(any_model), collate(PROMPTS), settings=settings, streams=streams, soft_prompt=soft_prompt
     )
     for row, prompt in enumerate(PROMPTS):
         values = None if soft_prompt is None else soft_prompt.values
-        alone = continue_alone(model, prompt, streams([row], 20)[0], settings, values)
+        alone = continue_alone(any_model, prompt, streams([row], 20)[0], settings, values)
         assert responses[row].token_ids == alone, f"row {row}"
 
 
 @torch.no_grad()
-def test_rows_that_end_leave_the_batch(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    view = CausalLM.of(model)
+def test_rows_that_end_leave_the_batch(any_model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = CausalLM.of(any_model)
     free = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, end_ids=(-1,))
     streams = row_streams(seed=1, step=0)
     unending = [row.token_ids for row in decode(view, collate(PROMPTS), settings=free, streams=streams)]
@@ -119,8 +129,8 @@ def test_streams_belong_to_rows_steps_and_seeds() -> None:
 
 
 @torch.no_grad()
-def test_kept_hidden_states_are_those_of_a_forward_pass(model: PreTrainedModel) -> None:
-    view = CausalLM.of(model)
+def test_kept_hidden_states_are_those_of_a_forward_pass(any_model: PreTrainedModel) -> None:
+    view = CausalLM.of(any_model)
     streams = row_streams(seed=1, step=0)
     prompts = collate(PROMPTS)
     free = DecodingSettings(max_new_tokens=12, vocabulary_size=VOCABULARY, end_ids=(-1,))

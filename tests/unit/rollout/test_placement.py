@@ -54,7 +54,7 @@ def test_the_size_of_the_kv_cache_is_known_before(family: str) -> None:
     model = AutoModelForCausalLM.from_config(
         tiny_config(family, vocab_size=50, width=32, layers=3), dtype=torch.float32
     ).eval()
-    cache = PreallocatedCache(5)
+    cache = PreallocatedCache(5, config=model.config)
     model(input_ids=torch.ones(3, 5, dtype=torch.long), past_key_values=cache, use_cache=True)
     kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert 3 * 5 * cache_bytes_per_token(model) == kept

@@ -93,7 +93,10 @@ def test_scaled_and_capped_logits_are_right(family: str, settings: dict[str, Any
             {},
             "a later token changes earlier hidden states; it is no causal language",
         ),
-        ("mamba", {"hidden_size": 32, "num_hidden_layers": 2}, {}, "rollouts would be wrong"),
+        # Its layers keep states outside the cache: they stay in their places where rows change theirs.
+        ("recurrent_gemma", {**SIZES, "block_types": ["recurrent", "attention"]}, {}, "rollouts would be wrong"),
+        ("xlstm", {"hidden_size": 32, "num_hidden_layers": 2, "num_heads": 4}, {}, "rollouts would be wrong"),
+        ("mamba", {"hidden_size": 32, "num_hidden_layers": 2}, {"packs": True}, "its layers keep states, which packed"),
         ("opt", {**SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32}, {"packs": True}, "set schedule.packing=false"),
     ],
 )
@@ -104,9 +107,14 @@ def test_what_is_wrong_is_named(family: str, settings: dict[str, Any], options: 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_family_that_is_not_rolled_out_needs_no_cache(dtype: torch.dtype) -> None:
+def test_a_family_with_states_is_right(dtype: torch.dtype) -> None:
     # Its hidden states are fp32 in a bf16 model.
-    model = tiny("mamba", hidden_size=32, num_hidden_layers=2).to(dtype)
+    probe(tiny("mamba", hidden_size=32, num_hidden_layers=2).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_family_that_is_not_rolled_out_needs_no_cache(dtype: torch.dtype) -> None:
+    model = tiny("xlstm", hidden_size=32, num_hidden_layers=2, num_heads=4).to(dtype)
     probe(model, decodes=False)
     with pytest.raises(UserError, match="rollouts would be wrong"):
         probe(model)
