@@ -16,7 +16,7 @@ from tests.distributed.harness import (
     write_config,
 )
 from tests.reference import plain_promptkd as reference
-from tests.tiny_models import FAMILIES, save_tiny_model
+from tests.tiny_models import FAMILIES, STATE_FAMILIES, save_tiny_model
 
 
 def run_reference(
@@ -28,7 +28,10 @@ def run_reference(
     tuned_on: list[list[int]] | None = None,
 ) -> Any:
     models = {
-        name: AutoModelForCausalLM.from_pretrained(directory / name, dtype=torch.float64).eval()
+        # Experts one by one: torch multiplies groups of matrices in float64 nowhere.
+        name: AutoModelForCausalLM.from_pretrained(
+            directory / name, dtype=torch.float64, experts_implementation="eager"
+        ).eval()
         for name in ("teacher", "student")
     }
     before = {name: value.detach().clone() for name, value in models["student"].named_parameters()}
@@ -81,11 +84,26 @@ def test_three_steps_on_two_ranks_equal_the_reference(pair: Path, ranks: Any) ->
     assert results[0]["released"] == {"student": True, "teacher": True}
 
 
-def test_scaled_and_capped_logits_equal_the_reference(tmp_path: Path, ranks: Any) -> None:
-    """Gemma 2 caps its logits and Granite divides them; the reference takes them from the models' own forward."""
-    heads = {"num_key_value_heads": 2, "head_dim": 24, "query_pre_attn_scalar": 24}
-    save_tiny_model(tmp_path / "teacher", "gemma2", seed=1, width=48, padding=16, final_logit_softcapping=2.0, **heads)
-    save_tiny_model(tmp_path / "student", "granite", seed=2, padding=3, logits_scaling=4.0)
+GEMMA_2 = {"num_key_value_heads": 2, "head_dim": 24, "query_pre_attn_scalar": 24, "final_logit_softcapping": 2.0}
+EXPERTS = {"num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student"),
+    [
+        # Gemma 2 caps its logits, Granite divides them.
+        (("gemma2", GEMMA_2), ("granite", {"logits_scaling": 4.0})),
+        (("mixtral", EXPERTS), ("mixtral", EXPERTS)),
+        (("falcon_h1", STATE_FAMILIES["falcon_h1"]), ("mamba", {})),
+    ],
+    ids=["mapped-logits", "experts", "states"],
+)
+def test_other_families_equal_the_reference(
+    teacher: tuple[str, Any], student: tuple[str, Any], tmp_path: Path, ranks: Any
+) -> None:
+    """The reference takes all from the models' own forward passes."""
+    save_tiny_model(tmp_path / "teacher", teacher[0], seed=1, width=48, padding=16, **teacher[1])
+    save_tiny_model(tmp_path / "student", student[0], seed=2, padding=3, **student[1])
     batches = make_batches(vocabulary=400)
     results = ranks(2).run(harness.train, config_file=write_config(tmp_path), overrides=[], batches=batches)
     updates, prompt_update, losses = run_reference(tmp_path, batches, prompt=results[0]["prompt_before"])
