@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from deepspeed.utils import set_z3_leaf_module
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, Cache, PretrainedConfig, PreTrainedModel, masking_utils
@@ -185,10 +186,12 @@ def load_causal_lm(
     finally:
         # transformers partitions whatever is created while this object lives, inference copies included.
         del partitioning
-    if not keep_dropout:
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and not keep_dropout:
+            module.p = 0.0
+        if isinstance(getattr(module, "experts", None), nn.ModuleList):
+            # Ranks run different experts of a list: ZeRO-3 must gather and reduce all of them with their router.
+            set_z3_leaf_module(module, True)
     model.train()
     return model
 

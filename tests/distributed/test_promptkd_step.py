@@ -16,6 +16,7 @@ from tests.distributed.harness import (
     write_config,
 )
 from tests.reference import plain_promptkd as reference
+from tests.tiny_experts import save_tiny_experts
 from tests.tiny_models import FAMILIES, STATE_FAMILIES, save_tiny_model
 
 
@@ -30,7 +31,7 @@ def run_reference(
     models = {
         # Experts one by one: torch multiplies groups of matrices in float64 nowhere.
         name: AutoModelForCausalLM.from_pretrained(
-            directory / name, dtype=torch.float64, experts_implementation="eager"
+            directory / name, dtype=torch.float64, experts_implementation="eager", trust_remote_code=True
         ).eval()
         for name in ("teacher", "student")
     }
@@ -110,6 +111,18 @@ def test_other_families_equal_the_reference(
     assert_same_updates(results[0], updates, prompt_update)
     for name, values in losses.items():
         assert results[0]["means"][name] == pytest.approx(values, rel=1e-4), name
+
+
+@pytest.mark.parametrize("gather", ["layer", "model"])
+def test_experts_in_a_list_equal_the_reference(tmp_path: Path, ranks: Any, gather: str) -> None:
+    """Ranks use different ones, and must gather them and reduce their gradients together."""
+    save_tiny_experts(tmp_path / "teacher", seed=1, width=48, padding=16)
+    save_tiny_experts(tmp_path / "student", seed=2, padding=3)
+    batches = make_batches(vocabulary=400)
+    config_file = write_config(tmp_path, model={"trust_remote_code": True}, engine={"gather": gather})
+    results = ranks(2).run(harness.train, config_file=config_file, overrides=[], batches=batches, timeout=120)
+    updates, prompt_update, _ = run_reference(tmp_path, batches, prompt=results[0]["prompt_before"])
+    assert_same_updates(results[0], updates, prompt_update)
 
 
 @pytest.fixture(scope="module")
