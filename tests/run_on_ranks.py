@@ -5,7 +5,6 @@ import os
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext
 from typing import Any
 
 from kd.distributed import World, free_port
@@ -23,7 +22,7 @@ class Ranks:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        context = rank_context()
+        context = multiprocessing.get_context("spawn")
         port = free_port()
         self._connections: list[Connection] = []
         self._processes = []
@@ -73,13 +72,6 @@ class Ranks:
         for process in self._processes:
             process.kill()
             process.join()
-
-
-def rank_context() -> ForkServerContext:
-    """Makes processes that have imported the project already; they get this process's environment of the first call."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kd.train.assemble"])
-    return context
 
 
 def _serve(rank: int, size: int, port: int, connection: Connection) -> None:

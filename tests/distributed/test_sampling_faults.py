@@ -1,5 +1,6 @@
 """Sampling that ends early, late or not at all: every rank gets its responses, or every rank ends."""
 
+import multiprocessing
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from kd.distributed import free_port
 from tests.distributed import generation_jobs as jobs
 from tests.distributed import sampling_fault_jobs as faults
 from tests.distributed.harness import write_config
-from tests.run_on_ranks import Ranks, rank_context
+from tests.run_on_ranks import Ranks
 from tests.tiny_models import save_tiny_model
 
 LAYOUTS = {
@@ -150,7 +151,7 @@ def test_memory_that_really_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_exception_on_one_rank_ends_all(student: Path, layout: str) -> None:
-    context, port = rank_context(), free_port()
+    context, port = multiprocessing.get_context("spawn"), free_port()
     arguments = (port, write_config(student), LAYOUTS[layout], PROMPTS)
     processes = [context.Process(target=faults.fail_alone, args=(rank, *arguments)) for rank in range(2)]
     for process in processes:
