@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.utils import set_z3_leaf_module
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, Cache, PretrainedConfig, PreTrainedModel, masking_utils
@@ -190,6 +189,9 @@ def load_causal_lm(
         if isinstance(module, nn.Dropout) and not keep_dropout:
             module.p = 0.0
         if isinstance(getattr(module, "experts", None), nn.ModuleList):
+            # Imported here: other models need not wait for DeepSpeed.
+            from deepspeed.utils import set_z3_leaf_module
+
             # Ranks run different experts of a list: ZeRO-3 must gather and reduce all of them with their router.
             set_z3_leaf_module(module, True)
     model.train()
