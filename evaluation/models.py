@@ -15,6 +15,7 @@ from kd.data.batch import SequenceBatch, TokenIds
 from kd.distributed import World, on_gpu
 from kd.errors import UserError
 from kd.losses.outputs import Outputs
+from kd.models.adapter_folder import describe_adapter
 from kd.models.causal_lm import DTYPES, CausalLM, load_causal_lm, read_model_config
 from kd.models.soft_prompt import SoftPrompt, response_states
 from kd.models.vocabulary import (
@@ -110,6 +111,8 @@ class ModelSet:
         """
         if not (self.world.is_main and sys.stderr.isatty()):
             logging.disable_progress_bar()
+        for line in describe_adapter(name) if self.world.is_main else ():
+            print(line, file=sys.stderr)
         with self.world.agreed():
             model = load_causal_lm(
                 name,

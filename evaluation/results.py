@@ -14,6 +14,7 @@ from evaluation.generations import Response, generations_directory
 from evaluation.statistics import standard_error
 from kd.errors import UserError
 from kd.files import write_atomically
+from kd.models.adapter_folder import base_of
 
 RESULTS_FILE = "results.json"
 SETTINGS_FILE = "settings.json"
@@ -170,7 +171,9 @@ def describe_weights(name: str) -> dict[str, str]:
     A hash of their content would take as long as loading them.
     """
     directory = Path(name)
-    files = sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")])
+    # An adapter's folder and its base.
+    places = {directory, Path(base_of(name))}
+    files = sorted(path for place in places for kind in ("*.safetensors", "*.bin") for path in place.glob(kind))
     return {
         "model": str(directory.resolve()) if directory.is_dir() else name,
         "weights": digest([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]),

@@ -18,7 +18,8 @@ from transformers.integrations import HfDeepSpeedConfig
 from kd.distributed import on_gpu
 from kd.errors import UserError
 from kd.losses.outputs import UNCHANGED, Head, LogitMap
-from kd.models.checkpoint_files import check_directory, check_quantization, check_tied_head
+from kd.models.adapter_folder import base_of, merge_adapter
+from kd.models.checkpoint_files import check_quantization, check_tied_head
 from kd.models.logits import logit_map
 from kd.zero.config import Json, loading_config, zero_stage
 
@@ -124,17 +125,19 @@ def _known_padding(has_padding: bool) -> Iterator[None]:
 
 
 def read_model_config(name: str, *, trust_remote_code: bool) -> PretrainedConfig:
-    """Read a checkpoint's config.json from a directory or the hub.
+    """Read a checkpoint's config.json from a directory or the hub; that of its base for an adapter's folder.
 
     Raises:
-        UserError: there is none, or it is an adapter or quantized.
+        UserError: there is none, it is quantized, or an adapter cannot be merged.
     """
-    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    base = base_of(name)
+    if base != name:
+        name = f"{base} (base of the adapter {name})"
+    if not Path(base).is_dir() and (base.startswith((".", "/", "~")) or base.count("/") > 1):
         # No hub model has such a name.
         raise UserError(f"model {name}: no such directory; give a from_pretrained directory or a hub name")
-    check_directory(name)
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        config: PretrainedConfig = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -157,7 +160,7 @@ def load_causal_lm(
     """Load a model for training: from the files to this rank's device, under ZeRO-3 directly into partitions.
 
     Args:
-        name: from_pretrained directory or hub name.
+        name: from_pretrained directory, hub name, or an adapter's folder.
         config: its configuration, in which settings change, see `training_settings`.
         deepspeed_config: of the engine that the model will live in.
         keep_dropout: leave dropout probabilities as published, else set all of them to 0.
@@ -175,7 +178,7 @@ def load_causal_lm(
         partitioning = HfDeepSpeedConfig(loading_config(deepspeed_config, dtype=dtype))
     try:
         model = _read_weights(
-            name,
+            base_of(name),
             config=config,
             dtype=dtype,
             device_map=device_map,
@@ -185,6 +188,7 @@ def load_causal_lm(
     finally:
         # transformers partitions whatever is created while this object lives, inference copies included.
         del partitioning
+    merge_adapter(model, name=name)
     for module in model.modules():
         if isinstance(module, nn.Dropout) and not keep_dropout:
             module.p = 0.0

@@ -9,25 +9,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from kd.errors import UserError
 
-_ADAPTER = "adapter_config.json"
-
-
-def check_directory(name: str) -> None:
-    """Refuse a directory with an adapter, which transformers would apply in silence or take for the model.
-
-    Raises:
-        UserError: there is one.
-    """
-    directory = Path(name)
-    if not (directory / _ADAPTER).is_file():
-        return
-    if (directory / "config.json").is_file():
-        raise UserError(f"model {name}: {_ADAPTER} lies beside the model; merge the adapter with peft, or move it away")
-    raise UserError(
-        f"model {name}: expected a model, found an adapter ({_ADAPTER}); merge it into its base model with peft"
-        " (merge_and_unload, then save_pretrained) and give that directory"
-    )
-
 
 def check_quantization(config: PretrainedConfig, *, name: str) -> None:
     """Refuse quantized weights.

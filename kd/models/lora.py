@@ -17,6 +17,7 @@ from kd.errors import UserError
 from kd.zero.residency import gathered
 
 if TYPE_CHECKING:
+    import peft
     from peft.tuners.lora import Linear as AdaptedLinear
 
 ADAPTER = "default"
@@ -46,13 +47,7 @@ def add_adapters(model: PreTrainedModel, settings: LoraConfig, *, section: str, 
         base_model_name_or_path=name,
     )
     try:
-        # Adapters are drawn on the host: the same on all ranks, and in every layout of the weights.
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            torch.manual_seed(seed)
-            # peft warns that GPT-2 stores matrices transposed, which it detects itself, and that the head is tied,
-            # which is refused below where it matters.
-            warnings.simplefilter("ignore", UserWarning)
-            peft.inject_adapter_in_model(wanted, model)
+        inject(model, wanted, seed=seed)
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{section}.targets: {reason[:200]}; name linear layers of {name}, or all-linear") from None
@@ -61,11 +56,28 @@ def add_adapters(model: PreTrainedModel, settings: LoraConfig, *, section: str, 
             raise UserError(f"{section}.targets: embeddings and head cannot be adapted; leave them out")
 
 
+def inject(model: PreTrainedModel, wanted: "peft.LoraConfig", *, seed: int) -> None:
+    """Freeze `model` and put matrices beside the layers that `wanted` names, drawn with `seed`.
+
+    Raises:
+        ValueError: peft finds no such layers, or does not adapt their kind.
+    """
+    import peft
+
+    # Adapters are drawn on the host: the same on all ranks, and in every layout of the weights.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        torch.manual_seed(seed)
+        # peft warns that GPT-2 stores matrices transposed, which it detects itself, and that the head is tied, which
+        # is refused where it matters.
+        warnings.simplefilter("ignore", UserWarning)
+        peft.inject_adapter_in_model(wanted, model)
+
+
 def adapter_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """The trainable matrices by name; none in a model without adapters."""
     return {
         f"{path}.{name}": parameter
-        for path, layer in _adapted_layers(model).items()
+        for path, layer in adapted_layers(model).items()
         for name, parameter in layer.named_parameters()
         if not name.startswith("base_layer.")
     }
@@ -74,7 +86,7 @@ def adapter_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
 @contextmanager
 def adapters_off(model: PreTrainedModel) -> Iterator[None]:
     """The model as it was before it was adapted, without gradient, inside the context."""
-    layers = _adapted_layers(model).values()
+    layers = adapted_layers(model).values()
     for layer in layers:
         layer.enable_adapters(False)
     try:
@@ -105,7 +117,7 @@ class PlainParameter:
         if self.layer is None:
             return self.base.detach()
         update: Tensor = self.layer.get_delta_weight(ADAPTER)
-        return (self.base.detach().float() + update.detach().float()).to(self.base.dtype)
+        return (self.base.detach().float() + update.detach().to(self.base.device).float()).to(self.base.dtype)
 
 
 def plain_parameters(model: PreTrainedModel, *, remove_duplicate: bool = True) -> Iterator[PlainParameter]:
@@ -113,7 +125,7 @@ def plain_parameters(model: PreTrainedModel, *, remove_duplicate: bool = True) -
 
     `remove_duplicate` leaves out the second name of a shared parameter, such as a tied head.
     """
-    layers, adapters = _adapted_layers(model), adapter_parameters(model)
+    layers, adapters = adapted_layers(model), adapter_parameters(model)
     for name, parameter in model.named_parameters(remove_duplicate=remove_duplicate):
         owner, _, leaf = name.rpartition(".")
         path = owner.removesuffix(".base_layer")
@@ -155,7 +167,8 @@ def adapter_writer(model: PreTrainedModel, *, folder: str) -> Callable[[Path], N
     return write
 
 
-def _adapted_layers(model: PreTrainedModel) -> "dict[str, AdaptedLinear]":
+def adapted_layers(model: PreTrainedModel) -> "dict[str, AdaptedLinear]":
+    """The layers with adapters by name; none in a model without adapters."""
     # Set by peft; checked first, so that models without adapters do not import it.
     if not hasattr(model, "peft_config"):
         return {}

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from kd.errors import UserError
+from kd.models.adapter_folder import base_of, merge_adapter
 from kd.models.causal_lm import DTYPES, read_model_config
 from kd.models.vocabulary import load_tokenizer, save_tokenizer
 
@@ -47,11 +48,12 @@ def prune_layers(
     weights = "auto" if dtype is None else DTYPES[dtype]
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            teacher, config=config, dtype=weights, trust_remote_code=trust_remote_code
+            base_of(teacher), config=config, dtype=weights, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"model {teacher}: cannot be loaded ({reason}); expected a causal language model") from None
+    merge_adapter(model, name=teacher)
     before = _describe_size(model, num_layers=num_layers)
     stack = find_layer_stack(model, num_layers=num_layers, name=teacher)
     kept = [model.get_submodule(f"{stack}.{index}") for index in chosen]

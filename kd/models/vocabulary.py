@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig, PreT
 from kd.config.schema import Config
 from kd.distributed import on_gpu
 from kd.errors import UserError
+from kd.models.adapter_folder import base_of, tokenizer_of
 from kd.models.causal_lm import read_model_config
 
 
@@ -45,7 +46,7 @@ def load_tokenizer(
         UserError: none at `name`, it has no end-of-sequence token, or no entry `end_of_sequence`.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_of(name), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -82,7 +83,7 @@ _FILES_WITH_END = ("tokenizer_config.json", "special_tokens_map.json")
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, *, name: str, directory: Path) -> None:
     """Put the tokenizer of `name` into `directory` as it was published, but with its present end-of-sequence token."""
-    source = Path(name)
+    source = Path(tokenizer_of(name))
     files = [path for pattern in _TOKENIZER_FILES for path in source.glob(pattern)] if source.is_dir() else []
     if not files:
         tokenizer.save_pretrained(directory)
@@ -135,7 +136,7 @@ def share_vocabulary(config: Config, *, teacher_slots: int = 0) -> SharedVocabul
 def read_ends(name: str, *, config: PretrainedConfig) -> set[int]:
     """The end tokens of a checkpoint, from generation_config.json, else from config.json, as in `generate`."""
     try:
-        return published_ends(GenerationConfig.from_pretrained(name))
+        return published_ends(GenerationConfig.from_pretrained(base_of(name)))
     except OSError:
         return published_ends(config)
 

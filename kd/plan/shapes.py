@@ -10,6 +10,7 @@ from transformers import AutoConfig, PretrainedConfig
 from kd.config.packaged import find_preset, list_presets
 from kd.errors import UserError
 from kd.methods import load_config
+from kd.models.adapter_folder import base_of
 from kd.models.causal_lm import read_model_config
 
 _RUN_FOLDERS = ("best", "final")
@@ -45,7 +46,8 @@ def has_known_shapes(name: str) -> bool:
 
 
 def _origin(name: str) -> str:
-    """The model whose shapes a model has: itself, or the student of the preset that will write it."""
+    """The model whose shapes a model has: itself, its base, or the student of the preset that will write it."""
+    name = base_of(name)
     while not Path(name).is_dir() and Path(name).name in _RUN_FOLDERS:
         student = _students_of_presets().get(str(Path(name).parent))
         if student is None:

@@ -17,6 +17,7 @@ from kd.distributed import World
 from kd.errors import UserError
 from kd.methods import find_method
 from kd.methods.base import Method, MethodContext
+from kd.models.adapter_folder import describe_adapter
 from kd.models.handle import ModelContext, ModelHandle
 from kd.models.student import Student
 from kd.models.teacher import AdaptedTeacher
@@ -97,7 +98,8 @@ def read_inputs(config: Config, *, world: World) -> Inputs:
         teacher_deepspeed_config(config)
     vocabulary = share_vocabulary(config, teacher_slots=method.teacher_slots(config))
     method.check_files(config)
-    notes = [vocabulary.describe_ends()]
+    adapters = [*describe_adapter(config.model.student), *describe_adapter(config.model.teacher)]
+    notes = [*adapters, vocabulary.describe_ends()]
     references = method.needs(config).references
     train, instructions = _read_train(config, vocabulary=vocabulary, references=references, say=notes.append)
     notes += train.report.lines()

@@ -19,6 +19,7 @@ from kd.distributed import ProcessGroup, World
 from kd.errors import UserError
 from kd.files import read_log, write_atomically
 from kd.methods.seqkd import SeqKDSettings
+from kd.models.adapter_folder import describe_adapter
 from kd.models.causal_lm import CausalLM
 from kd.models.handle import ModelContext
 from kd.models.teacher import Teacher
@@ -87,7 +88,7 @@ def run_on(world: World, config: Config) -> Path:
     if world.from_main(file.is_complete):
         say(f"{path}: is complete")
         return path
-    for line in encoded.report.lines():
+    for line in (*describe_adapter(config.model.teacher), *encoded.report.lines()):
         say(line)
     responses = _write_parts(config, encoded.examples, file=file, vocabulary=vocabulary, world=world, say=say)
     if world.is_main and (num_empty := file.finish(responses)):

@@ -54,10 +54,10 @@ def full_shape(parameter: nn.Parameter) -> torch.Size:
     return shape
 
 
-def gathered(parameters: Sequence[nn.Parameter]) -> deepspeed.zero.GatheredParameters:
-    """Gathered parameters inside the context, for reading only."""
+def gathered(parameters: Sequence[nn.Parameter], *, changed_by: int | None = None) -> deepspeed.zero.GatheredParameters:
+    """Gathered parameters inside the context, for reading only, or with the changes of the rank `changed_by`."""
     partitioned = [parameter for parameter in parameters if not is_gathered(parameter)]
-    return deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned))
+    return deepspeed.zero.GatheredParameters(partitioned, modifier_rank=changed_by, enabled=bool(partitioned))
 
 
 @contextmanager

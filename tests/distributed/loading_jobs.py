@@ -12,6 +12,8 @@ from kd.models.handle import ModelContext
 from kd.models.student import Student
 from kd.models.vocabulary import share_vocabulary
 from kd.zero.recorder import Recorder
+from kd.zero.residency import is_gathered
+from tests.distributed.harness import full_weights
 from tests.peak_memory import watched
 
 
@@ -34,6 +36,20 @@ def peak_bytes_while_loading(world: World, *, model: Path, deepspeed_config: dic
         checksum += float(world.sum_across_ranks(part.clone()))
     assert torch.isfinite(torch.tensor(checksum))
     return {"peak": growth.peak, "kept": kept, "checksum": int(checksum * 1000)}
+
+
+def loaded_weights(world: World, *, model: Path, deepspeed_config: dict[str, object]) -> dict[str, torch.Tensor]:
+    """All weights of a model as it is loaded, gathered, after a check that what ZeRO-3 loads is partitioned."""
+    loaded = load_causal_lm(
+        str(model),
+        config=read_model_config(str(model), trust_remote_code=False),
+        dtype="fp32",
+        deepspeed_config=deepspeed_config,
+        keep_dropout=False,
+        trust_remote_code=False,
+    )
+    assert all(is_gathered(parameter) != bool(deepspeed_config) for parameter in loaded.parameters())
+    return full_weights(loaded)
 
 
 def load_student(world: World, *, config_file: Path) -> str | None:

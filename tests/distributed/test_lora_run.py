@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from tests.distributed import loading_jobs
 from tests.distributed import run_jobs as jobs
-from tests.distributed.harness import write_config
+from tests.distributed.harness import assert_same_updates, write_config
 from tests.distributed.test_lora import STUDENT_LORA, TEACHER_LORA
 from tests.tiny_models import save_tiny_model
 
@@ -100,6 +102,59 @@ def test_the_teachers_adapters_load_on_the_teacher(straight: Path, setting: Path
         assert torch.equal(logits_of(adapted), plain)
     settings = json.loads((straight / "final" / "teacher_adapter" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == str(setting.parent / "teacher")
+
+
+ZERO3 = {
+    "train_micro_batch_size_per_gpu": 1,
+    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, "memory_efficient_linear": False},
+}
+
+
+@pytest.mark.parametrize("settings", [{}, ZERO3], ids=["resident", "partitioned"])
+def test_an_exported_adapter_is_a_model(straight: Path, setting: Path, ranks: Any, settings: dict[str, Any]) -> None:
+    base = AutoModelForCausalLM.from_pretrained(setting.parent / "teacher")
+    merged: Any = peft.PeftModel.from_pretrained(base, straight / "final" / "teacher_adapter")
+    expected = {
+        "adapter": load_file(straight / "final" / "model.safetensors"),
+        "teacher_adapter": dict(merged.merge_and_unload().named_parameters()),
+    }
+    for folder, weights in expected.items():
+        place = straight / "final" / folder
+        for found in ranks(2).run(loading_jobs.loaded_weights, model=place, deepspeed_config=settings):
+            assert found.keys() == weights.keys()
+            for name, value in found.items():
+                torch.testing.assert_close(value, weights[name].detach(), atol=1e-7, rtol=0)
+    published = load_file(setting.parent / "student" / "model.safetensors")
+    assert any((value - published[name]).abs().max() > 1e-3 for name, value in expected["adapter"].items())
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_exported_adapters_are_trained_on(straight: Path, setting: Path, ranks: Any, stage: int) -> None:
+    """As the two merged models are."""
+    final, directory = straight / "final", setting.parent / f"on-adapters-{stage}"
+    base = AutoModelForCausalLM.from_pretrained(setting.parent / "teacher")
+    merged: Any = peft.PeftModel.from_pretrained(base, final / "teacher_adapter")
+    merged.merge_and_unload().save_pretrained(directory / "teacher")
+    for path in (setting.parent / "teacher").glob("*token*"):
+        shutil.copy(path, directory / "teacher")
+    places = {"adapters": (final / "adapter", final / "teacher_adapter"), "merged": (final, directory / "teacher")}
+    weights = {}
+    for name, (student, teacher) in places.items():
+        config = write_config(directory, stage=stage, teacher_stage=stage)
+        engines = yaml.safe_load(config.read_text())["engine"]
+        overrides = ["method=kd", "schedule.steps=1", "optimizer.name=sgd", "optimizer.learning_rate=0.5"]
+        overrides += ["validation.generate=false", f"run.dir={directory / name}"]
+        overrides += [f"model.student={student}", f"model.teacher={teacher}"]
+        overrides += [f"engine.{role}={path}" for role, path in engines.items()]
+        assert ranks(2).run(jobs.run, config_file=setting, overrides=overrides) == [None, None]
+        weights[name] = load_file(directory / name / "final" / "model.safetensors")
+    before = load_file(final / "model.safetensors")
+    updates = {name: value - before[name] for name, value in weights["merged"].items()}
+    assert_same_updates(before, weights["adapters"], updates)
+    log = (directory / "adapters" / "log.txt").read_text()
+    for folder, base_name in (("adapter", "student"), ("teacher_adapter", "teacher")):
+        line = f"{final / folder} is a LoRA adapter, merged into the weights of {setting.parent / base_name}"
+        assert line in " ".join(log.split())
 
 
 @pytest.mark.parametrize("method", OTHER_METHODS)

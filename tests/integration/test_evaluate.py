@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import yaml
+from transformers import AutoModelForCausalLM
 
 from evaluation.generations import sample_responses
 from evaluation.rouge_l import mean_scores
@@ -221,3 +223,25 @@ def test_references_without_a_token_of_rouge_l_are_reported_once(
     assert set(read_results(tmp_path / "both")["benchmarks"]["test"]) >= {"rougeL", "rougeL_unicode"}
     assert main(arguments(model, benchmark, tmp_path / "unicode", "--metrics", "rougeL_unicode")) == 0
     assert "rougeL reads" not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("alone")
+def test_an_adapters_folder_is_evaluated_as_its_merged_model(
+    model: Path, benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base: Any = AutoModelForCausalLM.from_pretrained(model)
+    adapted: Any = peft.get_peft_model(base, peft.LoraConfig(init_lora_weights=False, task_type="CAUSAL_LM"))
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    shutil.copytree(model, tmp_path / "merged")
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    found = {}
+    for name, place in {"adapter": tmp_path / "adapter", "merged": tmp_path / "merged", "base": model}.items():
+        assert main(arguments(place, benchmark, tmp_path / f"out-{name}", "--greedy")) == 0
+        found[name] = contents(tmp_path / f"out-{name}")
+    assert found["adapter"] == found["merged"] != found["base"]
+    line = f"{tmp_path / 'adapter'} is a LoRA adapter, merged into the weights of {model}"
+    assert capsys.readouterr().err.count(line) == 1
+    # Its base belongs to what was evaluated.
+    (model / "model.safetensors").touch()
+    assert main(arguments(tmp_path / "adapter", benchmark, tmp_path / "out-adapter", "--greedy")) == 2
+    assert "was made with weights=" in capsys.readouterr().err

@@ -1,7 +1,9 @@
 """A depth-pruned student is its teacher without the other layers, in every family."""
 
 from pathlib import Path
+from typing import Any
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -160,3 +162,16 @@ def assert_one_error(shown: str, message: str) -> None:
     [line] = shown.splitlines()
     assert line.startswith("error: ")
     assert message in line
+
+
+def test_a_student_of_an_adapters_folder_has_its_merged_layers(llama: Path, tmp_path: Path) -> None:
+    base: Any = AutoModelForCausalLM.from_pretrained(llama)
+    adapted: Any = peft.get_peft_model(base, peft.LoraConfig(init_lora_weights=False, task_type="CAUSAL_LM"))
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    assert prune(tmp_path / "adapter", tmp_path / "student", "--layers", "0,4") == 0
+    merged = adapted.merge_and_unload().state_dict()
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "student").state_dict()
+    for ours, theirs in ((0, 0), (1, 4)):
+        name = "model.layers.{}.self_attn.q_proj.weight"
+        torch.testing.assert_close(student[name.format(ours)], merged[name.format(theirs)], atol=1e-6, rtol=0)
+    assert AutoTokenizer.from_pretrained(tmp_path / "student").get_vocab()

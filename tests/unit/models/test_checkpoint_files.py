@@ -37,18 +37,6 @@ def load(name: Path, *, attention: str = "auto") -> PreTrainedModel:
     )
 
 
-def test_an_adapter_beside_a_model_is_refused(model: Path) -> None:
-    (model / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"adapter_config.json lies beside the model; merge the adapter with peft, or"):
-        load(model)
-
-
-def test_an_adapter_is_no_model(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"expected a model, found an adapter \(adapter_config.json\); merge it"):
-        load(tmp_path)
-
-
 @pytest.mark.parametrize("settings", [{"quant_method": "gptq", "bits": 4}, {"quant_method": "bitsandbytes"}, {"a": 1}])
 def test_quantized_weights_are_refused(model: Path, settings: dict[str, Any]) -> None:
     edit(model / "config.json", quantization_config=settings)
