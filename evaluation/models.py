@@ -146,7 +146,7 @@ def find_models(names: Sequence[str], *, loading: Loading, world: World) -> Mode
         UserError: one cannot be read, or tokenizers differ.
     """
     trust = loading.trust_remote_code
-    configs = {name: read_model_config(name, trust_remote_code=trust) for name in names}
+    configs = {name: read_model_config(name, trust_remote_code=trust, attention=loading.attention) for name in names}
     first, *others = (load_tokenizer(name, trust_remote_code=trust) for name in configs)
     for other in others:
         check_same_entries(other, first)

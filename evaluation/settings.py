@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from kd.config.fields import Count, NonNegativeInt, Section, option
 from kd.config.load import Values
-from kd.config.schema import ColumnRole, Config
+from kd.config.schema import AttentionName, ColumnRole, Config
 from kd.errors import UserError
 
 SOFT_PROMPT_FILE = "soft_prompt.safetensors"
@@ -19,6 +19,7 @@ class Loading(Section):
     """How models are loaded."""
 
     dtype: DtypeName = option("auto", help="precision; auto is the checkpoint's own")
+    attention: AttentionName = option("auto", help="as model.attention in training")
     trust_remote_code: bool = option(False, help="run model code that comes with a checkpoint")
 
 
@@ -92,6 +93,7 @@ def run_values(run: str | Path) -> Values:
         "model.student": student,
         "model.teacher": config.model.teacher,
         "model.trained_prompt": str(final / SOFT_PROMPT_FILE),
+        "model.attention": config.model.attention,
         "model.initial": config.model.student,
         "model.final": str(final),
         "data.template": config.data.template,

@@ -20,6 +20,7 @@ from kd.config.fields import (
 from kd.errors import UserError
 
 ColumnRole = Literal["prompt", "input", "response", "messages"]
+AttentionName = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 SectionType = TypeVar("SectionType", bound=Section)
 
 
@@ -28,8 +29,8 @@ class ModelConfig(Section):
     student: str = required(help="student q_θ: from_pretrained directory or hub name")
     teacher: str | None = option(None, help="teacher p: directory or hub name; null for sft")
     dtype: Literal["bf16", "fp16", "fp32"] = option("bf16", help="weight and activation precision; fp16 needs a GPU")
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = option(
-        "auto", help="attention of both models: auto is what config.json says, else transformers' choice"
+    attention: AttentionName = option(
+        "auto", help="attention of both models, whatever config.json says: auto is sdpa, or eager where it must be"
     )
     student_dropout: bool = option(False, help="keep the student's dropout; the teacher's is 0")
     gradient_checkpointing: bool = option(True, help="recompute activations in the backward pass to save memory")

@@ -124,8 +124,11 @@ def _known_padding(has_padding: bool) -> Iterator[None]:
         masking_utils.fast_all = own
 
 
-def read_model_config(name: str, *, trust_remote_code: bool) -> PretrainedConfig:
+def read_model_config(name: str, *, trust_remote_code: bool, attention: str = "auto") -> PretrainedConfig:
     """Read a checkpoint's config.json from a directory or the hub; that of its base for an adapter's folder.
+
+    Every model that is made of it has `attention`, whatever config.json says: transformers' name of an implementation,
+    or auto for transformers' choice for the family, which is sdpa where it is supported.
 
     Raises:
         UserError: there is none, it is quantized, or an adapter cannot be merged.
@@ -144,7 +147,13 @@ def read_model_config(name: str, *, trust_remote_code: bool) -> PretrainedConfig
             f"model {name}: no readable config.json ({reason[:200]}); give a from_pretrained directory"
         ) from None
     check_quantization(config, name=name)
+    set_attention(config, attention)
     return config
+
+
+def set_attention(config: PretrainedConfig, attention: str) -> None:
+    """Set `model.attention` of what is built from `config`, as in `read_model_config`."""
+    config._attn_implementation = None if attention == "auto" else attention
 
 
 def load_causal_lm(
@@ -155,16 +164,14 @@ def load_causal_lm(
     deepspeed_config: Json,
     keep_dropout: bool,
     trust_remote_code: bool,
-    attention: str = "auto",
 ) -> PreTrainedModel:
     """Load a model for training: from the files to this rank's device, under ZeRO-3 directly into partitions.
 
     Args:
         name: from_pretrained directory, hub name, or an adapter's folder.
-        config: its configuration, in which settings change, see `training_settings`.
+        config: its configuration from `read_model_config`, in which settings change, see `training_settings`.
         deepspeed_config: of the engine that the model will live in.
         keep_dropout: leave dropout probabilities as published, else set all of them to 0.
-        attention: transformers' name of the attention implementation; auto for the model's own.
 
     Raises:
         UserError: the checkpoint cannot be read, does not hold all weights of the model, or holds a head that would be
@@ -183,7 +190,6 @@ def load_causal_lm(
             dtype=dtype,
             device_map=device_map,
             trust_remote_code=trust_remote_code,
-            attention=attention,
         )
     finally:
         # transformers partitions whatever is created while this object lives, inference copies included.
@@ -214,9 +220,7 @@ def _read_weights(
     dtype: str,
     device_map: dict[str, torch.device] | None,
     trust_remote_code: bool,
-    attention: str,
 ) -> PreTrainedModel:
-    choice = {} if attention == "auto" else {"attn_implementation": attention}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
@@ -225,7 +229,6 @@ def _read_weights(
             device_map=device_map,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
-            **choice,
         )
     except ImportError as error:
         reason = " ".join(str(error).split())
@@ -235,7 +238,11 @@ def _read_weights(
         ) from None
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"model {name}: weights cannot be read ({reason[:300]}); expected safetensors files") from None
+        # The attention of its configuration, where the family does not have it.
+        hint = "" if config._attn_implementation is None else ", and a family with this model.attention"
+        raise UserError(
+            f"model {name}: weights cannot be read ({reason[:300]}); expected safetensors files{hint}"
+        ) from None
     model, report = loaded
     # transformers initialises missing weights at random and continues.
     tied = set(getattr(model, "all_tied_weights_keys", {}))

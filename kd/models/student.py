@@ -64,7 +64,9 @@ class Student(TrainedHandle):
         """
         config, settings = context.config, student_deepspeed_config(context.config)
         self.name = config.model.student
-        model_config = read_model_config(self.name, trust_remote_code=config.model.trust_remote_code)
+        model_config = read_model_config(
+            self.name, trust_remote_code=config.model.trust_remote_code, attention=config.model.attention
+        )
         self.published_settings = training_settings(model_config)
         model = load_causal_lm(
             self.name,
@@ -72,7 +74,6 @@ class Student(TrainedHandle):
             dtype=config.model.dtype,
             deepspeed_config=settings,
             keep_dropout=config.model.student_dropout,
-            attention=config.model.attention,
             trust_remote_code=config.model.trust_remote_code,
         )
         if model.generation_config is not None:

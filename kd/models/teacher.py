@@ -154,11 +154,14 @@ def _load_frozen(config: Config) -> PreTrainedModel:
         raise ValueError("a teacher's engine needs model.teacher")
     model = load_causal_lm(
         config.model.teacher,
-        config=read_model_config(config.model.teacher, trust_remote_code=config.model.trust_remote_code),
+        config=read_model_config(
+            config.model.teacher,
+            trust_remote_code=config.model.trust_remote_code,
+            attention=config.model.attention,
+        ),
         dtype=config.model.dtype,
         deepspeed_config=teacher_deepspeed_config(config),
         keep_dropout=False,
-        attention=config.model.attention,
         trust_remote_code=config.model.trust_remote_code,
     )
     model.requires_grad_(False)

@@ -18,7 +18,7 @@ from kd.errors import UserError
 from kd.losses.fused import fused_loss
 from kd.losses.outputs import Head, Outputs, chunk_rows
 from kd.losses.terms import TRAINED, Term, cross_entropy, kl
-from kd.models.causal_lm import DTYPES, enable_checkpointing, set_for_training
+from kd.models.causal_lm import DTYPES, enable_checkpointing, set_attention, set_for_training
 from kd.models.handle import EngineModule
 from kd.models.lora import add_adapters
 from kd.models.soft_prompt import SoftPrompt, response_states
@@ -50,6 +50,7 @@ class FakeModel:
         dtype: str,
         checkpointing: bool,
         trust_remote_code: bool,
+        attention: str = "auto",
         keep_dropout: bool = False,
         lora: LoraConfig | None = None,
     ) -> None:
@@ -60,6 +61,8 @@ class FakeModel:
         """
         self.name = name
         shapes = type(shapes).from_dict(shapes.to_dict())
+        # Flash attention has no kernel for tensors without storage, and takes as little memory as sdpa.
+        set_attention(shapes, "sdpa" if attention == "flash_attention_2" else attention)
         set_for_training(shapes, keep_dropout=keep_dropout)
         with self._fake():
             self.model: PreTrainedModel = AutoModelForCausalLM.from_config(
@@ -160,7 +163,7 @@ class FakeModel:
         try:
             with _FAKE:
                 yield
-        except (RuntimeError, NotImplementedError) as error:
+        except (RuntimeError, NotImplementedError, ValueError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"model {self.name}: its passes cannot be followed by shapes alone ({reason[:200]}); plan with a model"

@@ -52,7 +52,8 @@ class FakeModels:
         settings, lora = config.model, config.student_lora
         name = settings.student if role == "student" else str(settings.teacher)
         is_student = role == "student"
-        key = (role, name, settings.dtype, settings.gradient_checkpointing, settings.student_dropout, lora)
+        passes = (settings.attention, settings.gradient_checkpointing, settings.student_dropout)
+        key = (role, name, settings.dtype, passes, lora)
         if key not in self._models:
             self._models[key] = FakeModel(
                 model_shapes(name, trust_remote_code=settings.trust_remote_code),
@@ -60,6 +61,7 @@ class FakeModels:
                 dtype=settings.dtype,
                 checkpointing=settings.gradient_checkpointing,
                 trust_remote_code=settings.trust_remote_code,
+                attention=settings.attention,
                 keep_dropout=is_student and settings.student_dropout,
                 lora=lora if is_student and lora.is_on else None,
             )

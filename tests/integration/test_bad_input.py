@@ -1,5 +1,6 @@
 """What a user can get wrong ends in one line and exit code 2, on every rank."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -96,6 +97,10 @@ def uneven_batch(directory: Path) -> Path:
     return write_tiny_config(directory, schedule={"global_batch": 5, "micro_batch": 2})
 
 
+def flash_attention_without_its_package(directory: Path) -> Path:
+    return write_tiny_config(directory, model={"attention": "flash_attention_2"})
+
+
 BAD_INPUTS = (
     (missing_data_file, ["train.jsonl", "cannot be read"]),
     (broken_json, ["train.jsonl:7", "JSON"]),
@@ -107,6 +112,7 @@ BAD_INPUTS = (
     (run_dir_is_a_file, ["run.dir", "cannot be written"]),
     (missing_teacher, ["nowhere", "no such directory"]),
     (teacher_without_config, ["empty", "config.json"]),
+    (flash_attention_without_its_package, ["student", "a package is missing", "or set model.attention=sdpa"]),
     (uneven_batch, ["schedule.global_batch=5", "schedule.micro_batch=2"]),
 )
 
@@ -114,10 +120,20 @@ BAD_INPUTS = (
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize(("spoil", "messages"), BAD_INPUTS, ids=[spoil.__name__ for spoil, _ in BAD_INPUTS])
 def test_bad_input_is_one_line(spoil: Any, messages: list[str], tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if spoil is flash_attention_without_its_package and importlib.util.find_spec("flash_attn") is not None:
+        pytest.skip("flash attention is installed")
     config = spoil(tiny)
     capsys.readouterr()
     assert train(["--config", str(config)]) == 2
     assert_one_error(capsys.readouterr().err, *messages)
+
+
+@pytest.mark.usefixtures("alone")
+def test_attention_of_a_config_json_that_is_not_installed_is_ignored(tiny: Path) -> None:
+    for name in ("teacher", "student"):
+        path = tiny / name / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"attn_implementation": "flash_attention_2"}))
+    assert train(["--config", str(write_tiny_config(tiny))]) == 0
 
 
 @pytest.mark.usefixtures("alone")
