@@ -19,8 +19,9 @@ from kd.distributed import on_gpu
 from kd.errors import UserError
 from kd.losses.outputs import UNCHANGED, Head, LogitMap
 from kd.models.adapter_folder import base_of, merge_adapter
-from kd.models.checkpoint_files import check_quantization, check_tied_head
+from kd.models.checkpoint_files import check_tied_head
 from kd.models.logits import logit_map
+from kd.models.quantization import check_quantization, check_unquantized, is_quantized, settle_quantized
 from kd.zero.config import Json, loading_config, zero_stage
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -131,7 +132,7 @@ def read_model_config(name: str, *, trust_remote_code: bool, attention: str = "a
     or auto for transformers' choice for the family, which is sdpa where it is supported.
 
     Raises:
-        UserError: there is none, it is quantized, or an adapter cannot be merged.
+        UserError: there is none, it is quantized in a way that is not supported, or an adapter cannot be merged.
     """
     base = base_of(name)
     if base != name:
@@ -146,7 +147,9 @@ def read_model_config(name: str, *, trust_remote_code: bool, attention: str = "a
         raise UserError(
             f"model {name}: no readable config.json ({reason[:200]}); give a from_pretrained directory"
         ) from None
-    check_quantization(config, name=name)
+    check_quantization(config, name=name, place=base)
+    if base != name:
+        check_unquantized(config, name=name, reason="an adapter's update cannot be added to quantized weights")
     set_attention(config, attention)
     return config
 
@@ -195,6 +198,8 @@ def load_causal_lm(
         # transformers partitions whatever is created while this object lives, inference copies included.
         del partitioning
     merge_adapter(model, name=name)
+    if is_quantized(config):
+        settle_quantized(model, dtype=DTYPES[dtype], name=name)
     for module in model.modules():
         if isinstance(module, nn.Dropout) and not keep_dropout:
             module.p = 0.0

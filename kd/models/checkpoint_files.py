@@ -5,24 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from kd.errors import UserError
-
-
-def check_quantization(config: PretrainedConfig, *, name: str) -> None:
-    """Refuse quantized weights.
-
-    Raises:
-        UserError: config.json says that they are.
-    """
-    settings: Any = getattr(config, "quantization_config", None)
-    if settings is not None:
-        values = settings if isinstance(settings, dict) else settings.to_dict()
-        raise UserError(
-            f"model {name}: its config.json has a quantization_config ({values.get('quant_method', 'unknown method')});"
-            " quantized models are not supported; give the checkpoint that it was made from"
-        )
 
 
 def check_tied_head(model: PreTrainedModel, *, name: str) -> None:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from kd.errors import UserError
 from kd.models.adapter_folder import base_of, merge_adapter
 from kd.models.causal_lm import DTYPES, read_model_config
+from kd.models.quantization import check_unquantized
 from kd.models.vocabulary import load_tokenizer, save_tokenizer
 
 # Lists in a configuration that may have as many entries as there are layers and mean something else.
@@ -39,6 +40,7 @@ def prune_layers(
     if out.exists():
         raise UserError(f"--out {out}: exists already; remove it or choose another directory")
     config = read_model_config(teacher, trust_remote_code=trust_remote_code)
+    check_unquantized(config, name=teacher, reason="a student of some of its layers would be trained")
     num_layers = getattr(config, "num_hidden_layers", None)
     if not isinstance(num_layers, int):
         raise UserError(f"model {teacher}: config.json has no number of layers; only decoder-only models can be pruned")

@@ -17,6 +17,7 @@ from kd.losses.outputs import Head, Outputs
 from kd.models.causal_lm import CausalLM, enable_checkpointing, load_causal_lm, read_model_config
 from kd.models.handle import EngineModule, Loss, ModelContext, ModelHandle, TrainedHandle
 from kd.models.lora import adapter_parameters, adapter_writer, adapters_off, add_adapters
+from kd.models.quantization import check_unquantized
 from kd.models.soft_prompt import (
     FILE_NAME,
     SoftPrompt,
@@ -134,8 +135,10 @@ class LoraTeacher(AdaptedTeacher):
         Raises:
             UserError: the DeepSpeed JSON, the checkpoint or the adapted layers' names cannot be used.
         """
-        config = context.config
-        model, name = _load_frozen(config), str(config.model.teacher)
+        config, name = context.config, str(context.config.model.teacher)
+        published = read_model_config(name, trust_remote_code=config.model.trust_remote_code)
+        check_unquantized(published, name=name, reason="adapters beside quantized weights are not supported")
+        model = _load_frozen(config)
         add_adapters(model, lora, section="teacher_lora", name=name, seed=config.run.seed)
         for parameter in adapter_parameters(model).values():
             # As with a soft prompt: fp32 beside bf16 weights, half precision for fp16's loss scale.

@@ -13,6 +13,7 @@ from kd.distributed import on_gpu
 from kd.errors import UserError
 from kd.models.adapter_folder import base_of, tokenizer_of
 from kd.models.causal_lm import read_model_config
+from kd.models.quantization import check_quantized_teacher, check_unquantized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +111,13 @@ def share_vocabulary(config: Config, *, teacher_slots: int = 0) -> SharedVocabul
 
     Raises:
         UserError: tokenizers that differ, a vocabulary that a model does not cover, sequences
-            longer than a model's positions, or a precision that the device lacks.
+            longer than a model's positions, weights quantized where they cannot be, or a precision that the device
+            lacks.
     """
     check_dtype(config.model.dtype)
     trust = config.model.trust_remote_code
     student = read_model_config(config.model.student, trust_remote_code=trust)
+    check_unquantized(student, name=config.model.student, reason="the student's weights are trained")
     end = config.data.end_of_sequence
     tokenizer = load_tokenizer(config.model.student, trust_remote_code=trust, end_of_sequence=end)
     size = vocabulary_size(tokenizer)
@@ -122,6 +125,7 @@ def share_vocabulary(config: Config, *, teacher_slots: int = 0) -> SharedVocabul
     check_model(student, name=config.model.student, vocabulary=size, longest=config.data.max_sequence_tokens)
     if config.model.teacher is not None:
         teacher = read_model_config(config.model.teacher, trust_remote_code=trust)
+        check_quantized_teacher(teacher, config=config)
         longest = config.data.max_sequence_tokens + teacher_slots
         check_model(teacher, name=config.model.teacher, vocabulary=size, longest=longest)
         check_same_entries(

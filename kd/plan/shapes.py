@@ -12,6 +12,7 @@ from kd.errors import UserError
 from kd.methods import load_config
 from kd.models.adapter_folder import base_of
 from kd.models.causal_lm import read_model_config
+from kd.models.quantization import check_unquantized
 
 _RUN_FOLDERS = ("best", "final")
 
@@ -36,7 +37,9 @@ def model_shapes(name: str, *, trust_remote_code: bool) -> PretrainedConfig:
                 f"model {origin}: no such directory yet, and no preset writes it; name the model that it will be made"
                 " from, such as model.student=facebook/opt-1.3b"
             )
-    return read_model_config(origin, trust_remote_code=trust_remote_code)
+    config = read_model_config(origin, trust_remote_code=trust_remote_code)
+    check_unquantized(config, name=origin, reason="a plan counts weights of model.dtype, an upper bound")
+    return config
 
 
 def has_known_shapes(name: str) -> bool:

@@ -46,14 +46,6 @@ def load(name: Path, *, attention: str = "auto") -> PreTrainedModel:
     )
 
 
-@pytest.mark.parametrize("settings", [{"quant_method": "gptq", "bits": 4}, {"quant_method": "bitsandbytes"}, {"a": 1}])
-def test_quantized_weights_are_refused(model: Path, settings: dict[str, Any]) -> None:
-    edit(model / "config.json", quantization_config=settings)
-    method = settings.get("quant_method", "unknown method")
-    with pytest.raises(UserError, match=rf"has a quantization_config \({method}\); quantized models are not supported"):
-        load(model)
-
-
 def test_a_head_that_tying_would_lose_is_refused(tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path / "tied", "gpt2", seed=1)
     path = model / "model.safetensors"
