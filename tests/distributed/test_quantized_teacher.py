@@ -13,6 +13,7 @@ from evaluation.scoring import COMMAND, evaluate_model
 from kd.distributed import World
 from kd.errors import UserError
 from kd.models.causal_lm import load_causal_lm, read_model_config
+from kd.models.handle import EngineModule
 from tests.distributed import generate_jobs, harness, loading_jobs
 from tests.distributed.harness import assert_same_updates, make_batches, write_config
 from tests.distributed.test_lora import TEACHER_LORA
@@ -86,6 +87,12 @@ def test_the_weights_are_still_quantized(pair: Path) -> None:
     kinds = {name: parameter.dtype for name, parameter in model.named_parameters()}
     assert kinds.pop("model.layers.0.mlp.up_proj.weight") in (torch.uint8, torch.int8)
     assert kinds["lm_head.weight"] == kinds["model.embed_tokens.weight"] == kinds["model.norm.weight"] == torch.bfloat16
+    ids = torch.arange(1, 20)[None]
+    before = model(ids).logits.float()
+    # DeepSpeed casts and moves modules.
+    EngineModule(model).half().to("cpu")
+    assert model.lm_head.weight.dtype == torch.float16
+    torch.testing.assert_close(model(ids).logits.float(), before, atol=0.05 * float(before.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize("stage", [0, 3])
