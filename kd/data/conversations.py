@@ -12,9 +12,16 @@ _ROLES = {
     "human": "user",
     "assistant": "assistant",
     "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
     "model": "assistant",
 }
 """Names of roles in `messages` and in `conversations`, and what chat templates call them."""
+_LEARNT_ALIKE = ("weight", "train")
+"""Keys that say whether a message is learnt."""
+_NOT_SHOWN = ("tool_calls", "tool_call_id", "function_call", "reasoning_content", "thinking", "images")
+"""Keys with parts of a message that neither a prompt nor a response would have."""
 
 
 class Turn(NamedTuple):
@@ -25,8 +32,8 @@ class Turn(NamedTuple):
     content: str
 
 
-def read_turns(row: Row, name: str) -> tuple[Turn, ...]:
-    """The turns of a column: a list of {role, content} or {from, value}.
+def read_turns(row: Row, name: str, *, system: str = "") -> tuple[Turn, ...]:
+    """The turns of a column: a list of {role, content} or {from, value}; `system` is a system turn before them.
 
     Raises:
         UserError: another form, an unknown role, content that is not text, or roles that do not alternate.
@@ -41,6 +48,8 @@ def read_turns(row: Row, name: str) -> tuple[Turn, ...]:
     if turns[0] == Turn("system", ""):
         # Many data sets have an empty system prompt.
         turns = turns[1:]
+    if system.strip():
+        turns = (Turn("system", system), *turns)
     has_system = bool(turns) and turns[0].role == "system"
     talk = [turn.role for turn in (turns[1:] if has_system else turns)]
     expected = [("user", "assistant")[number % 2] for number in range(len(talk))]
@@ -57,17 +66,33 @@ def _read_turn(value: object, *, where: str) -> Turn:
         raise UserError(f"{where}: expected an object with `role` and `content`, found {kind_of(value)}; correct it")
     role_key, content_key = ("role", "content") if "role" in value else ("from", "value")
     name, content = value.get(role_key), value.get(content_key)
-    if name not in _ROLES:
+    if not isinstance(name, str) or name not in _ROLES:
+        found = repr(name) if isinstance(name, str) else kind_of(name)
         raise UserError(
-            f"{where}: expected `role` to be system, user or assistant (or `from` to be human or gpt), found {name!r};"
+            f"{where}: expected `role` to be system, user or assistant (or `from` to be human or gpt), found {found};"
             " remove the row"
         )
+    _check_keys(value, where=where)
+    fields = dict(value)
     if isinstance(content, list):
-        content = "".join(_part_text(part, where=where) for part in content)
+        fields[content_key] = "".join(_part_text(part, where=where) for part in content)
     role = _ROLES[name]
     blank: Literal["refused", "allowed"] = "allowed" if role == "system" else "refused"
-    text = Row(source=where, fields={content_key: content}).text(content_key, blank=blank)
+    text = Row(source=where, fields=fields).text(content_key, blank=blank)
     return Turn(role, text if text.strip() else "")
+
+
+def _check_keys(message: Mapping[str, object], *, where: str) -> None:
+    """Refuse a message of which a part, or its weight, would be lost."""
+    for key in _NOT_SHOWN:
+        if message.get(key):
+            raise UserError(f"{where}: `{key}` is not supported, only text in `content`; move it there, or remove it")
+    for key in _LEARNT_ALIKE:
+        if message.get(key) not in (None, 1):
+            raise UserError(
+                f"{where}: `{key}` is {message[key]!r}, which is not supported (data.turns says which messages are"
+                " learnt); remove it"
+            )
 
 
 def _part_text(part: object, *, where: str) -> str:

@@ -104,7 +104,8 @@ def single_turn(instruction: Instruction, *, template: str) -> Turn:
 def _load_jinja(path: Path) -> Template:
     """The user's Jinja2 file with the variables `instruction` and `input`, or `messages`."""
     try:
-        text = path.read_text(encoding="utf-8")
+        # A byte order mark would begin every prompt.
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(
             f"data.template {path}: cannot be read ({error.strerror}); expected alpaca, chat or a Jinja file"

@@ -7,6 +7,7 @@ from typing import Any
 from safetensors import safe_open
 from transformers import PretrainedConfig, PreTrainedModel
 
+from kd.data.files import one_line
 from kd.errors import UserError
 
 _ADAPTER = "adapter_config.json"
@@ -27,6 +28,19 @@ def check_directory(name: str) -> None:
         f"model {name}: expected a model, found an adapter ({_ADAPTER}); merge it into its base model with peft"
         " (merge_and_unload, then save_pretrained) and give that directory"
     )
+
+
+def find_broken_json(name: str, *files: str) -> str | None:
+    """What is wrong with the first of a directory's JSON files that is broken; None if all are objects or not there."""
+    for path in (Path(name) / file for file in files):
+        if path.is_file():
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError, RecursionError) as error:
+                return f"{path.name} is not valid JSON: {one_line(error)}"
+            if not isinstance(content, dict):
+                return f"{path.name} is not a JSON object"
+    return None
 
 
 def check_quantization(config: PretrainedConfig, *, name: str) -> None:

@@ -143,7 +143,7 @@ def test_bad_json_lines_are_named_by_file_and_line(content: bytes, message: str,
         ("rows.jsonl.gz", GOOD, "{path}: not a valid gzip file"),
         ("rows.jsonl", GOOD + b'{"instruction": ' + b"9" * 5000 + b"}\n", "{path}:2: not readable as JSON"),
         ("rows.jsonl", b"[" * 100_000 + b"]" * 100_000, "{path}:1: lists or objects are nested too deeply"),
-        ("rows.jsonl", b'{"instruction": "\x00"}\n', "{path}:1: not valid JSON"),
+        ("rows.jsonl", b'{"instruction": "\x00"}\n', "{path}:1: holds a NUL byte"),
     ],
 )
 def test_other_bad_files_are_refused(name: str, content: bytes, message: str, tmp_path: Path) -> None:

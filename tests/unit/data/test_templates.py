@@ -54,7 +54,8 @@ def test_chat_without_a_chat_template_is_refused(tokenizer: PreTrainedTokenizerB
 
 def test_a_chat_template_that_refuses_a_row_names_the_row(chat_tokenizer: PreTrainedTokenizerBase) -> None:
     chat_tokenizer.chat_template = (
-        "{% if 'Sort' in messages[-1].content %}{{ raise_exception('cannot\\nsort') }}{% endif %}[user]"
+        "{% if 'Sort' in messages[-1].content %}{{ raise_exception('cannot\\nsort') }}{% endif %}"
+        "{{ messages[-1].content }}"
     )
     template = load_template("chat", tokenizer=chat_tokenizer)
     with pytest.raises(UserError, match=r"rows.jsonl:3: the tokenizer's chat template failed \(cannot sort\)"):
@@ -188,12 +189,12 @@ def test_one_of_several_named_templates(chat_tokenizer: PreTrainedTokenizerBase)
 
 
 def test_the_date_of_a_template_is_the_same_every_day(chat_tokenizer: PreTrainedTokenizerBase) -> None:
-    form = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}"
+    form = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}{{ messages[-1].content }}"
     template, said = load_chat(chat_tokenizer, form)
-    assert template(TALK) == "26 Jul 2024"
+    assert template(TALK) == "26 Jul 2024And 4?"
     assert said[0].startswith("the chat template reads the date, which is 2024-07-26 for all prompts; set date_string")
     template, said = load_chat(chat_tokenizer, form, options={"date_string": "1 May 2020"})
-    assert template(TALK) == "1 May 2020"
+    assert template(TALK) == "1 May 2020And 4?"
     assert not any("date" in line for line in said)
     with pytest.raises(UserError, match="reads the date in a way that cannot be pinned; set date_string"):
         load_chat(chat_tokenizer, "{% set form = '%Y' %}{{ strftime_now(form) }}")
