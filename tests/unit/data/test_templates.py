@@ -62,9 +62,37 @@ def test_a_chat_template_that_refuses_a_row_names_the_row(chat_tokenizer: PreTra
         template(instruction("Sort."))
 
 
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [
+        ("{% if messages|length > 1 %}{{ '{1}'.format('a') }}{% endif %}", "out of range"),
+        ("{% if messages|length > 1 %}{{ missing.part }}{% endif %}", "'missing' is undefined"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{% if messages|length > 1 %}{{ f() }}{% endif %}", "recursion"),
+    ],
+)
+def test_a_chat_template_that_fails_on_a_later_row_is_one_line(
+    form: str, reason: str, chat_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    template, _ = load_chat(chat_tokenizer, form + "{{ messages[-1].content }}")
+    assert template(instruction("Sort.")) == "Sort."
+    with pytest.raises(UserError, match=f"rows.jsonl:3: the tokenizer's chat template failed .*{reason}"):
+        template(PLAIN_TALK)
+
+
+def test_a_chat_template_that_leaves_out_the_request_is_refused(chat_tokenizer: PreTrainedTokenizerBase) -> None:
+    message = "chat template leaves out or changes the last user turn"
+    with pytest.raises(UserError, match=f"data.template is chat: .*{message}"):
+        load_chat(chat_tokenizer, "{{ messages[0].role }}")
+    template, _ = load_chat(chat_tokenizer, "{{ messages[0].content | trim }}")
+    assert template(instruction(" Sort.\n")) == "Sort."
+    with pytest.raises(UserError, match=f"rows.jsonl:3: .*{message}"):
+        template(PLAIN_TALK)
+
+
 def test_a_jinja_file_keeps_every_newline(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     path = tmp_path / "mine.jinja"
-    path.write_text("\nQ: {{ instruction }}{% if input %} ({{ input }}){% endif %}\nA: \n\n")
+    # A byte order mark is no part of the prompt.
+    path.write_text("\ufeff\nQ: {{ instruction }}{% if input %} ({{ input }}){% endif %}\nA: \n\n")
     template = load_template(str(path), tokenizer=tokenizer)
     assert template(instruction("Why <b>?", input="x")) == "\nQ: Why <b>? (x)\nA: \n\n"
     assert template(instruction("Why?")) == "\nQ: Why?\nA: \n\n"
