@@ -45,7 +45,11 @@ def begin(directory: Path, *overrides: str, rows: Sequence[Example]) -> Response
         ("run.seed=42", ["a", "c"], "was started with other prompts, so the content of data.train or of the template"),
         ("run.seed=42", ["b", "a"], "was started with other prompts"),
         ("run.seed=42", ["a"], "was started with other prompts"),
-        ("data.columns={prompt: q}", ["a", "b"], "was started with data.columns=None, now it is {'prompt': 'q'}; rest"),
+        (
+            "data.columns={prompt: q}",
+            ["a", "b"],
+            "was started with data.columns=None, now it is {'prompt': 'q'}; restore it",
+        ),
         ("data.template_options={a: 2024-07-26}", ["a", "b"], "was started with data.template_options=None, now it is"),
         ("data.turns=all", ["a", "b"], "was started with data.turns=last, now it is all"),
     ],

@@ -84,18 +84,17 @@ def test_rows_are_read_with_the_columns_of_the_evaluation(tmp_path: Path) -> Non
     rows.write_text('{"q": "Add.", "r": "3", "instruction": "no", "output": "no"}\n')
     write_generations(generations_file(tmp_path, benchmark="b", seed=1), [generation(0, reference="3")])
 
-    def read(**entry: Any) -> list[Comparison]:
+    def read(given: Any, **entry: Any) -> list[Comparison]:
         (tmp_path / "results.json").write_text(json.dumps({"benchmarks": {"b": {"source": str(rows)} | entry}}))
         every: dict[str, Any] = {"seeds": None, "num_rows": None, "orders": ("model_first",)}
         return list(read_comparisons("m", tmp_path, benchmark="b", source=str(rows), columns=given, **every))
 
     columns = {"prompt": "q", "response": "r"}
     for given, entry in ((None, {"columns": columns}), (columns, {}), (columns, {"columns": {"prompt": "r"}})):
-        (found,) = read(**entry)
+        (found,) = read(given, **entry)
         assert found.prompt.startswith("### Instruction:\nAdd.\n")
-    given = None
     with pytest.raises(UserError, match="row 0 is not that of"):
-        read()
+        read(None)
     argv = ["--judge", "m", "--evaluation", "a=b", "--out", "o", "--columns", "{prompt: q, response: r}"]
     assert COMMAND.read(argv).columns == columns
 
