@@ -92,8 +92,8 @@ def read_rows(source: str) -> list[Row]:
         return _make_rows(read_records(path), source=source)
     if exists or not _HUB_NAME.fullmatch(source):
         raise UserError(
-            f"{source}: expected a {FILE_KINDS} file, a directory of them, or a hub name org/name[:split]; give one of"
-            " them"
+            f"{source or repr(source)}: expected a {FILE_KINDS} file, a directory of them, or a hub name"
+            " org/name[:split]; give one of them"
         )
     name, _, split = source.partition(":")
     split = split or "train"

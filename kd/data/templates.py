@@ -112,6 +112,11 @@ def _load_jinja(path: Path) -> Template:
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"data.template {path}: not valid UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except ValueError as error:
+        # A path with a NUL character.
+        raise UserError(
+            f"data.template {path}: cannot be read ({error}); expected alpaca, chat or a Jinja file"
+        ) from None
     # A template may come with another person's configuration: the sandbox keeps it from reaching Python.
     environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     try:

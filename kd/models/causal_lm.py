@@ -1,12 +1,12 @@
 """A family-agnostic view of a Hugging Face causal language model: embeddings in, hidden states out, a linear head."""
 
 import inspect
+import os
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -129,7 +129,7 @@ def read_model_config(name: str, *, trust_remote_code: bool) -> PretrainedConfig
     Raises:
         UserError: there is none, or it is an adapter or quantized.
     """
-    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    if not os.path.isdir(name) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         # No hub model has such a name.
         raise UserError(f"model {name}: no such directory; give a from_pretrained directory or a hub name")
     check_directory(name)

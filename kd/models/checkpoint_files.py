@@ -1,6 +1,7 @@
 """What lies in a model's directory, where transformers would guess in silence or fail without a clear line."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ def check_directory(name: str) -> None:
         UserError: there is one.
     """
     directory = Path(name)
-    if not (directory / _ADAPTER).is_file():
+    # Unlike Path's methods, os.path has no error for names that the system refuses.
+    if not os.path.isfile(directory / _ADAPTER):
         return
     if (directory / "config.json").is_file():
         raise UserError(f"model {name}: {_ADAPTER} lies beside the model; merge the adapter with peft, or move it away")
@@ -33,7 +35,7 @@ def check_directory(name: str) -> None:
 def find_broken_json(name: str, *files: str) -> str | None:
     """What is wrong with the first of a directory's JSON files that is broken; None if all are objects or not there."""
     for path in (Path(name) / file for file in files):
-        if path.is_file():
+        if os.path.isfile(path):
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError, RecursionError) as error:

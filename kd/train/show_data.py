@@ -19,8 +19,10 @@ def show_data(config: Config, *, num_rows: int) -> None:
     """Print the first rows: prompt, response and end token in colour, with a bar between tokens.
 
     Raises:
-        UserError: data.train is not set or cannot be read, or the tokenizer cannot.
+        UserError: data.train is not set or cannot be read, or the tokenizer cannot; no row to show.
     """
+    if num_rows < 1:
+        raise UserError(f"--rows {num_rows}: expected a number of rows; give at least 1")
     if config.data.train is None:
         raise UserError("data.train is not set; show-data shows its rows")
     tokenizer = load_tokenizer(

@@ -69,3 +69,26 @@ def test_a_broken_row_and_a_broken_tokenizer_are_one_line(config: Path, capsys: 
     assert main(["show-data", "--config", str(config)]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert "tokenizer_config.json is not valid JSON" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rows", "0"], "--rows 0: expected a number of rows; give at least 1"),
+        (["model.student=" + "a" * 300], ": cannot be read ("),
+        (["data.train=''"], "'': expected a .jsonl"),
+    ],
+)
+def test_arguments_without_a_meaning_are_one_line(
+    arguments: list[str], message: str, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["show-data", "--config", str(config), *arguments]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0"])
+def test_a_configuration_that_cannot_be_a_file_is_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show-data", "--config", name]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "cannot be read (no such file or preset)" in line

@@ -48,7 +48,7 @@ def begin(directory: Path, *overrides: str, rows: Sequence[Example]) -> Response
         (
             "data.columns={prompt: q}",
             ["a", "b"],
-            "was started with data.columns=None, now it is {'prompt': 'q'}; restore it",
+            "was started with data.columns=None, now it is {'prompt': 'q'}",
         ),
         ("data.template_options={a: 2024-07-26}", ["a", "b"], "was started with data.template_options=None, now it is"),
         ("data.turns=all", ["a", "b"], "was started with data.turns=last, now it is all"),

@@ -136,6 +136,12 @@ def test_a_jinja_file_that_fails_on_a_row_names_file_and_row(
         template(instruction("Sort."))
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "a\0"])
+def test_a_name_that_no_file_can_have_is_refused(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(UserError, match="cannot be read .*expected alpaca, chat or a Jinja file"):
+        load_template(name, tokenizer=tokenizer)
+
+
 def test_a_missing_jinja_file_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(
         UserError, match="data.template alpacca: cannot be read .*expected alpaca, chat or a Jinja file"
