@@ -90,7 +90,7 @@ def _check_keys(message: Mapping[str, object], *, where: str) -> None:
     for key in _LEARNT_ALIKE:
         if message.get(key) not in (None, 1):
             raise UserError(
-                f"{where}: `{key}` is {message[key]!r}, which is not supported (data.turns says which messages are"
+                f"{where}: `{key}` is {message[key]!r:.20}, which is not supported (data.turns says which messages are"
                 " learnt); remove it"
             )
 
@@ -98,5 +98,5 @@ def _check_keys(message: Mapping[str, object], *, where: str) -> None:
 def _part_text(part: object, *, where: str) -> str:
     if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
-    kind = part.get("type") if isinstance(part, Mapping) else kind_of(part)
-    raise UserError(f"{where}: expected parts of type text, found {kind!r}; only text is supported")
+    kind = repr(part.get("type")) if isinstance(part, Mapping) else kind_of(part)
+    raise UserError(f"{where}: expected parts of type text with a text, found {kind:.40}; only text is supported")

@@ -71,7 +71,24 @@ def read_saved(path: Path) -> Records:
     if isinstance(found, datasets.DatasetDict):
         splits = ", ".join(str(path / name) for name in found)
         raise UserError(f"{path}: expected one data set, found several splits; give one of {splits}")
-    return enumerate(found, start=1)
+    return number_rows(found, source=str(path))
+
+
+def number_rows(rows: Iterable[object], *, source: str) -> Records:
+    """The rows of a data set of `datasets`, which decodes them one by one.
+
+    Raises:
+        UserError: a row cannot be decoded.
+    """
+    number = 0
+    try:
+        for number, row in enumerate(rows, start=1):
+            yield number, row
+    except (OSError, ValueError, ImportError, OverflowError) as error:
+        # A damaged image, text that is not UTF-8, no package for sound, a date that Python does not have.
+        raise UserError(
+            f"{source}:{number + 1}: cannot be decoded ({one_line(error)[:200]}); correct or remove that column"
+        ) from None
 
 
 def one_line(error: Exception) -> str:

@@ -103,19 +103,20 @@ def _find_columns(rows: Sequence[Row], names: set[str], *, columns: Mapping[Colu
             f" {_list(names)}; rename it, or set data.columns"
         )
     if not columns:
-        _refuse_lost_columns(rows, found)
+        _refuse_lost_columns(rows, names, found)
     return found
 
 
-def _refuse_lost_columns(rows: Sequence[Row], found: Mapping[ColumnRole, str]) -> None:
+def _refuse_lost_columns(rows: Sequence[Row], names: set[str], found: Mapping[ColumnRole, str]) -> None:
     """Refuse a column that models should probably see, but that no role reads; data.columns may leave it out."""
-    lost = dict.fromkeys(_UNSUPPORTED, "part of the conversation")
+    parts = dict.fromkeys(_UNSUPPORTED, "part of the conversation")
     for role in () if "messages" in found else set(_NAMES) - set(found):
-        lost |= dict.fromkeys((*_NAMES[role], *_SIMILAR.get(role, ())), f"the {role}")
-    for row in rows:
-        for name, value in row.fields.items():
-            part = lost.get(name.strip().lower())
-            if part is not None and name not in found.values() and isinstance(value, str | list | dict) and value:
+        parts |= dict.fromkeys((*_NAMES[role], *_SIMILAR.get(role, ())), f"the {role}")
+    lost = {name: parts[usual] for name in names - set(found.values()) if (usual := name.strip().lower()) in parts}
+    for row in rows if lost else ():
+        for name, part in sorted(lost.items()):
+            value = row.fields.get(name)
+            if isinstance(value, str | list | dict) and value:
                 chosen = ", ".join(f"{role}: {used}" for role, used in found.items())
                 raise UserError(
                     f"{row.source}: the column `{name}` may be {part}, but would not be read; set"

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kd.data.files import FILE_KINDS, Records, file_kind, one_line, read_json_lines_records, read_records, read_saved
+from kd.data.files import (
+    FILE_KINDS,
+    Records,
+    file_kind,
+    number_rows,
+    one_line,
+    read_json_lines_records,
+    read_records,
+    read_saved,
+)
 from kd.errors import UserError
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:.+)?")
@@ -97,7 +106,8 @@ def read_rows(source: str) -> list[Row]:
         )
     name, _, split = source.partition(":")
     split = split or "train"
-    return _make_rows(enumerate(_read_hub(name, split=split), start=1), source=f"{name}:{split}")
+    source = f"{name}:{split}"
+    return _make_rows(number_rows(_read_hub(name, split=split), source=source), source=source)
 
 
 def read_json_lines(path: Path) -> list[Row]:

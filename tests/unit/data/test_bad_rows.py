@@ -257,6 +257,21 @@ def test_a_broken_saved_data_set(file: str, content: str | None, reason: str, tm
     assert refusal(saved).startswith(f"saved: not a readable data set of datasets ({reason}")
 
 
+@pytest.mark.parametrize(
+    ("name", "column", "message"),
+    [
+        ("image", pyarrow.array([{"bytes": b"x", "path": None}]), "cannot be decoded (cannot identify image file"),
+        ("when", pyarrow.array([10**15], pyarrow.timestamp("s")), "cannot be decoded (Python int too large"),
+    ],
+)
+def test_a_row_that_a_data_set_cannot_decode(name: str, column: Any, message: str, tmp_path: Path) -> None:
+    found = datasets.Dataset(pyarrow.table({"instruction": ["x"], name: column}))
+    if name == "image":
+        found = found.cast_column(name, datasets.Image())
+    found.save_to_disk(str(tmp_path / "saved"))
+    assert refusal(tmp_path / "saved").startswith(f"saved:1: {message}")
+
+
 def test_hidden_files_and_directories_are_no_shards(tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     (shards / ".ipynb_checkpoints").mkdir(parents=True)

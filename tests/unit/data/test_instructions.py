@@ -261,7 +261,7 @@ def test_a_conversation_that_ends_with_the_user_has_no_response(tmp_path: Path) 
         ([{"role": "user", "content": " "}], "message 1 of `messages`: `content` is empty"),
         (
             [{"role": "user", "content": [{"type": "image"}]}],
-            "message 1 of `messages`: expected parts of type text, found 'image'; only text",
+            "message 1 of `messages`: expected parts of type text with a text, found 'image'; only text",
         ),
         (as_messages([TALK[2], TALK[1]]), "the messages of `messages` are of assistant, user; expected one of the"),
         (as_messages([TALK[1], TALK[1]]), "the messages of `messages` are of user, user; expected"),
