@@ -62,7 +62,7 @@ def parse_json(text: str) -> Any:
         ValueError: it is not JSON (a JSONDecodeError), a key is there twice, or an integer has thousands of digits.
         RecursionError: it is nested too deeply.
     """
-    return json.loads(text, object_pairs_hook=_make_object)
+    return _DECODER.decode(text)
 
 
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -70,6 +70,10 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         raise ValueError(f"an object has {list_repeated(name for name, _ in pairs)} more than once")
     return made
+
+
+# json.loads would make a decoder for each line.
+_DECODER = json.JSONDecoder(object_pairs_hook=_make_object)
 
 
 def list_repeated(names: Iterable[str]) -> str:

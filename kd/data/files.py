@@ -143,9 +143,9 @@ def _parse(content: bytes, *, path: Path, line: int | None = None) -> object:
 
 
 def _decode(content: bytes, *, location: str) -> str:
-    for signature, kind in _SIGNATURES.items():
-        if content.startswith(signature):
-            raise UserError(f"{location}: expected UTF-8 text, found {kind}; save it as UTF-8, or correct its suffix")
+    if content.startswith(tuple(_SIGNATURES)):
+        [kind] = [kind for signature, kind in _SIGNATURES.items() if content.startswith(signature)]
+        raise UserError(f"{location}: expected UTF-8 text, found {kind}; save it as UTF-8, or correct its suffix")
     if b"\0" in content:
         raise UserError(f"{location}: holds a NUL byte, so it is no UTF-8 text, or damaged; save the file as UTF-8")
     try:
