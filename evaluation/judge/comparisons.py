@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from evaluation.generations import evaluated_seeds, generations_file, read_generations
 from evaluation.judge.config import Order
@@ -80,8 +81,7 @@ def read_comparisons(
     Raises:
         UserError: no responses, or responses to other rows than `source` has.
     """
-    evaluated = read_json(out / RESULTS_FILE, advice="evaluate again")["benchmarks"][benchmark].get("columns")
-    rows = read_instructions(source, columns=evaluated if columns is None else columns)
+    rows = read_instructions(source, columns=_evaluated_columns(out, benchmark) if columns is None else columns)
     chosen = evaluated_seeds(out, benchmark=benchmark) if seeds is None else seeds
     if not chosen:
         raise UserError(f"{out}: has no responses to {benchmark}; evaluate it first")
@@ -103,6 +103,14 @@ def read_comparisons(
                     order=order,
                     prompt=render(row, response=response.response, order=order),
                 )
+
+
+def _evaluated_columns(out: Path, benchmark: str) -> dict[ColumnRole, str] | None:
+    path = out / RESULTS_FILE
+    columns: Any = read_json(path, advice="evaluate again")["benchmarks"][benchmark].get("columns")
+    if not isinstance(columns, dict | None):
+        raise UserError(f"{path}: is no results.json of evaluate.py; evaluate again")
+    return columns
 
 
 def render(row: Instruction, *, response: str, order: Order) -> str:

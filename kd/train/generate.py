@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -112,7 +113,8 @@ class ResponseFile:
 
     @property
     def is_complete(self) -> bool:
-        return self._path.exists()
+        # Unlike Path's methods, os.path has no error for names that the system refuses.
+        return os.path.exists(self._path)
 
     def begin(self, examples: Sequence[Example]) -> None:
         """Write what the responses depend on, or check that it is unchanged; main rank only.
@@ -123,7 +125,7 @@ class ResponseFile:
         prompts = hashlib.sha256(repr([(row.row_id, row.prompt) for row in examples]).encode()).hexdigest()
         settings = self._settings | {"prompts": prompts}
         advice = f"restore it, or delete {self._path.name}* to write other responses"
-        if self._settings_path.exists():
+        if os.path.exists(self._settings_path):
             started = self._read_started(advice=advice)
             for name, value in self._settings.items():
                 if started.get(name) != value:

@@ -95,6 +95,8 @@ def test_rows_are_read_with_the_columns_of_the_evaluation(tmp_path: Path) -> Non
         assert found.prompt.startswith("### Instruction:\nAdd.\n")
     with pytest.raises(UserError, match="row 0 is not that of"):
         read(None)
+    with pytest.raises(UserError, match="results.json: is no results.json of evaluate.py"):
+        read(None, columns=3)
     argv = ["--judge", "m", "--evaluation", "a=b", "--out", "o", "--columns", "{prompt: q, response: r}"]
     assert COMMAND.read(argv).columns == columns
 
