@@ -73,12 +73,13 @@ def run_on(world: World, config: Config) -> Path:
     path = check_responses(config)
     assert config.data.train is not None
     file = ResponseFile(path, config=config, rank=world.rank)
+    notes: list[str] = []
     with world.agreed():
         teacher_deepspeed_config(config)
         vocabulary = share_vocabulary(config)
         tokenizer = vocabulary.tokenizer
-        template = template_of(config.data, tokenizer=tokenizer)
-        rows = read_rows_of(config.data.train, config.data)
+        rows = read_rows_of(config.data.train, config.data, say=notes.append)
+        template = template_of(config.data, tokenizer=tokenizer, say=notes.append)
         encoded = encode(rows, tokenizer=tokenizer, template=template, data=config.data, responses="optional")
         if world.is_main:
             file.begin(encoded.examples)
@@ -90,7 +91,7 @@ def run_on(world: World, config: Config) -> Path:
     if world.from_main(file.is_complete):
         say(f"{path}: is complete")
         return path
-    for line in encoded.report.lines():
+    for line in (*notes, *encoded.report.lines()):
         say(line)
     responses = _write_parts(config, encoded.examples, file=file, vocabulary=vocabulary, world=world, say=say)
     if world.is_main and (num_empty := file.finish(responses)):
