@@ -18,8 +18,8 @@ _ROLES = {
     "model": "assistant",
 }
 """Names of roles in `messages` and in `conversations`, and what chat templates call them."""
-_LEARNT_ALIKE = ("weight", "train")
-"""Keys that say whether a message is learnt."""
+_WEIGHTS = ("weight", "train")
+"""Keys that say whether an assistant's message is learnt."""
 _NOT_SHOWN = ("tool_calls", "tool_call_id", "function_call", "reasoning_content", "thinking", "images")
 """Keys with parts of a message that neither a prompt nor a response would have."""
 
@@ -72,22 +72,22 @@ def _read_turn(value: object, *, where: str) -> Turn:
             f"{where}: expected `role` to be system, user or assistant (or `from` to be human or gpt), found {found};"
             " remove the row"
         )
-    _check_keys(value, where=where)
+    role = _ROLES[name]
+    _check_keys(value, role=role, where=where)
     fields = dict(value)
     if isinstance(content, list):
         fields[content_key] = "".join(_part_text(part, where=where) for part in content)
-    role = _ROLES[name]
     blank: Literal["refused", "allowed"] = "allowed" if role == "system" else "refused"
     text = Row(source=where, fields=fields).text(content_key, blank=blank)
     return Turn(role, text if text.strip() else "")
 
 
-def _check_keys(message: Mapping[str, object], *, where: str) -> None:
+def _check_keys(message: Mapping[str, object], *, role: str, where: str) -> None:
     """Refuse a message of which a part, or its weight, would be lost."""
     for key in _NOT_SHOWN:
         if message.get(key):
             raise UserError(f"{where}: `{key}` is not supported, only text in `content`; move it there, or remove it")
-    for key in _LEARNT_ALIKE:
+    for key in _WEIGHTS if role == "assistant" else ():
         if message.get(key) not in (None, 1):
             raise UserError(
                 f"{where}: `{key}` is {message[key]!r:.20}, which is not supported (data.turns says which messages are"

@@ -134,7 +134,7 @@ def test_messages_that_would_be_read_in_part(row: dict[str, Any], message: str, 
 
 
 def test_keys_of_messages_without_a_meaning_are_read_over(tmp_path: Path) -> None:
-    row = {"messages": [{**USER, "tool_calls": None, "id": 7}, {**ASSISTANT, "weight": 1, "train": True}]}
+    row = {"messages": [{**USER, "tool_calls": None, "id": 7, "weight": 0}, {**ASSISTANT, "weight": 1, "train": True}]}
     (found,) = read_instructions(str(write(tmp_path / "rows.jsonl", row)))
     assert (found.instruction, found.references) == ("1 + 2?", ("3",))
 
