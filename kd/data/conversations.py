@@ -40,9 +40,8 @@ def read_turns(row: Row, name: str, *, system: str = "") -> tuple[Turn, ...]:
     """
     values = row.fields[name]
     if not isinstance(values, list) or not values:
-        raise UserError(
-            f"{row.source}: expected `{name}` to be a list of messages, found {kind_of(values)}; correct the row"
-        )
+        kind = "an empty list" if values == [] else kind_of(values)
+        raise UserError(f"{row.source}: expected `{name}` to be a list of messages, found {kind}; correct the row")
     places = [f"{row.source}: message {number} of `{name}`" for number in range(1, len(values) + 1)]
     turns = tuple(_read_turn(value, where=where) for value, where in zip(values, places, strict=True))
     if turns[0] == Turn("system", ""):

@@ -65,12 +65,9 @@ def read_instructions(
     names = {name for row in rows for name, value in row.fields.items() if value is not None}
     found = _find_columns(rows, names, columns=columns or {})
     if say is not None:
+        line = f"{source}: " + ", ".join(f"{role} from `{name}`" for role, name in found.items())
         unread = names - set(found.values())
-        say(
-            f"{source}: "
-            + ", ".join(f"{role} from `{printable(name)}`" for role, name in found.items())
-            + (f"; not read: {printable(_list(unread))}" if unread else "")
-        )
+        say(printable(f"{line}; not read: {_list(unread)}" if unread else line))
     return [instruction for row in rows for instruction in _read_row(row, columns=found, turns=turns)]
 
 

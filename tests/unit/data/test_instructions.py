@@ -251,7 +251,7 @@ def test_a_conversation_that_ends_with_the_user_has_no_response(tmp_path: Path) 
     ("messages", "message"),
     [
         ("text", "expected `messages` to be a list of messages, found text"),
-        ([], "expected `messages` to be a list of messages, found a list"),
+        ([], "expected `messages` to be a list of messages, found an empty list"),
         (["x"], "message 1 of `messages`: expected an object with `role` and `content`, found text"),
         (
             [{"role": "tool", "content": "x"}],
