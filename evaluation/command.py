@@ -136,7 +136,7 @@ def _read(kind: Any) -> dict[str, Any]:
             return {"action": "extend", "nargs": "+"}
         case kind if kind is tuple:
             return {"type": lambda text: _yaml(f"[{text}]")}
-        case kind if kind in (int, float):
+        case kind if kind in (int, float, Mapping):
             return {"type": _yaml}
         case _:
             return {}
@@ -145,7 +145,7 @@ def _read(kind: Any) -> dict[str, Any]:
 def _yaml(text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
 
 

@@ -133,6 +133,8 @@ def _response(row: Row) -> Response:
     values: dict[str, Any] = dict(row.fields)
     scores = {name: values.pop(name) for name in list(values) if name not in _OWN_KEYS}
     try:
+        if not isinstance(values["row"], int) or values["row"] < 0 or not isinstance(values["response"], str):
+            raise ValueError
         return Response(
             **values | {"references": tuple(values["references"])},
             scores={name: 100.0 * score if isinstance(score, bool) else float(score) for name, score in scores.items()},

@@ -143,7 +143,7 @@ def read_json(path: Path, *, advice: str) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {advice}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {advice}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object; {advice}")

@@ -171,6 +171,7 @@ def _report(config: EvaluationConfig, inputs: _Inputs, *, world: World) -> None:
         summary = summarise(scored, metrics=config.metrics)
         benchmarks[name] = {
             "source": config.data.benchmarks[name],
+            "columns": config.data.columns,
             **summary.to_json(),
             "source_rows": rows.report.num_rows,
             "dropped_rows": len(rows.report.dropped),

@@ -1,6 +1,11 @@
 """Errors that the user can correct."""
 
+import re
+
 EXIT_CODE = 2
+
+# Controls, among them those that change the direction of text, line separators, and halves of surrogate pairs.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(Exception):
@@ -9,6 +14,15 @@ class UserError(Exception):
     Entry points print it without a traceback and exit with code 2 on every rank.
     """
 
+    def __init__(self, message: str) -> None:
+        # A message may quote names and rows, which could break the line or act on the terminal.
+        super().__init__(printable(message))
+
 
 class LoneUserError(UserError):
     """A user error of one rank that cannot be communicated to the others; the rank itself prints it."""
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """The text with escapes for the characters that act on a terminal or cannot be written, except those to `keep`."""
+    return _CONTROLS.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)

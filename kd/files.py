@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,32 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     # Not splitlines(): a string may contain characters that Python takes for the end of a line.
     lines = content.split("\n")[:-1]
     return [_parse(line, source=f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text in which no object has a key twice; Python's reader would take the last one in silence.
+
+    Raises:
+        ValueError: it is not JSON (a JSONDecodeError), a key is there twice, or an integer has thousands of digits.
+        RecursionError: it is nested too deeply.
+    """
+    return _DECODER.decode(text)
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError(f"an object has {list_repeated(name for name, _ in pairs)} more than once")
+    return made
+
+
+# json.loads would make a decoder for each line.
+_DECODER = json.JSONDecoder(object_pairs_hook=_make_object)
+
+
+def list_repeated(names: Iterable[str]) -> str:
+    """The names that are there more than once; empty if there are none."""
+    return ", ".join(f"`{name}`" for name, count in Counter(names).items() if count > 1)
 
 
 def _parse(line: str, *, source: str) -> dict[str, Any]:

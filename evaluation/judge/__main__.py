@@ -92,6 +92,7 @@ def judge(config: JudgeConfig) -> int:
             Path(out),
             benchmark=benchmark,
             source=source,
+            columns=config.columns,
             seeds=config.seeds,
             num_rows=config.rows,
             orders=config.orders,

@@ -1,12 +1,14 @@
 """The prompts of a judge: a model's response beside the reference, for every row of an evaluation."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from evaluation.generations import evaluated_seeds, generations_file, read_generations
 from evaluation.judge.config import Order
 from evaluation.results import RESULTS_FILE, read_json
+from kd.config.schema import ColumnRole
 from kd.data.instructions import Instruction, read_instructions
 from kd.errors import UserError
 
@@ -66,18 +68,20 @@ def read_comparisons(
     *,
     benchmark: str,
     source: str,
+    columns: Mapping[ColumnRole, str] | None,
     seeds: Sequence[int] | None,
     num_rows: int | None,
     orders: Sequence[Order],
 ) -> Iterator[Comparison]:
     """Yield a comparison for each seed (None: all), row (None: all, else the first so many) and order.
 
-    The responses are in `out`, a directory of evaluate.py; `model` is their name in the results.
+    The responses are in `out`, a directory of evaluate.py; `model` is their name in the results. The rows are read with
+    `columns`, or with those of the evaluation.
 
     Raises:
         UserError: no responses, or responses to other rows than `source` has.
     """
-    rows = read_instructions(source)
+    rows = read_instructions(source, columns=_evaluated_columns(out, benchmark) if columns is None else columns)
     chosen = evaluated_seeds(out, benchmark=benchmark) if seeds is None else seeds
     if not chosen:
         raise UserError(f"{out}: has no responses to {benchmark}; evaluate it first")
@@ -101,8 +105,25 @@ def read_comparisons(
                 )
 
 
+def _evaluated_columns(out: Path, benchmark: str) -> dict[ColumnRole, str] | None:
+    path = out / RESULTS_FILE
+    columns: Any = read_json(path, advice="evaluate again")["benchmarks"][benchmark].get("columns")
+    if not isinstance(columns, dict | None):
+        raise UserError(f"{path}: is no results.json of evaluate.py; evaluate again")
+    return columns
+
+
 def render(row: Instruction, *, response: str, order: Order) -> str:
-    """The paper's prompt with the row's first reference; without an input, its line is empty."""
+    """The paper's prompt with the row's first reference; without an input, its line is empty.
+
+    Raises:
+        UserError: the row has other turns, which the prompt cannot show.
+    """
+    if row.earlier:
+        raise UserError(
+            f"{row.source}: a conversation with a system turn or several turns, and the judge's prompt shows one"
+            " instruction; evaluate rows of one turn"
+        )
     assistants = [response, row.references[0]]
     if order == "reference_first":
         assistants.reverse()

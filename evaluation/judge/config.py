@@ -1,5 +1,6 @@
 """The configuration of a judged evaluation: the judge, its server, what is judged, and prices."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from kd.config.fields import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Section, option, required
+from kd.config.schema import ColumnRole
 from kd.errors import UserError
 
 Order = Literal["model_first", "reference_first"]
@@ -93,6 +95,9 @@ class JudgeConfig(Section):
     evaluations: dict[str, str] = required(help="NAME: directory of evaluate.py; the flag is repeated")
     benchmarks: tuple[str, ...] | None = option(None, help="names of benchmarks; null for all of the first evaluation")
     sources: dict[str, str] | None = option(None, help="BENCHMARK: its file of rows, if it was moved")
+    columns: Mapping[ColumnRole, str] | None = option(
+        None, help="names of columns, as data.columns in training; null for those of the evaluation"
+    )
     seeds: tuple[NonNegativeInt, ...] | None = option(None, help="seeds to judge; null for all")
     rows: Count | None = option(None, help="number of rows, from the start; null for all")
     order: Literal["model_first", "reference_first", "both"] = option(

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from kd.errors import UserError
+from kd.files import list_repeated
 
 Values = dict[str, Any]
 ConfigType = TypeVar("ConfigType")
@@ -24,13 +25,21 @@ _EXTENDS = "extends"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 24:00:00 is a string; YAML 1.1 reads it as a number in base 60."""
+    """YAML in which no mapping has a key twice, and 24:00:00 is a string; YAML 1.1 reads it in base 60."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        # Before keys of `<<` are merged, which others may replace. PyYAML would take the last one in silence.
+        if repeated := list_repeated(str(key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            raise yaml.constructor.ConstructorError(None, None, f"{repeated} more than once", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
 
     def construct_int_or_time(self, node: yaml.ScalarNode) -> int | str:
         return str(node.value) if ":" in node.value else self.construct_yaml_int(node)
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int_or_time)
+_BROKEN_YAML = (yaml.YAMLError, ValueError, RecursionError)
+"""Text in another encoding, dates that do not exist and numbers of thousands of digits are a ValueError."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +126,7 @@ def _read_extended(path: Path, *, extending: Sequence[Path] = ()) -> list[Values
     except OSError as error:
         asked = f"{extending[-1]}: {_EXTENDS} {path}, which" if extending else f"--config {path}:"
         raise UserError(f"{asked} cannot be read ({error.strerror}); give the path of a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _BROKEN_YAML as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}); correct it") from None
     if not isinstance(values, dict):
         kind = type(values).__name__
@@ -154,8 +163,9 @@ def _parse_overrides(overrides: Sequence[str]) -> Values:
             raise UserError(f"override {override!r}: expected section.field=value, such as schedule.steps=500")
         try:
             value = yaml.load(text, Loader=_Loader)
-        except yaml.YAMLError:
-            raise UserError(f"override {override!r}: the value is not valid YAML; quote it") from None
+        except _BROKEN_YAML as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"override {override!r}: the value is not valid YAML ({reason}); quote it") from None
         *sections, last = name.split(".")
         section = values
         for part in sections:

@@ -1,5 +1,6 @@
 """Finds the DeepSpeed configurations and presets that come with the toolkit, installed or in a checkout."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def find_preset(name: str | Path) -> Path:
         UserError: neither exists.
     """
     path = _find(name, folder="presets")
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(
             f"--config {name}: cannot be read (no such file or preset); give the path of a YAML file or the name of a"
             " preset (promptkd train --list-presets)"
@@ -50,4 +51,5 @@ def _find(name: str | Path, *, folder: str) -> Path:
     path = Path(name)
     checkout = _CHECKOUT_FOLDERS[folder]
     packaged = _root(folder) / (path.relative_to(checkout) if path.is_relative_to(checkout) else path)
-    return packaged if packaged.is_file() and not path.exists() else path
+    # Unlike Path's methods, os.path has no error for names that the system refuses.
+    return packaged if os.path.isfile(packaged) and not os.path.exists(path) else path

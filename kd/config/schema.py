@@ -19,7 +19,7 @@ from kd.config.fields import (
 )
 from kd.errors import UserError
 
-ColumnRole = Literal["prompt", "input", "response", "messages"]
+ColumnRole = Literal["prompt", "input", "response", "messages", "system"]
 AttentionName = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 SectionType = TypeVar("SectionType", bound=Section)
 

@@ -17,7 +17,10 @@ from kd.errors import UserError
 TEMPLATE_DATE = date(2024, 7, 26)
 """What a template that asks for today's date gets: a prompt must be the same tomorrow. Llama 3's own default."""
 
-RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, KeyError, AttributeError)
+RENDER_ERRORS = (
+    *(jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError),
+    MemoryError,
+)
 """What a template can raise while it runs: Jinja's own errors, and those of Python's operators in expressions."""
 
 
@@ -77,15 +80,22 @@ class ChatTemplate:
         """The text of the prompt.
 
         Raises:
-            UserError: the template fails on this row.
+            UserError: the template fails on this row, or does not show its request.
         """
         try:
-            return self._render(self._turns(instruction))
+            prompt = self._render(self._turns(instruction))
         except RENDER_ERRORS as error:
             raise UserError(
                 f"{instruction.source}: the tokenizer's chat template failed ({one_line(error)}); set what it needs in"
                 " data.template_options or data.system_prompt, or use data.template=alpaca or a Jinja file"
             ) from None
+        # Many templates leave out white space around a message.
+        if instruction.turns[-1].content.strip() not in prompt:
+            raise UserError(
+                f"{instruction.source}: the tokenizer's chat template leaves out or changes the last user turn; use"
+                " data.template=alpaca or a Jinja file"
+            )
+        return prompt
 
     def _turns(self, instruction: Instruction) -> tuple[Turn, ...]:
         turns = instruction.turns

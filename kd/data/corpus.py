@@ -59,13 +59,20 @@ def find_corpus(source: str) -> list[Path]:
         UserError: there is no such file, or none in the folder.
     """
     path = Path(source)
-    if path.is_file():
+    # Unlike Path's methods, os.path has no error for names that the system refuses.
+    if os.path.isfile(path):
         return [path]
-    files = sorted(file for file in path.rglob("*.txt") if file.is_file())
+    found = path.rglob("*.txt") if os.path.isdir(path) else ()
+    files = sorted(file for file in found if file.is_file() and not _is_hidden(file.relative_to(path)))
     if not files:
-        found = "a folder without a .txt file" if path.is_dir() else "nothing there"
-        raise UserError(f"minillm.corpus {source}: found {found}; give a plain-text file, a folder of them, or none")
+        what = "a folder without a .txt file" if os.path.isdir(path) else "nothing there"
+        raise UserError(f"minillm.corpus {source}: found {what}; give a plain-text file, a folder of them, or none")
     return files
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether an editor or a system left it behind."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def pack_corpus(files: Sequence[Path], *, tokenizer: PreTrainedTokenizerBase, directory: Path, max_tokens: int) -> Path:
@@ -116,7 +123,10 @@ def _read_pieces(file: Path) -> Iterator[str]:
     try:
         with file.open(encoding="utf-8-sig") as text:
             while lines := text.readlines(_PIECE_CHARACTERS):
-                yield "".join(lines)
+                piece = "".join(lines)
+                if "\0" in piece:
+                    raise UserError(f"{file}: holds a NUL byte, so it is no UTF-8 text; save the file as UTF-8 text")
+                yield piece
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); minillm.corpus takes plain-text files") from None
     except UnicodeDecodeError as error:

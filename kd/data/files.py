@@ -3,13 +3,14 @@
 import csv
 import gzip
 import io
-import json
 import re
 import zlib
 from collections.abc import Callable, Iterable
+from json import JSONDecodeError
 from pathlib import Path
 
 from kd.errors import UserError
+from kd.files import list_repeated, parse_json
 
 FILE_KINDS = ".jsonl, .json, .csv or .parquet"
 Records = Iterable[tuple[int, object]]
@@ -18,6 +19,14 @@ Records = Iterable[tuple[int, object]]
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _LONGEST_CELL = 100_000_000
 """Characters of a cell of a CSV file; Python's own limit is 131,072."""
+_SIGNATURES = {
+    b"\x1f\x8b": "gzip",
+    b"PAR1": "parquet",
+    b"PK\x03\x04": "zip",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+"""First bytes of what is often taken for UTF-8 text."""
 
 
 def file_kind(path: Path) -> str | None:
@@ -51,15 +60,35 @@ def read_saved(path: Path) -> Records:
         UserError: it holds several splits, or is broken.
     """
     import datasets
+    import pyarrow
 
     try:
         found = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"{path}: not a readable data set of datasets ({one_line(error)}); save it again") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, pyarrow.ArrowException) as error:
+        # The last ones come from JSON files of another form.
+        reason = f"{type(error).__name__}: {one_line(error)[:200]}"
+        raise UserError(f"{path}: not a readable data set of datasets ({reason}); save it again") from None
     if isinstance(found, datasets.DatasetDict):
         splits = ", ".join(str(path / name) for name in found)
         raise UserError(f"{path}: expected one data set, found several splits; give one of {splits}")
-    return enumerate(found, start=1)
+    return number_rows(found, source=str(path))
+
+
+def number_rows(rows: Iterable[object], *, source: str) -> Records:
+    """The rows of a data set of `datasets`, which decodes them one by one.
+
+    Raises:
+        UserError: a row cannot be decoded.
+    """
+    number = 0
+    try:
+        for number, row in enumerate(rows, start=1):
+            yield number, row
+    except (OSError, ValueError, ImportError, OverflowError) as error:
+        # A damaged image, text that is not UTF-8, no package for sound, a date that Python does not have.
+        raise UserError(
+            f"{source}:{number + 1}: cannot be decoded ({one_line(error)[:200]}); correct or remove that column"
+        ) from None
 
 
 def one_line(error: Exception) -> str:
@@ -83,9 +112,12 @@ def _read_json(path: Path) -> Records:
 def _parse_json_objects(content: bytes, *, path: Path) -> Records:
     """A record per line, or one record over several lines."""
     try:
-        return [(1, json.loads(content.decode("utf-8-sig")))]
-    except (ValueError, RecursionError):
+        return [(1, parse_json(content.decode("utf-8-sig")))]
+    except (JSONDecodeError, UnicodeDecodeError):
         return _parse_lines(content, path=path)
+    except (ValueError, RecursionError):
+        # JSON, but in its first object lies what cannot be read: said with its location.
+        return [(1, _parse(content, path=path, line=1))]
 
 
 def _parse_lines(content: bytes, *, path: Path) -> Records:
@@ -98,60 +130,87 @@ def _parse(content: bytes, *, path: Path, line: int | None = None) -> object:
     """The JSON value of `content`, which is a whole file or its line number `line`."""
     location = f"{path}:{line}" if line else str(path)
     try:
-        return json.loads(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{location}: not valid UTF-8 (byte {error.start}); save the file as UTF-8") from None
-    except json.JSONDecodeError as error:
+        return parse_json(_decode(content, location=location))
+    except JSONDecodeError as error:
         raise UserError(
             f"{path}:{line or error.lineno}: not valid JSON ({error.msg}, column {error.colno}); correct that line"
         ) from None
     except RecursionError:
         raise UserError(f"{location}: lists or objects are nested too deeply; correct it") from None
     except ValueError as error:
-        # Python refuses integers of more than 4,300 digits.
+        # A key that is there twice, or an integer of more than 4,300 digits, which Python refuses.
         raise UserError(f"{location}: not readable as JSON ({one_line(error)[:100]}); correct it") from None
 
 
-def _read_csv(path: Path) -> Records:
+def _decode(content: bytes, *, location: str) -> str:
+    if content.startswith(tuple(_SIGNATURES)):
+        [kind] = [kind for signature, kind in _SIGNATURES.items() if content.startswith(signature)]
+        raise UserError(f"{location}: expected UTF-8 text, found {kind}; save it as UTF-8, or correct its suffix")
+    if b"\0" in content:
+        raise UserError(f"{location}: holds a NUL byte, so it is no UTF-8 text, or damaged; save the file as UTF-8")
     try:
-        text = _read_bytes(path).decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not valid UTF-8 (byte {error.start}); save the file as UTF-8") from None
+        raise UserError(f"{location}: not valid UTF-8 (byte {error.start}); save the file as UTF-8") from None
+
+
+def _read_csv(path: Path) -> Records:
     csv.field_size_limit(_LONGEST_CELL)
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(_decode(_read_bytes(path), location=str(path)), newline=""), strict=True)
+    header: list[str] = []
+    last = 0
     rows: list[tuple[int, object]] = []
     try:
-        for row in reader:
-            if None in row or None in row.values():
+        for cells in filter(None, reader):
+            if not header:
+                header = cells
+                _check_header(header, location=f"{path}:{reader.line_num}")
+            elif len(cells) != len(header):
                 raise UserError(
-                    f"{path}:{reader.line_num}: expected {len(reader.fieldnames or ())} cells, as in the header; quote"
-                    " cells that contain commas or line breaks"
+                    f"{path}:{reader.line_num}: expected {len(header)} cells, as in the header, found {len(cells)};"
+                    " quote cells that contain commas or line breaks"
                 )
-            # A table cannot leave out a column: an empty cell means that the row has none.
-            rows.append((reader.line_num, {name: cell or None for name, cell in row.items()}))
+            else:
+                # A table cannot leave out a column: an empty cell means that the row has none.
+                rows.append((reader.line_num, dict(zip(header, (cell or None for cell in cells), strict=True))))
+            last = reader.line_num
     except csv.Error as error:
-        # The number is that of the last line that was read without an error.
-        raise UserError(f"{path}:{reader.line_num + 1}: not valid CSV ({error}); correct that line") from None
+        # A quote that is not closed fails at the end of the file, but its row is the one to correct.
+        raise UserError(f"{path}:{last + 1}: not valid CSV ({error}); correct that line") from None
     return rows
+
+
+def _check_header(names: Iterable[str], *, location: str) -> None:
+    # An index without a name is often written; nothing reads it.
+    names = [name for name in names if name]
+    if repeated := list_repeated(names):
+        raise UserError(f"{location}: several columns are called {repeated}; rename all but one")
+    if len(names) == 1 and re.search(r"[;\t|]", names[0]):
+        raise UserError(f"{location}: expected columns with commas between them, found `{names[0]}`; write it so")
 
 
 def _read_parquet(path: Path) -> Records:
     import pyarrow
     import pyarrow.parquet
 
-    content = pyarrow.BufferReader(_read_bytes(path))
+    content = _read_bytes(path)
     try:
-        rows: list[object] = pyarrow.parquet.read_table(content).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{path}: not a valid parquet file ({one_line(error)}); write it again") from None
+        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
+        _check_header(file.schema_arrow.names, location=str(path))
+        rows: list[object] = file.read().to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        # Besides Arrow's own: damaged pages, text that is not UTF-8, dates that Python does not have.
+        raise UserError(f"{path}: not a valid parquet file ({one_line(error)[:200]}); write it again") from None
     return enumerate(rows, start=1)
 
 
 def _read_bytes(path: Path) -> bytes:
     try:
         content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a {FILE_KINDS} file") from None
+    except (OSError, ValueError) as error:
+        # A path with NUL or half of a surrogate pair is a ValueError.
+        reason = error.strerror if isinstance(error, OSError) else one_line(error)
+        raise UserError(f"{path}: cannot be read ({reason}); give the path of a {FILE_KINDS} file") from None
     if path.suffix.lower() != ".gz":
         return content
     try:

@@ -7,15 +7,24 @@ from typing import Literal
 from kd.config.schema import ColumnRole, DataConfig
 from kd.data.conversations import Turn, read_turns
 from kd.data.rows import Row, read_rows
-from kd.errors import UserError
+from kd.errors import UserError, printable
 
 _NAMES: dict[ColumnRole, tuple[str, ...]] = {
     "messages": ("messages", "conversations"),
     "prompt": ("instruction", "prompt", "question"),
     "input": ("input", "context"),
     "response": ("output", "response", "answer", "completion"),
+    "system": ("system", "system_prompt"),
 }
 """Names of columns by their role; the first name of a role wins over the others."""
+_SIMILAR: dict[ColumnRole, tuple[str, ...]] = {
+    "input": ("passage", "document", "article", "paragraph"),
+    "response": ("target", "solution", "chosen", "rejected"),
+}
+"""Names of columns that may have a role, if no other column has it: too unclear to be read unasked, or left out."""
+_UNSUPPORTED = ("history", "tools", "functions")
+"""Names of columns with a part of the conversation that no role reads."""
+_WITH_MESSAGES: tuple[ColumnRole, ...] = ("messages", "system")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +61,13 @@ def read_instructions(
         UserError: unreadable source, no column or several for a role, a broken row, an empty instruction or response.
     """
     rows = read_rows(source)
-    found = _find_columns(rows, columns=columns or {})
+    # A column of nulls is one that a table could not leave out.
+    names = {name for row in rows for name, value in row.fields.items() if value is not None}
+    found = _find_columns(rows, names, columns=columns or {})
     if say is not None:
-        say(f"{source}: " + ", ".join(f"{role} from `{name}`" for role, name in found.items()))
+        line = f"{source}: " + ", ".join(f"{role} from `{name}`" for role, name in found.items())
+        unread = names - set(found.values())
+        say(printable(f"{line}; not read: {_list(unread)}" if unread else line))
     return [instruction for row in rows for instruction in _read_row(row, columns=found, turns=turns)]
 
 
@@ -63,27 +76,49 @@ def read_rows_of(source: str, data: DataConfig, *, say: Callable[[str], None] | 
     return read_instructions(source, columns=data.columns, turns=data.turns, say=say)
 
 
-def _find_columns(rows: Sequence[Row], *, columns: Mapping[ColumnRole, str]) -> dict[ColumnRole, str]:
-    """The name of each role's column, of those that the rows have."""
-    # A column of nulls is one that a table could not leave out.
-    names = {name for row in rows for name, value in row.fields.items() if value is not None}
+def _find_columns(rows: Sequence[Row], names: set[str], *, columns: Mapping[ColumnRole, str]) -> dict[ColumnRole, str]:
+    """The name of each role's column, of `names`, which the rows have."""
     source = rows[0].source
     for role, name in columns.items():
         if name not in names:
             raise UserError(f"{source}: data.columns names `{name}` for {role}, found {_list(names)}; correct it")
+        if list(columns.values()).count(name) > 1 or ("messages" in columns and role not in _WITH_MESSAGES):
+            raise UserError(
+                f"{source}: data.columns names `{name}` for {role}, which contradicts another role; give each role a"
+                " column of its own, and only system beside messages"
+            )
     if columns:
         found = dict(columns)
     else:
         chosen = {role: _choose(role, names, source=source) for role in _NAMES}
         found = {role: name for role, name in chosen.items() if name is not None}
         if "messages" in found:
-            found = {"messages": found["messages"]}
+            found = {role: name for role, name in found.items() if role in _WITH_MESSAGES}
     if "messages" not in found and "prompt" not in found:
         raise UserError(
             f"{source}: expected a column for the prompt ({', '.join((*_NAMES['prompt'], *_NAMES['messages']))}), found"
             f" {_list(names)}; rename it, or set data.columns"
         )
+    if not columns:
+        _refuse_lost_columns(rows, names, found)
     return found
+
+
+def _refuse_lost_columns(rows: Sequence[Row], names: set[str], found: Mapping[ColumnRole, str]) -> None:
+    """Refuse a column that models should probably see, but that no role reads; data.columns may leave it out."""
+    parts = dict.fromkeys(_UNSUPPORTED, "part of the conversation")
+    for role in () if "messages" in found else set(_NAMES) - set(found):
+        parts |= dict.fromkeys((*_NAMES[role], *_SIMILAR.get(role, ())), f"the {role}")
+    lost = {name: parts[usual] for name in names - set(found.values()) if (usual := name.strip().lower()) in parts}
+    for row in rows if lost else ():
+        for name, part in sorted(lost.items()):
+            value = row.fields.get(name)
+            if isinstance(value, str | list | dict) and value:
+                chosen = ", ".join(f"{role}: {used}" for role, used in found.items())
+                raise UserError(
+                    f"{row.source}: the column `{name}` may be {part}, but would not be read; set"
+                    f" data.columns='{{{chosen}}}' to leave it out, or give it a role there"
+                )
 
 
 def _choose(role: ColumnRole, names: set[str], *, source: str) -> str | None:
@@ -101,22 +136,29 @@ def _list(names: set[str]) -> str:
 
 
 def _read_row(row: Row, *, columns: Mapping[ColumnRole, str], turns: Literal["last", "all"]) -> list[Instruction]:
+    system = row.text_or_empty(columns["system"]) if "system" in columns else ""
     if (name := columns.get("messages")) is not None:
         row.require(name)
-        return _from_turns(read_turns(row, name), source=row.source, turns=turns)
+        return _from_turns(read_turns(row, name, system=system), source=row.source, turns=turns)
     prompt, response = columns["prompt"], columns.get("response")
     row.require(prompt)
     if isinstance(row.fields[prompt], list):
         # Prompt and completion as messages.
+        if "input" in columns and row.text_or_empty(columns["input"]).strip():
+            raise UserError(
+                f"{row.source}: `{prompt}` is a conversation, so that `{columns['input']}` would not be read; move it"
+                " there, or set data.columns without input"
+            )
         completion = () if response is None or row.fields.get(response) is None else row.fields[response]
         both = Row(source=row.source, fields={prompt: [*_as_list(row.fields[prompt]), *_as_list(completion)]})
-        return _from_turns(read_turns(both, prompt), source=row.source, turns=turns)
+        return _from_turns(read_turns(both, prompt, system=system), source=row.source, turns=turns)
     return [
         Instruction(
             instruction=row.text(prompt),
             input=row.text_or_empty(columns["input"]) if "input" in columns else "",
             references=row.texts(response) if response is not None else (),
             source=row.source,
+            earlier=(Turn("system", system),) if system.strip() else (),
         )
     ]
 

@@ -1,13 +1,23 @@
 """Rows of a file or of a hub data set, each with its location."""
 
 import glob
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kd.data.files import FILE_KINDS, Records, file_kind, one_line, read_json_lines_records, read_records, read_saved
+from kd.data.files import (
+    FILE_KINDS,
+    Records,
+    file_kind,
+    number_rows,
+    one_line,
+    read_json_lines_records,
+    read_records,
+    read_saved,
+)
 from kd.errors import UserError
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:.+)?")
@@ -79,22 +89,25 @@ def read_rows(source: str) -> list[Row]:
         UserError: unreadable source, broken content, or no row at all.
     """
     path = Path(source)
-    if path.is_dir():
+    # Unlike Path's own methods, these have no error for names that the system refuses.
+    exists = os.path.exists(source)
+    if exists and path.is_dir():
         if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json", "state.json")):
             return _make_rows(read_saved(path), source=source)
-        return _read_shards(sorted(found for found in path.iterdir() if file_kind(found)), source=source)
-    if not path.exists() and glob.has_magic(source) and not _HUB_NAME.fullmatch(source):
-        return _read_shards(sorted(Path(name) for name in glob.glob(source, recursive=True)), source=source)
+        return _read_shards([found for found in _list_directory(path) if file_kind(found)], source=source)
+    if not exists and glob.has_magic(source) and not _HUB_NAME.fullmatch(source):
+        return _read_shards([Path(name) for name in glob.glob(source, recursive=True)], source=source)
     if file_kind(path) is not None:
         return _make_rows(read_records(path), source=source)
-    if path.exists() or not _HUB_NAME.fullmatch(source):
+    if exists or not _HUB_NAME.fullmatch(source):
         raise UserError(
-            f"{source}: expected a {FILE_KINDS} file, a directory of them, or a hub name org/name[:split]; give one of"
-            " them"
+            f"{source or repr(source)}: expected a {FILE_KINDS} file, a directory of them, or a hub name"
+            " org/name[:split]; give one of them"
         )
     name, _, split = source.partition(":")
     split = split or "train"
-    return _make_rows(enumerate(_read_hub(name, split=split), start=1), source=f"{name}:{split}")
+    source = f"{name}:{split}"
+    return _make_rows(number_rows(_read_hub(name, split=split), source=source), source=source)
 
 
 def read_json_lines(path: Path) -> list[Row]:
@@ -106,8 +119,17 @@ def read_json_lines(path: Path) -> list[Row]:
     return _make_rows(read_json_lines_records(path), source=str(path))
 
 
-def _read_shards(paths: list[Path], *, source: str) -> list[Row]:
+def _list_directory(path: Path) -> list[Path]:
+    """The files in it, without hidden ones, which editors and systems leave behind."""
+    try:
+        return [found for found in path.iterdir() if not found.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a directory that can be read") from None
+
+
+def _read_shards(candidates: list[Path], *, source: str) -> list[Row]:
     """The rows of all files, one after the other."""
+    paths = sorted(path for path in candidates if not path.is_dir())
     kinds = {path: file_kind(path) for path in paths}
     if not paths or None in kinds.values() or len(set(kinds.values())) > 1:
         found = ", ".join(sorted(str(kind or path.name) for path, kind in kinds.items())[:5]) or "none"

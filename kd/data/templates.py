@@ -104,13 +104,19 @@ def single_turn(instruction: Instruction, *, template: str) -> Turn:
 def _load_jinja(path: Path) -> Template:
     """The user's Jinja2 file with the variables `instruction` and `input`, or `messages`."""
     try:
-        text = path.read_text(encoding="utf-8")
+        # A byte order mark would begin every prompt.
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(
             f"data.template {path}: cannot be read ({error.strerror}); expected alpaca, chat or a Jinja file"
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"data.template {path}: not valid UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except ValueError as error:
+        # A path with a NUL character.
+        raise UserError(
+            f"data.template {path}: cannot be read ({error}); expected alpaca, chat or a Jinja file"
+        ) from None
     # A template may come with another person's configuration: the sandbox keeps it from reaching Python.
     environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     try:

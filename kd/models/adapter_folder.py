@@ -1,6 +1,7 @@
 """A LoRA adapter's folder as a model: peft's files, whose update is merged into the base model that they name."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ def tokenizer_of(name: str) -> str:
     Raises:
         UserError: as `base_of`.
     """
-    return name if (Path(name) / "tokenizer_config.json").is_file() else base_of(name)
+    return name if os.path.isfile(Path(name) / "tokenizer_config.json") else base_of(name)
 
 
 def describe_adapter(name: str | None) -> list[str]:
@@ -94,7 +95,8 @@ def merge_adapter(model: PreTrainedModel, *, name: str) -> None:
 def _read_settings(name: str) -> dict[str, Any] | None:
     """The adapter_config.json of an adapter that can be merged; None for any other model."""
     directory = Path(name)
-    if not (directory / _CONFIG).is_file():
+    # Unlike Path's methods, os.path has no error for names that the system refuses.
+    if not os.path.isfile(directory / _CONFIG):
         return None
     if (directory / "config.json").is_file():
         raise UserError(f"model {name}: {_CONFIG} lies beside the model; merge the adapter with peft, or move it away")
@@ -107,7 +109,7 @@ def _read_settings(name: str) -> dict[str, Any] | None:
         raise UserError(f"model {name}: {_CONFIG} has peft_type {kind}, expected LORA; {_MERGE}")
     _check_mergeable(settings, name=name)
     base = settings.get("base_model_name_or_path")
-    if not base or (Path(base) / _CONFIG).is_file():
+    if not base or os.path.isfile(Path(base) / _CONFIG):
         found = f"{base}, an adapter too" if base else "none"
         raise UserError(
             f"model {name}: expected the base model in base_model_name_or_path of {_CONFIG}, found {found}; set it to"

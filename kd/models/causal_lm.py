@@ -1,12 +1,12 @@
 """A family-agnostic view of a Hugging Face causal language model: embeddings in, hidden states out, a linear head."""
 
 import inspect
+import os
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -137,7 +137,8 @@ def read_model_config(name: str, *, trust_remote_code: bool, attention: str = "a
     base = base_of(name)
     if base != name:
         name = f"{base} (base of the adapter {name})"
-    if not Path(base).is_dir() and (base.startswith((".", "/", "~")) or base.count("/") > 1):
+    # Unlike Path's methods, os.path has no error for names that the system refuses.
+    if not os.path.isdir(base) and (base.startswith((".", "/", "~")) or base.count("/") > 1):
         # No hub model has such a name.
         raise UserError(f"model {name}: no such directory; give a from_pretrained directory or a hub name")
     try:

@@ -1,13 +1,29 @@
 """What lies in a model's directory, where transformers would guess in silence or fail without a clear line."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
+from kd.data.files import one_line
 from kd.errors import UserError
+
+
+def find_broken_json(name: str, *files: str) -> str | None:
+    """What is wrong with the first of a directory's JSON files that is broken; None if all are objects or not there."""
+    for path in (Path(name) / file for file in files):
+        # Unlike Path's methods, os.path has no error for names that the system refuses.
+        if os.path.isfile(path):
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError, RecursionError) as error:
+                return f"{path.name} is not valid JSON: {one_line(error)}"
+            if not isinstance(content, dict):
+                return f"{path.name} is not a JSON object"
+    return None
 
 
 def check_tied_head(model: PreTrainedModel, *, name: str) -> None:

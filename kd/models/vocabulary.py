@@ -4,15 +4,18 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from kd.config.schema import Config
+from kd.data.files import one_line
 from kd.distributed import on_gpu
 from kd.errors import UserError
 from kd.models.adapter_folder import base_of, tokenizer_of
 from kd.models.causal_lm import read_model_config
+from kd.models.checkpoint_files import find_broken_json
 from kd.models.quantization import check_quantized_teacher, check_unquantized
 
 
@@ -48,8 +51,10 @@ def load_tokenizer(
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_of(name), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())
+    except (OSError, ValueError, ImportError, TypeError, LookupError, AttributeError) as error:
+        # The last ones come from JSON files of another form.
+        broken = find_broken_json(tokenizer_of(name), *_TOKENIZER_JSON)
+        reason = broken or f"{type(error).__name__}: {one_line(error)}"
         raise UserError(
             f"tokenizer of {name}: cannot be read ({reason[:200]}); expected tokenizer files there"
         ) from None
@@ -68,6 +73,8 @@ def load_tokenizer(
     return tokenizer
 
 
+# Files that are read to load a tokenizer.
+_TOKENIZER_JSON = ("config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json")
 # What a tokenizer consists of, whatever its kind.
 _TOKENIZER_FILES = (
     "tokenizer*.json",
@@ -138,17 +145,37 @@ def share_vocabulary(config: Config, *, teacher_slots: int = 0) -> SharedVocabul
 
 
 def read_ends(name: str, *, config: PretrainedConfig) -> set[int]:
-    """The end tokens of a checkpoint, from generation_config.json, else from config.json, as in `generate`."""
-    try:
-        return published_ends(GenerationConfig.from_pretrained(base_of(name)))
-    except OSError:
-        return published_ends(config)
+    """The end tokens of a checkpoint, from generation_config.json, else from config.json, as in `generate`.
+
+    Raises:
+        UserError: generation_config.json is broken.
+    """
+    base = base_of(name)
+    broken = find_broken_json(base, "generation_config.json")
+    if broken is None:
+        try:
+            return published_ends(GenerationConfig.from_pretrained(base))
+        except OSError:
+            return published_ends(config)
+        except (ValueError, TypeError) as error:
+            broken = one_line(error)
+    raise UserError(f"model {base}: cannot read generation_config.json ({broken[:200]}); correct or remove it")
 
 
 def published_ends(settings: GenerationConfig | PretrainedConfig | None) -> set[int]:
-    """The end tokens in a configuration, which may have one, several or none."""
-    found: int | list[int] | None = getattr(settings, "eos_token_id", None)
-    return {found} if isinstance(found, int) else set(found or ())
+    """The end tokens in a configuration, which may have one, several or none.
+
+    Raises:
+        UserError: it has something else.
+    """
+    found: Any = getattr(settings, "eos_token_id", None)
+    ends = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(isinstance(end, int) for end in ends):
+        raise UserError(
+            f"eos_token_id is {found!r} in generation_config.json or config.json; expected a token's id or a list of"
+            " ids; correct it"
+        )
+    return set(ends)
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase, published: set[int]) -> tuple[int, ...]:

@@ -1,6 +1,8 @@
 """The teacher's responses to all training rows, for SeqKD: distributed over the ranks, resumable at the row."""
 
+import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from kd.data.instructions import read_rows_of
 from kd.data.templates import template_of
 from kd.distributed import ProcessGroup, World
 from kd.errors import UserError
-from kd.files import read_log, write_atomically
+from kd.files import parse_json, read_log, write_atomically
 from kd.methods.seqkd import SeqKDSettings
 from kd.models.adapter_folder import describe_adapter
 from kd.models.causal_lm import CausalLM
@@ -34,7 +36,8 @@ Responses = dict[tuple[int, int], dict[str, Any]]
 """Lines of the file by (row id, number of the sample)."""
 # Fields of the configuration that the responses depend on.
 _SETTINGS = (
-    *("model.teacher", "model.dtype", "data.train", "data.template", "data.max_prompt_tokens", "data.overlong"),
+    *("model.teacher", "model.dtype", "data.train", "data.columns", "data.turns", "data.template"),
+    *("data.template_options", "data.system_prompt", "data.end_of_sequence", "data.max_prompt_tokens", "data.overlong"),
     *("generation.max_new_tokens", "generation.temperature", "generation.top_p", "generation.top_k"),
     *("seqkd.samples", "run.seed"),
 )
@@ -71,15 +74,16 @@ def run_on(world: World, config: Config) -> Path:
     path = check_responses(config)
     assert config.data.train is not None
     file = ResponseFile(path, config=config, rank=world.rank)
+    notes: list[str] = []
     with world.agreed():
         teacher_deepspeed_config(config)
         vocabulary = share_vocabulary(config)
         tokenizer = vocabulary.tokenizer
-        template = template_of(config.data, tokenizer=tokenizer)
-        rows = read_rows_of(config.data.train, config.data)
+        rows = read_rows_of(config.data.train, config.data, say=notes.append)
+        template = template_of(config.data, tokenizer=tokenizer, say=notes.append)
         encoded = encode(rows, tokenizer=tokenizer, template=template, data=config.data, responses="optional")
         if world.is_main:
-            file.begin()
+            file.begin(encoded.examples)
 
     def say(line: str) -> None:
         if world.is_main:
@@ -88,7 +92,7 @@ def run_on(world: World, config: Config) -> Path:
     if world.from_main(file.is_complete):
         say(f"{path}: is complete")
         return path
-    for line in (*describe_adapter(config.model.teacher), *encoded.report.lines()):
+    for line in (*notes, *describe_adapter(config.model.teacher), *encoded.report.lines()):
         say(line)
     responses = _write_parts(config, encoded.examples, file=file, vocabulary=vocabulary, world=world, say=say)
     if world.is_main and (num_empty := file.finish(responses)):
@@ -103,34 +107,54 @@ class ResponseFile:
 
     def __init__(self, path: Path, *, config: Config, rank: int) -> None:
         self._path = path
-        self._settings = {name: attrgetter(name)(config) for name in _SETTINGS}
+        # As they are read again: a template's option may be a date.
+        values = {name: attrgetter(name)(config) for name in _SETTINGS}
+        self._settings: dict[str, Any] = json.loads(json.dumps(values, default=str))
         self._settings_path = self._path.with_name(f"{self._path.name}.settings.json")
         self._own_path = self._path.with_name(f"{self._path.name}.rank-{rank}.partial")
 
     @property
     def is_complete(self) -> bool:
-        return self._path.exists()
+        # Unlike Path's methods, os.path has no error for names that the system refuses.
+        return os.path.exists(self._path)
 
-    def begin(self) -> None:
-        """Write the settings that the responses depend on, or check that they are unchanged; main rank only.
+    def begin(self, examples: Sequence[Example]) -> None:
+        """Write what the responses depend on, or check that it is unchanged; main rank only.
 
         Raises:
-            UserError: other settings, a file of unknown origin, or a directory that cannot be written.
+            UserError: other settings or prompts, a file of unknown origin, or one that cannot be read or written.
         """
-        if self._settings_path.exists():
-            started = json.loads(self._settings_path.read_text(encoding="utf-8"))
+        prompts = hashlib.sha256(repr([(row.row_id, row.prompt) for row in examples]).encode()).hexdigest()
+        settings = self._settings | {"prompts": prompts}
+        advice = f"restore it, or delete {self._path.name}* to write other responses"
+        if os.path.exists(self._settings_path):
+            started = self._read_started(advice=advice)
             for name, value in self._settings.items():
-                if started[name] != value:
+                if started.get(name) != value:
                     raise UserError(
-                        f"data.responses {self._path}: was started with {name}={started[name]}, now it is {value};"
-                        f" restore it, or delete {self._path.name}* to write other responses"
+                        f"data.responses {self._path}: was started with {name}={started.get(name)}, now it is {value};"
+                        f" {advice}"
                     )
+            if started.get("prompts") != prompts:
+                raise UserError(
+                    f"data.responses {self._path}: was started with other prompts, so the content of data.train or of"
+                    f" the template has changed since; {advice}"
+                )
         elif self.is_complete:
             raise UserError(
                 f"data.responses {self._path}: exists already and was not written by this script; choose another name"
             )
         else:
-            write_atomically(self._settings_path, json.dumps(self._settings, indent=2) + "\n")
+            write_atomically(self._settings_path, json.dumps(settings, indent=2) + "\n")
+
+    def _read_started(self, *, advice: str) -> dict[str, Any]:
+        try:
+            started = parse_json(self._settings_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{self._settings_path}: cannot be read ({error}); {advice}") from None
+        if not isinstance(started, dict):
+            raise UserError(f"{self._settings_path}: expected a JSON object; {advice}")
+        return started
 
     def append(self, responses: Responses) -> None:
         """Add finished responses to this rank's part."""
@@ -145,7 +169,11 @@ class ResponseFile:
             records = read_log(path)
             if path == self._own_path:
                 write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-            responses |= {(record.pop("row"), record["sample"]): record for record in records}
+            for number, record in enumerate(records, start=1):
+                row, sample = record.pop("row", None), record.get("sample")
+                if not (isinstance(row, int) and isinstance(sample, int) and isinstance(record.get("response"), str)):
+                    raise UserError(f"{path}:{number}: expected a response with `row` and `sample`; remove that line")
+                responses[row, sample] = record
         return responses
 
     def finish(self, responses: Responses) -> int:

@@ -9,7 +9,7 @@ from kd.data.batch import TokenIds
 from kd.data.encoding import Example, encode
 from kd.data.instructions import read_rows_of
 from kd.data.templates import template_of
-from kd.errors import UserError
+from kd.errors import UserError, printable
 from kd.models.vocabulary import load_tokenizer
 
 _STYLES = {"prompt": "cyan", "response": "green", "end": "bold red"}
@@ -19,8 +19,10 @@ def show_data(config: Config, *, num_rows: int) -> None:
     """Print the first rows: prompt, response and end token in colour, with a bar between tokens.
 
     Raises:
-        UserError: data.train is not set or cannot be read, or the tokenizer cannot.
+        UserError: data.train is not set or cannot be read, or the tokenizer cannot; no row to show.
     """
+    if num_rows < 1:
+        raise UserError(f"--rows {num_rows}: expected a number of rows; give at least 1")
     if config.data.train is None:
         raise UserError("data.train is not set; show-data shows its rows")
     tokenizer = load_tokenizer(
@@ -34,9 +36,9 @@ def show_data(config: Config, *, num_rows: int) -> None:
     template = template_of(config.data, tokenizer=tokenizer, say=notes.append)
     encoded = encode(rows, tokenizer=tokenizer, template=template, data=config.data, responses="optional")
     for line in (*notes, *encoded.report.lines()):
-        console.print(line, highlight=False, markup=False)
+        console.print(printable(line), highlight=False, markup=False)
     for example in encoded.examples[:num_rows]:
-        console.print(f"\n{example.source}: {_count(example)}", style="bold", highlight=False, markup=False)
+        console.print(f"\n{printable(example.source)}: {_count(example)}", style="bold", highlight=False, markup=False)
         console.print(_colour(example, tokenizer=tokenizer))
 
 
@@ -55,7 +57,8 @@ def _colour(example: Example, *, tokenizer: PreTrainedTokenizerBase) -> Text:
     for name, ids in parts:
         text.append(f"\n{name}: " if text else f"{name}: ", style=f"{_STYLES[name]} reverse")
         for token in ids.tolist():
-            # A line break is shown as well as made.
-            text.append(str(tokenizer.decode([token])).replace("\n", "⏎\n"), style=_STYLES[name])
+            # A line break is shown as well as made; other controls must not act on the terminal.
+            shown = printable(str(tokenizer.decode([token])), keep="\n\t")
+            text.append(shown.replace("\n", "⏎\n"), style=_STYLES[name])
             text.append("│", style="dim")
     return text

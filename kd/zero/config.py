@@ -1,7 +1,6 @@
 """DeepSpeed's configuration: ZeRO and communication from a JSON file, all else from `Config`."""
 
 import difflib
-import json
 from typing import Any
 
 from pydantic import ValidationError
@@ -9,6 +8,7 @@ from pydantic import ValidationError
 from kd.config.packaged import find_ds_config
 from kd.config.schema import Config
 from kd.errors import UserError
+from kd.files import parse_json
 
 # What a file may set. Everything that changes the result of training is set in the YAML only.
 FILE_KEYS = (
@@ -96,12 +96,12 @@ def read_deepspeed_json(name: str) -> Json:
         UserError: the file is missing, broken, or sets what belongs to the YAML.
     """
     try:
-        settings = json.loads(find_ds_config(name).read_text(encoding="utf-8"))
+        settings = parse_json(find_ds_config(name).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"{name}: cannot be read ({error.strerror}); give a DeepSpeed JSON such as ds_configs/zero3.json"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{name}: not valid JSON ({error}); see ds_configs/zero3.json") from None
     if not isinstance(settings, dict):
         raise UserError(f"{name}: expected a JSON object, found {type(settings).__name__}")

@@ -53,6 +53,22 @@ def empty_response(directory: Path) -> Path:
     return write_tiny_config(directory)
 
 
+def lost_column(directory: Path) -> Path:
+    write_rows(directory, [row(1), row(2, history=[["Name 1.", "1"]])])
+    return write_tiny_config(directory)
+
+
+def repeated_section(directory: Path) -> Path:
+    path = write_tiny_config(directory)
+    path.write_text(path.read_text(encoding="utf-8") + "schedule: {steps: 1}\n", encoding="utf-8")
+    return path
+
+
+def torn_generation_config(directory: Path) -> Path:
+    (directory / "teacher" / "generation_config.json").write_text('{"eos_token_id": ', encoding="utf-8")
+    return write_tiny_config(directory)
+
+
 def tokenizer_mismatch(directory: Path) -> Path:
     path = directory / "teacher" / "tokenizer.json"
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -105,6 +121,9 @@ BAD_INPUTS = (
     (missing_data_file, ["train.jsonl", "cannot be read"]),
     (broken_json, ["train.jsonl:7", "JSON"]),
     (empty_response, ["train.jsonl:2", "`output` is empty"]),
+    (lost_column, ["train.jsonl:2", "`history`", "data.columns='{prompt: instruction, response: output}'"]),
+    (repeated_section, ["config.yaml", "`schedule` more than once"]),
+    (torn_generation_config, ["teacher", "generation_config.json is not valid JSON"]),
     (tokenizer_mismatch, ["tokenizers of teacher and student differ", "entry 5"]),
     (overlong_prompts, ["all 8 prompts are longer than data.max_prompt_tokens=3"]),
     (batch_size_in_json, ["zero.json", "train_batch_size", "schedule.global_batch"]),

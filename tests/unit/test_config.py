@@ -75,6 +75,8 @@ def test_a_configuration_is_frozen(file: Path) -> None:
         ("schedule.steps", "expected section.field=value"),
         ("=3", "expected section.field=value"),
         ("run.dir=[", "not valid YAML"),
+        ("data.columns={prompt: a, prompt: b}", "not valid YAML (`prompt` more than once"),
+        ("run.dir=2024-99-99", "not valid YAML (month must be in 1..12"),
         ("data.group=kind", "data.group=kind: this version has no data.group"),
     ],
 )
@@ -90,6 +92,11 @@ def test_a_value_is_no_section(file: Path) -> None:
     ("content", "message"),
     [
         ("model: [", "not valid YAML"),
+        ("run: {dir: x}\nrun: {dir: y}", "not valid YAML (`run` more than once"),
+        ("run: {dir: x, seed: 1, seed: 2}", "not valid YAML (`seed` more than once"),
+        ("run: {dir: 2024-99-99}", "not valid YAML (month must be in 1..12"),
+        ("run: {seed: " + "7" * 5000 + "}", "not valid YAML (Exceeds the limit"),
+        ("[" * 5000, "not valid YAML (maximum recursion"),
         ("- a list", "expected a mapping with sections such as model and data, found list"),
         ("", "expected a mapping with sections such as model and data, found NoneType"),
         (yaml.safe_dump({"data": {"train": "x"}, "run": {"dir": "x"}}), "model is missing"),
@@ -98,6 +105,12 @@ def test_a_value_is_no_section(file: Path) -> None:
 )
 def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, content: str, message: str) -> None:
     assert message in error_of(write_config(tmp_path, content))
+
+
+def test_merged_keys_may_be_replaced(tmp_path: Path) -> None:
+    """YAML's `<<` takes the keys of another mapping, which is not the same as a key that is written twice."""
+    content = "model: {student: &s a, teacher: t}\ndata: {train: x}\nrun: {<<: {dir: x, seed: 1}, seed: 2}\n"
+    assert load_config(write_config(tmp_path, content)).run.seed == 2
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

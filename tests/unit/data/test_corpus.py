@@ -94,4 +94,22 @@ def test_what_is_no_plain_text_is_refused(tmp_path: Path, tokenizer: PreTrainedT
     broken.write_bytes("Müller".encode("latin-1"))
     with pytest.raises(UserError, match=r"latin.txt: not valid UTF-8"):
         pack([broken], tokenizer, tmp_path)
+    broken.write_bytes("a b".encode("utf-16-le"))
+    with pytest.raises(UserError, match=r"latin.txt: holds a NUL byte"):
+        pack([broken], tokenizer, tmp_path)
     assert list(tmp_path.glob("corpus-*.int32")) == []
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0"])
+def test_a_name_that_no_file_can_have_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="found nothing there"):
+        find_corpus(name)
+
+
+def test_hidden_files_are_no_part_of_a_corpus(tmp_path: Path) -> None:
+    (tmp_path / ".home").mkdir()
+    (file,) = write(tmp_path / ".home" / "corpus", a="Shown.")
+    write(file.parent, **{"._a": "Left behind."})
+    (file.parent / ".ipynb_checkpoints").mkdir()
+    (file.parent / ".ipynb_checkpoints" / "a-checkpoint.txt").write_text("Left behind.")
+    assert find_corpus(str(file.parent)) == [file]

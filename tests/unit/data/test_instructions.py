@@ -143,7 +143,7 @@ def test_bad_json_lines_are_named_by_file_and_line(content: bytes, message: str,
         ("rows.jsonl.gz", GOOD, "{path}: not a valid gzip file"),
         ("rows.jsonl", GOOD + b'{"instruction": ' + b"9" * 5000 + b"}\n", "{path}:2: not readable as JSON"),
         ("rows.jsonl", b"[" * 100_000 + b"]" * 100_000, "{path}:1: lists or objects are nested too deeply"),
-        ("rows.jsonl", b'{"instruction": "\x00"}\n', "{path}:1: not valid JSON"),
+        ("rows.jsonl", b'{"instruction": "\x00"}\n', "{path}:1: holds a NUL byte"),
     ],
 )
 def test_other_bad_files_are_refused(name: str, content: bytes, message: str, tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_conversation_that_ends_with_the_user_has_no_response(tmp_path: Path) 
     ("messages", "message"),
     [
         ("text", "expected `messages` to be a list of messages, found text"),
-        ([], "expected `messages` to be a list of messages, found a list"),
+        ([], "expected `messages` to be a list of messages, found an empty list"),
         (["x"], "message 1 of `messages`: expected an object with `role` and `content`, found text"),
         (
             [{"role": "tool", "content": "x"}],
@@ -261,7 +261,7 @@ def test_a_conversation_that_ends_with_the_user_has_no_response(tmp_path: Path) 
         ([{"role": "user", "content": " "}], "message 1 of `messages`: `content` is empty"),
         (
             [{"role": "user", "content": [{"type": "image"}]}],
-            "message 1 of `messages`: expected parts of type text, found 'image'; only text",
+            "message 1 of `messages`: expected parts of type text with a text, found 'image'; only text",
         ),
         (as_messages([TALK[2], TALK[1]]), "the messages of `messages` are of assistant, user; expected one of the"),
         (as_messages([TALK[1], TALK[1]]), "the messages of `messages` are of user, user; expected"),

@@ -54,16 +54,45 @@ def test_chat_without_a_chat_template_is_refused(tokenizer: PreTrainedTokenizerB
 
 def test_a_chat_template_that_refuses_a_row_names_the_row(chat_tokenizer: PreTrainedTokenizerBase) -> None:
     chat_tokenizer.chat_template = (
-        "{% if 'Sort' in messages[-1].content %}{{ raise_exception('cannot\\nsort') }}{% endif %}[user]"
+        "{% if 'Sort' in messages[-1].content %}{{ raise_exception('cannot\\nsort') }}{% endif %}"
+        "{{ messages[-1].content }}"
     )
     template = load_template("chat", tokenizer=chat_tokenizer)
     with pytest.raises(UserError, match=r"rows.jsonl:3: the tokenizer's chat template failed \(cannot sort\)"):
         template(instruction("Sort."))
 
 
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [
+        ("{% if messages|length > 1 %}{{ '{1}'.format('a') }}{% endif %}", "out of range"),
+        ("{% if messages|length > 1 %}{{ missing.part }}{% endif %}", "'missing' is undefined"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{% if messages|length > 1 %}{{ f() }}{% endif %}", "recursion"),
+    ],
+)
+def test_a_chat_template_that_fails_on_a_later_row_is_one_line(
+    form: str, reason: str, chat_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    template, _ = load_chat(chat_tokenizer, form + "{{ messages[-1].content }}")
+    assert template(instruction("Sort.")) == "Sort."
+    with pytest.raises(UserError, match=f"rows.jsonl:3: the tokenizer's chat template failed .*{reason}"):
+        template(PLAIN_TALK)
+
+
+def test_a_chat_template_that_leaves_out_the_request_is_refused(chat_tokenizer: PreTrainedTokenizerBase) -> None:
+    message = "chat template leaves out or changes the last user turn"
+    with pytest.raises(UserError, match=f"data.template is chat: .*{message}"):
+        load_chat(chat_tokenizer, "{{ messages[0].role }}")
+    template, _ = load_chat(chat_tokenizer, "{{ messages[0].content | trim }}")
+    assert template(instruction(" Sort.\n")) == "Sort."
+    with pytest.raises(UserError, match=f"rows.jsonl:3: .*{message}"):
+        template(PLAIN_TALK)
+
+
 def test_a_jinja_file_keeps_every_newline(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     path = tmp_path / "mine.jinja"
-    path.write_text("\nQ: {{ instruction }}{% if input %} ({{ input }}){% endif %}\nA: \n\n")
+    # A byte order mark is no part of the prompt.
+    path.write_text("\ufeff\nQ: {{ instruction }}{% if input %} ({{ input }}){% endif %}\nA: \n\n")
     template = load_template(str(path), tokenizer=tokenizer)
     assert template(instruction("Why <b>?", input="x")) == "\nQ: Why <b>? (x)\nA: \n\n"
     assert template(instruction("Why?")) == "\nQ: Why?\nA: \n\n"
@@ -105,6 +134,12 @@ def test_a_jinja_file_that_fails_on_a_row_names_file_and_row(
     template = load_template(str(path), tokenizer=tokenizer)
     with pytest.raises(UserError, match="mine.jinja: failed on rows.jsonl:3 "):
         template(instruction("Sort."))
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0"])
+def test_a_name_that_no_file_can_have_is_refused(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(UserError, match="cannot be read .*expected alpaca, chat or a Jinja file"):
+        load_template(name, tokenizer=tokenizer)
 
 
 def test_a_missing_jinja_file_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -188,12 +223,12 @@ def test_one_of_several_named_templates(chat_tokenizer: PreTrainedTokenizerBase)
 
 
 def test_the_date_of_a_template_is_the_same_every_day(chat_tokenizer: PreTrainedTokenizerBase) -> None:
-    form = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}"
+    form = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}{{ messages[-1].content }}"
     template, said = load_chat(chat_tokenizer, form)
-    assert template(TALK) == "26 Jul 2024"
+    assert template(TALK) == "26 Jul 2024And 4?"
     assert said[0].startswith("the chat template reads the date, which is 2024-07-26 for all prompts; set date_string")
     template, said = load_chat(chat_tokenizer, form, options={"date_string": "1 May 2020"})
-    assert template(TALK) == "1 May 2020"
+    assert template(TALK) == "1 May 2020And 4?"
     assert not any("date" in line for line in said)
     with pytest.raises(UserError, match="reads the date in a way that cannot be pinned; set date_string"):
         load_chat(chat_tokenizer, "{% set form = '%Y' %}{{ strftime_now(form) }}")

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,6 +123,15 @@ def test_responses_come_back_as_they_were(tmp_path: Path) -> None:
     first = json.loads(path.read_text().split("\n")[0])
     assert list(first) == keys
     assert first["exact_match"] is False
+
+
+@pytest.mark.parametrize("changed", [{"row": "0"}, {"row": -1}, {"row": None}, {"response": None}])
+def test_a_line_with_other_values_is_refused(changed: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "seed-10.jsonl"
+    write_generations(path, [generation(0)])
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed) + "\n")
+    with pytest.raises(UserError, match="seed-10.jsonl:1: not a line of evaluate.py"):
+        read_generations(path)
 
 
 def test_a_metric_is_added_beside_the_others() -> None:

@@ -1,17 +1,22 @@
 """Parts of the judge that need no server: its prompt, what counts as scores, their sums, and the estimate."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from evaluation.generations import generations_file, write_generations
 from evaluation.judge.__main__ import COMMAND, estimate_usage
-from evaluation.judge.comparisons import Comparison, render
+from evaluation.judge.comparisons import Comparison, read_comparisons, render
 from evaluation.judge.config import JudgeSection, Order
 from evaluation.judge.responses import JudgeResponse, ResponseCache, Scores, parse_scores
 from evaluation.judge.scores import feedback_score
 from evaluation.judge.session import Judgement
+from kd.data.conversations import Turn
 from kd.data.instructions import Instruction
 from kd.errors import UserError
+from tests.unit.evaluation.generations import generation
 
 
 @pytest.mark.parametrize(
@@ -72,6 +77,34 @@ def test_the_prompt_is_the_papers_in_either_order() -> None:
     assert text.endswith("does not affect your judgment.")
     swapped = render(row, response="mine {y}", order="reference_first")
     assert swapped == text.replace("mine {y}", "#").replace("truth", "mine {y}").replace("#\n### A", "truth\n### A")
+
+
+def test_rows_are_read_with_the_columns_of_the_evaluation(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"q": "Add.", "r": "3", "instruction": "no", "output": "no"}\n')
+    write_generations(generations_file(tmp_path, benchmark="b", seed=1), [generation(0, reference="3")])
+
+    def read(given: Any, **entry: Any) -> list[Comparison]:
+        (tmp_path / "results.json").write_text(json.dumps({"benchmarks": {"b": {"source": str(rows)} | entry}}))
+        every: dict[str, Any] = {"seeds": None, "num_rows": None, "orders": ("model_first",)}
+        return list(read_comparisons("m", tmp_path, benchmark="b", source=str(rows), columns=given, **every))
+
+    columns = {"prompt": "q", "response": "r"}
+    for given, entry in ((None, {"columns": columns}), (columns, {}), (columns, {"columns": {"prompt": "r"}})):
+        (found,) = read(given, **entry)
+        assert found.prompt.startswith("### Instruction:\nAdd.\n")
+    with pytest.raises(UserError, match="row 0 is not that of"):
+        read(None)
+    with pytest.raises(UserError, match="results.json: is no results.json of evaluate.py"):
+        read(None, columns=3)
+    argv = ["--judge", "m", "--evaluation", "a=b", "--out", "o", "--columns", "{prompt: q, response: r}"]
+    assert COMMAND.read(argv).columns == columns
+
+
+def test_a_conversation_is_not_judged_in_part() -> None:
+    row = Instruction(instruction="x", input="", references=("y",), source="f:1", earlier=(Turn("system", "z"),))
+    with pytest.raises(UserError, match="f:1: a conversation with a system turn or several turns, and the judge's"):
+        render(row, response="y", order="model_first")
 
 
 def judged(

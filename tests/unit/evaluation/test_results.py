@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.generations import generations_file, write_generations
-from evaluation.results import claim, summarise, write_json
+from evaluation.results import claim, read_json, summarise, write_json
 from kd.errors import UserError
 from tests.unit.evaluation.generations import generation
 
@@ -75,6 +75,14 @@ def test_other_settings_are_refused_only_where_responses_are(tmp_path: Path) -> 
     claim(tmp_path, benchmark="test", settings={"top_k": 5, "greedy": False})
     with pytest.raises(UserError, match=r"made with top_k=5, this call has top_k=0; use another --out or delete"):
         claim(tmp_path, benchmark="test", settings={"top_k": 0, "greedy": False})
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000])
+def test_a_broken_file_is_one_line(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match="results.json: .*; evaluate again"):
+        read_json(path, advice="evaluate again")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,3 +143,35 @@ def test_dropout_probabilities_are_found_by_name(tmp_path: Path, family: str, ex
     directory = save_tiny_model(tmp_path / family, family, seed=1)
     found = dropout_settings(AutoModelForCausalLM.from_pretrained(directory).config)
     assert expected <= found.keys()
+
+
+def spoil(path: Path, content: bytes | None) -> None:
+    """Write `content`, or only half of the file."""
+    old = path.read_bytes()
+    path.write_bytes(old[: len(old) // 2] if content is None else content)
+
+
+BROKEN = [(None, "is not valid JSON: "), (bytes(9), "is not valid JSON: "), (b"[]", "is not a JSON object")]
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "config.json"])
+@pytest.mark.parametrize(("content", "message"), BROKEN)
+def test_a_broken_file_of_a_tokenizer_is_named(file: str, content: bytes | None, message: str, pair: Path) -> None:
+    spoil(pair / "student" / file, content)
+    with pytest.raises(UserError, match=f"student: cannot be read \\({file} {message}"):
+        load_tokenizer(str(pair / "student"), trust_remote_code=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        *((content, f"teacher: cannot read generation_config.json .*{message}") for content, message in BROKEN),
+        (b'{"eos_token_id": "</s>"}', "eos_token_id is '</s>' in generation_config.json or config.json; expected"),
+        (b'{"eos_token_id": [1.5]}', r"eos_token_id is \[1.5\] in generation_config.json"),
+        (b'{"max_new_tokens": "many"}', "teacher: cannot read generation_config.json "),
+    ],
+)
+def test_a_broken_generation_config_is_not_passed_over(content: bytes | None, message: str, pair: Path) -> None:
+    spoil(pair / "teacher" / "generation_config.json", content)
+    with pytest.raises(UserError, match=message):
+        share_vocabulary(config_of(pair))

@@ -103,6 +103,7 @@ def test_a_file_that_sets_what_the_yaml_owns_is_refused(tmp_path: Path, key: str
             "did you mean stage3_param_persistence_threshold",
         ),
         ("{", "not valid JSON"),
+        ('{"zero_optimization": {"stage": 3, "stage": 0}}', r"not valid JSON \(an object has `stage` more than once"),
         ("[]", "expected a JSON object, found list"),
     ],
 )
