@@ -5,6 +5,7 @@ import os
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
 from typing import Any
 
 from kd.distributed import World, free_port
@@ -20,9 +21,10 @@ class RankFailure(AssertionError):
 class Ranks:
     """`size` processes joined by gloo, each with one thread."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, fresh: bool = False) -> None:
+        """`fresh` processes start from nothing, with this moment's environment; others are forked after the imports."""
         self.size = size
-        context = multiprocessing.get_context("spawn")
+        context: ForkServerContext | SpawnContext = multiprocessing.get_context("spawn") if fresh else forked_ranks()
         port = free_port()
         self._connections: list[Connection] = []
         self._processes = []
@@ -72,6 +74,13 @@ class Ranks:
         for process in self._processes:
             process.kill()
             process.join()
+
+
+def forked_ranks() -> ForkServerContext:
+    """Makes processes that have imported the project, with the environment of the first call."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["kd.train.assemble"])
+    return context
 
 
 def _serve(rank: int, size: int, port: int, connection: Connection) -> None:

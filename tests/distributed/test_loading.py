@@ -27,7 +27,7 @@ def test_no_rank_holds_the_whole_model_while_loading(tmp_path: Path, monkeypatch
     weights = load_file(model / "model.safetensors")
     size = sum(tensor.nbytes for tensor in weights.values())
     assert size > 200e6, "too small to be seen beside everything else"
-    pool = Ranks(2)
+    pool = Ranks(2, fresh=True)
     try:
         results = pool.run(loading_jobs.peak_bytes_while_loading, model=model, deepspeed_config=SHARDED)
     finally:

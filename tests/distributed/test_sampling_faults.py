@@ -1,6 +1,5 @@
 """Sampling that ends early, late or not at all: every rank gets its responses, or every rank ends."""
 
-import multiprocessing
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from kd.distributed import free_port
 from tests.distributed import generation_jobs as jobs
 from tests.distributed import sampling_fault_jobs as faults
 from tests.distributed.harness import write_config
-from tests.run_on_ranks import Ranks
+from tests.run_on_ranks import Ranks, forked_ranks
 from tests.tiny_models import save_tiny_model
 
 LAYOUTS = {
@@ -135,7 +134,7 @@ def test_memory_that_really_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name in ("teacher", "student"):
         save_tiny_model(tmp_path / name, "opt", seed=1, width=512, layers=1)
     prompts = [np.random.default_rng(row).integers(1, 400, 100).tolist() for row in range(128)]
-    pool = Ranks(1)
+    pool = Ranks(1, fresh=True)
     try:
         (result,) = pool.run(
             faults.run_out_of_real_memory,
@@ -151,7 +150,7 @@ def test_memory_that_really_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_exception_on_one_rank_ends_all(student: Path, layout: str) -> None:
-    context, port = multiprocessing.get_context("spawn"), free_port()
+    context, port = forked_ranks(), free_port()
     arguments = (port, write_config(student), LAYOUTS[layout], PROMPTS)
     processes = [context.Process(target=faults.fail_alone, args=(rank, *arguments)) for rank in range(2)]
     for process in processes:

@@ -104,7 +104,7 @@ def test_refreshing_takes_twice_the_largest_parameter_and_64_megabytes(
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
     deep = save_tiny_model(tmp_path / "deep", "llama", seed=1, width=768, layers=10)
     wide = save_tiny_model(tmp_path / "wide", "opt", seed=1, width=128, layers=1, padding=200_000)
-    pool = Ranks(2)
+    pool = Ranks(2, fresh=True)
     try:
         results = [
             result
