@@ -121,7 +121,9 @@ def assembled(config: Config, *, world: World) -> Iterator[Trainer]:
     """The run's trainer, as `kd.train.assemble.run_on` puts it together; nothing is restored, saved or exported."""
     with world.agreed():
         inputs = read_inputs(config, world=world)
-        run_dir = prepare_run_directory(inputs.config, command=sys.argv, world=world)
+        run_dir = prepare_run_directory(
+            inputs.config, contents=inputs.contents(), command=sys.argv, world=world, say=inputs.notes.append
+        )
     start_deepspeed()
     with RunConsole(run_dir / LOG_FILE, is_main=world.is_main, num_steps=config.schedule.steps, done=0) as console:
         yield assemble(

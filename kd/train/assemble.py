@@ -25,7 +25,7 @@ from kd.rollout.placement import InPlaceWeights, choose_placement
 from kd.rollout.probe import check_finite, check_numbers
 from kd.rollout.sampler import Sampler
 from kd.text_metrics import describe_unread
-from kd.train.checkpoint import Checkpoints, TrainerState
+from kd.train.checkpoint import Checkpoints, TrainerState, exported_step
 from kd.train.console import RunConsole
 from kd.train.metric_log import MetricLog, check_trackers
 from kd.train.run_directory import LOG_FILE, prepare_run_directory
@@ -49,6 +49,15 @@ class Inputs:
     notes: list[str]
     """Rows that were dropped or truncated, one sentence for each reason."""
 
+    def contents(self) -> dict[str, str]:
+        """Checksums of what the run learns from, since a file may change under its name."""
+        sources = {"data.responses" if self.config.data.responses is not None else "data.train": self.train}
+        if self.validation is not None:
+            sources["data.validation"] = self.validation
+        texts = {name: encoded.text_checksum() for name, encoded in sources.items()}
+        tokens = {f"the tokens of {name}": encoded.token_checksum() for name, encoded in sources.items()}
+        return texts | tokens
+
 
 def run_on(world: World, config: Config, *, command: Sequence[str]) -> None:
     """Train on ranks that have already met; resumes from the latest checkpoint in run.dir."""
@@ -56,13 +65,20 @@ def run_on(world: World, config: Config, *, command: Sequence[str]) -> None:
     transformers.utils.logging.disable_progress_bar()
     with world.agreed():
         inputs = read_inputs(config, world=world)
-        run_dir = prepare_run_directory(inputs.config, command=command, world=world)
-        checkpoints = Checkpoints(run_dir, config=config, world=world)
-        state = checkpoints.latest() if world.is_main else TrainerState()
-        num_steps = inputs.config.schedule.steps
-        is_done = state.step == num_steps and (run_dir / "final").is_dir()
-    # The main rank's view of the directory decides: a shared file system may differ on other hosts.
-    state, is_done = world.from_main((state, is_done))
+        run_dir = prepare_run_directory(
+            inputs.config,
+            contents=inputs.contents() if world.is_main else {},
+            command=command,
+            world=world,
+            say=inputs.notes.append,
+        )
+    num_steps = inputs.config.schedule.steps
+    is_done = world.from_main(world.is_main and exported_step(run_dir / "final") == num_steps)
+    checkpoints = Checkpoints(run_dir, config=config, world=world)
+    state = TrainerState(step=num_steps) if is_done else checkpoints.latest(say=inputs.notes.append)
+    if state.best is not None and not world.from_main(world.is_main and exported_step(run_dir / "best") is not None):
+        inputs.notes.append(f"{run_dir / 'best'} is damaged or missing: the next validation writes it anew")
+        state = replace(state, best=None, best_step=None)
     with RunConsole(run_dir / LOG_FILE, is_main=world.is_main, num_steps=num_steps, done=state.step) as console:
         for note in inputs.notes:
             console.say(note)

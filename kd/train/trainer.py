@@ -50,7 +50,7 @@ class Trainer:
             state = self._finish_step(replace(state, step=step), saves=saves)
             # Before the checkpoint: a run that is killed in between repeats this step.
             if export_every is not None and step % export_every == 0:
-                self._export(self.run_dir / "exports" / f"step-{step}")
+                self._export(self.run_dir / "exports" / f"step-{step}", step=step)
                 self.log.restart_clock()
             if saves:
                 self.checkpoints.save(state, self.method)
@@ -61,15 +61,15 @@ class Trainer:
                     " the same command resumes from here"
                 )
                 return state
-        self._export(self.run_dir / "final")
+        self._export(self.run_dir / "final", step=state.step)
         return state
 
     def step(self, step: int) -> StepMetrics:
         """Run optimizer step `step`, which counts from 1; all ranks call it together."""
         return self.method.run(self.loader.batch(step))
 
-    def _export(self, directory: Path) -> None:
-        export_student(directory, self.method)
+    def _export(self, directory: Path, *, step: int) -> None:
+        export_student(directory, self.method, step=step)
 
     def _finish_step(self, state: TrainerState, *, saves: bool) -> TrainerState:
         """Log and validate when due."""
@@ -97,7 +97,7 @@ class Trainer:
         score = self.validator.score(results)
         if state.best is not None and not score > state.best:
             return state
-        self._export(self.run_dir / "best")
+        self._export(self.run_dir / "best", step=state.step)
         return replace(state, best=score, best_step=state.step)
 
     def _out_of_time(self, started: float) -> bool:
