@@ -14,7 +14,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from kd.distributed.launcher import RankInfo, find_rank, find_rendezvous, rank_from_environment
 from kd.distributed.world import World, collective_timeout
-from kd.errors import EXIT_CODE, LoneUserError, UserError
+from kd.errors import EXIT_CODE, LoneUserError, RunStopped, UserError
 
 _joined: World | None = None
 
@@ -123,6 +123,9 @@ def joined_world() -> Iterator[World]:
             _joined = start_world()
         yield _joined
         at_end = end_world
+    except RunStopped:
+        at_end = end_world
+        raise
     except UserError as error:
         if not isinstance(error, LoneUserError):
             at_end = end_world

@@ -1,6 +1,7 @@
 """From a configuration to a finished run: reads and checks the inputs, loads the models, connects the parts."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,8 +28,10 @@ from kd.rollout.sampler import Sampler
 from kd.text_metrics import describe_unread
 from kd.train.checkpoint import Checkpoints, TrainerState, exported_step
 from kd.train.console import RunConsole
+from kd.train.lock import locked
 from kd.train.metric_log import MetricLog, check_trackers
 from kd.train.run_directory import LOG_FILE, prepare_run_directory
+from kd.train.stop import StopRequest
 from kd.train.trainer import Trainer
 from kd.train.validation import Validator, check_validation
 from kd.zero.config import student_deepspeed_config, teacher_deepspeed_config
@@ -60,21 +63,34 @@ class Inputs:
 
 
 def run_on(world: World, config: Config, *, command: Sequence[str]) -> None:
-    """Train on ranks that have already met; resumes from the latest checkpoint in run.dir."""
+    """Train on ranks that have already met; resumes from the latest checkpoint in run.dir.
+
+    Raises:
+        RunStopped: a signal or run.max_hours has stopped the run; its state is saved.
+        UserError: on every rank, if something cannot be used.
+    """
     # Bars for loading and saving would interrupt the run's own progress line.
     transformers.utils.logging.disable_progress_bar()
-    with world.agreed():
-        inputs = read_inputs(config, world=world)
-        run_dir = prepare_run_directory(
-            inputs.config,
-            contents=inputs.contents() if world.is_main else {},
-            command=command,
-            world=world,
-            say=inputs.notes.append,
-        )
+    stop = StopRequest(max_hours=config.run.max_hours, world=world)
+    with stop.listening(), ExitStack() as lock:
+        with world.agreed():
+            inputs = read_inputs(config, world=world)
+            if world.is_main:
+                lock.enter_context(locked(Path(config.run.dir), say=lambda line: print(line, flush=True)))
+            run_dir = prepare_run_directory(
+                inputs.config,
+                contents=inputs.contents() if world.is_main else {},
+                command=command,
+                world=world,
+                say=inputs.notes.append,
+            )
+        _run(inputs, run_dir=run_dir, stop=stop, world=world)
+
+
+def _run(inputs: Inputs, *, run_dir: Path, stop: StopRequest, world: World) -> None:
     num_steps = inputs.config.schedule.steps
     is_done = world.from_main(world.is_main and exported_step(run_dir / "final") == num_steps)
-    checkpoints = Checkpoints(run_dir, config=config, world=world)
+    checkpoints = Checkpoints(run_dir, config=inputs.config, world=world)
     state = TrainerState(step=num_steps) if is_done else checkpoints.latest(say=inputs.notes.append)
     if state.best is not None and not world.from_main(world.is_main and exported_step(run_dir / "best") is not None):
         inputs.notes.append(f"{run_dir / 'best'} is damaged or missing: the next validation writes it anew")
@@ -94,10 +110,9 @@ def run_on(world: World, config: Config, *, command: Sequence[str]) -> None:
             console.say(f"resuming after step {state.step} of {num_steps}")
         else:
             # For dropout; after loading, which draws differently in different layouts.
-            torch.manual_seed(config.run.seed + world.rank)
-        state = trainer.train(state)
-        if state.step == num_steps:
-            console.say(f"done: the student is in {run_dir / 'final'}")
+            torch.manual_seed(inputs.config.run.seed + world.rank)
+        trainer.train(state, stop=stop)
+        console.say(f"done: the student is in {run_dir / 'final'}")
 
 
 def read_inputs(config: Config, *, world: World) -> Inputs:

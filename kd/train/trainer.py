@@ -1,17 +1,16 @@
 """The training loop around a method: global batches, logs, validation, checkpoints."""
 
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from kd.config.schema import Config
 from kd.data.loader import BatchLoader
+from kd.errors import RunStopped
 from kd.methods.base import Method
 from kd.train.checkpoint import Checkpoints, TrainerState, export_student
 from kd.train.console import RunConsole
 from kd.train.metric_log import MetricLog
+from kd.train.stop import StopRequest
 from kd.train.validation import Validator
 from kd.zero.recorder import StepMetrics
 
@@ -32,9 +31,13 @@ class Trainer:
     def config(self) -> Config:
         return self.method.config
 
-    def train(self, state: TrainerState) -> TrainerState:
-        """Train from `state` to the last step, or until run.max_hours have passed; returns the state reached."""
-        started = time.monotonic()
+    def train(self, state: TrainerState, *, stop: StopRequest) -> None:
+        """Train from `state` to the last step, and export the student.
+
+        Raises:
+            RunStopped: `stop` asked for it; the state is saved.
+        """
+        stop.begin()
         num_steps, export_every = self.config.schedule.steps, self.config.checkpoints.export_every
         if state.step == 0 and self.validator is not None and self.method.follows_validation:
             self.method.follow_validation(self.validator.loss())
@@ -45,8 +48,8 @@ class Trainer:
             self.log.add(metrics)
             if metrics.num_tokens == 0:
                 self.console.say(f"step {step}: the global batch has no response token; the step is skipped")
-            out_of_time = self._out_of_time(started)
-            saves = step == num_steps or out_of_time or step % self.config.checkpoints.every == 0
+            reason = stop.reason()
+            saves = step == num_steps or reason is not None or step % self.config.checkpoints.every == 0
             state = self._finish_step(replace(state, step=step), saves=saves)
             # Before the checkpoint: a run that is killed in between repeats this step.
             if export_every is not None and step % export_every == 0:
@@ -55,14 +58,13 @@ class Trainer:
             if saves:
                 self.checkpoints.save(state, self.method)
                 self.log.restart_clock()
-            if out_of_time and step < num_steps:
+            if reason is not None and step < num_steps:
+                stop.end()
                 self.console.say(
-                    f"run.max_hours={self.config.run.max_hours} have passed: stopped after step {step} of {num_steps};"
-                    " the same command resumes from here"
+                    f"{reason}: stopped after step {step} of {num_steps}; the same command resumes from here"
                 )
-                return state
+                raise RunStopped(reason)
         self._export(self.run_dir / "final", step=state.step)
-        return state
 
     def step(self, step: int) -> StepMetrics:
         """Run optimizer step `step`, which counts from 1; all ranks call it together."""
@@ -99,11 +101,3 @@ class Trainer:
             return state
         self._export(self.run_dir / "best", step=state.step)
         return replace(state, best=score, best_step=state.step)
-
-    def _out_of_time(self, started: float) -> bool:
-        if self.config.run.max_hours is None:
-            return False
-        world = self.method.world
-        passed = torch.tensor(time.monotonic() - started, dtype=torch.float64, device=world.device)
-        # One clock decides, or ranks would leave at different steps.
-        return bool(world.max_across_ranks(passed).item() >= self.config.run.max_hours * 3600)
