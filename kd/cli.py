@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -292,5 +293,8 @@ def _exit_code(work: Callable[[], None]) -> int:
 
         return exit_with_user_error(error)
     except RunStopped:
+        # The launcher ends ranks that are slower to leave: the interpreter would restore the default handler.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
         return STOPPED_CODE
     return 0

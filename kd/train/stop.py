@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import torch
@@ -79,4 +79,5 @@ class StopRequest:
             if self._world.is_main:
                 # Not print: the signal may have interrupted one.
                 name = signal.Signals(number).name
-                os.write(2, f"{name}: stopping after this step; a second signal ends the run at once\n".encode())
+                with suppress(OSError):
+                    os.write(2, f"{name}: stopping after this step; a second signal ends the run at once\n".encode())
