@@ -34,10 +34,11 @@ from kd.train.run_directory import LOG_FILE, prepare_run_directory
 from kd.train.stop import StopRequest
 from kd.train.trainer import Trainer
 from kd.train.validation import Validator, check_validation
+from kd.train.watch import Watch
 from kd.zero.config import student_deepspeed_config, teacher_deepspeed_config
 from kd.zero.engine import start_deepspeed
 from kd.zero.recorder import Recorder
-from kd.zero.residency import choose_gathering, local_values
+from kd.zero.residency import choose_gathering
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +241,7 @@ def assemble(
         checkpoints=checkpoints,
         console=console,
         log=MetricLog(run_dir, config=config, world=world, last_step=last_step),
+        watch=Watch(run_dir, config=config, rolls_out=method.rolls_out, world=world),
     )
 
 
@@ -253,11 +255,7 @@ def _check_numbers(student: Student, teacher: ModelHandle | None, *, config: Con
     ):
         if handle is None:
             continue
-        check_finite(
-            ((key, local_values(parameter)) for key, parameter in handle.model.named_parameters()),
-            name=name,
-            world=world,
-        )
+        check_finite(handle.model, name=name, world=world)
         with InPlaceWeights(handle).ready() as view:
             check_numbers(
                 view,

@@ -23,6 +23,8 @@ from kd.methods import load_config
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 LOG_FILE = "log.txt"
+_CHANGEABLE = ("optimizer.learning_rate", "optimizer.grad_clip", "prompt.learning_rate")
+"""What run.resume=changed may change."""
 _RESULTS = ("checkpoints/step-*[0-9]", "best", "final", "exports/*")
 _PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "safetensors")
 
@@ -87,11 +89,14 @@ def _check_same_course(config: Config, previous: Path) -> None:
     for name, _, _ in describe_fields(type(config)):
         if name in RESUMABLE_FIELDS or (name.split(".")[0] in RESUMABLE_SECTIONS and name != "run.seed"):
             continue
+        if config.run.resume == "changed" and name in _CHANGEABLE:
+            continue
         old, new = attrgetter(name)(started), attrgetter(name)(config)
         if old != new:
+            allowed = "set run.resume=changed, " if name in _CHANGEABLE else ""
             raise UserError(
                 f"run.dir {previous.parent}: was started with {name}={old}, now it is {new};"
-                " restore it to resume, or choose another run.dir"
+                f" restore it to resume, {allowed}or choose another run.dir"
             )
 
 

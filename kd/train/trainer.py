@@ -7,11 +7,13 @@ from kd.config.schema import Config
 from kd.data.loader import BatchLoader
 from kd.errors import RunStopped
 from kd.methods.base import Method
+from kd.rollout.probe import find_broken
 from kd.train.checkpoint import Checkpoints, TrainerState, export_student
 from kd.train.console import RunConsole
 from kd.train.metric_log import MetricLog
 from kd.train.stop import StopRequest
 from kd.train.validation import Validator
+from kd.train.watch import Watch
 from kd.zero.recorder import StepMetrics
 
 
@@ -26,6 +28,7 @@ class Trainer:
     checkpoints: Checkpoints
     console: RunConsole
     log: MetricLog
+    watch: Watch
 
     @property
     def config(self) -> Config:
@@ -38,13 +41,14 @@ class Trainer:
             RunStopped: `stop` asked for it; the state is saved.
         """
         stop.begin()
+        last_saved = state.step
         num_steps, export_every = self.config.schedule.steps, self.config.checkpoints.export_every
         if state.step == 0 and self.validator is not None and self.method.follows_validation:
             self.method.follow_validation(self.validator.loss())
         self.log.restart_clock()
         while state.step < num_steps:
             step = state.step + 1
-            metrics = self.step(step)
+            metrics = self.step(step, last_saved=last_saved)
             self.log.add(metrics)
             if metrics.num_tokens == 0:
                 self.console.say(f"step {step}: the global batch has no response token; the step is skipped")
@@ -56,7 +60,9 @@ class Trainer:
                 self._export(self.run_dir / "exports" / f"step-{step}", step=step)
                 self.log.restart_clock()
             if saves:
+                self._check_weights(step)
                 self.checkpoints.save(state, self.method)
+                last_saved = step
                 self.log.restart_clock()
             if reason is not None and step < num_steps:
                 stop.end()
@@ -66,11 +72,23 @@ class Trainer:
                 raise RunStopped(reason)
         self._export(self.run_dir / "final", step=state.step)
 
-    def step(self, step: int) -> StepMetrics:
-        """Run optimizer step `step`, which counts from 1; all ranks call it together."""
-        return self.method.run(self.loader.batch(step))
+    def step(self, step: int, *, last_saved: int = 0) -> StepMetrics:
+        """Run optimizer step `step`, which counts from 1; all ranks call it together.
+
+        Raises:
+            UserError: a loss or a gradient is not finite. `last_saved` is the step of the latest checkpoint.
+        """
+        batch = self.loader.batch(step)
+        metrics = self.method.run(batch)
+        self.watch.check_step(metrics, batch, last_saved=last_saved)
+        return metrics
+
+    def _check_weights(self, step: int) -> None:
+        broken = find_broken(self.method.student.model, world=self.method.world)
+        self.watch.check_weights(broken, step=step)
 
     def _export(self, directory: Path, *, step: int) -> None:
+        self._check_weights(step)
         export_student(directory, self.method, step=step)
 
     def _finish_step(self, state: TrainerState, *, saves: bool) -> TrainerState:
@@ -84,6 +102,7 @@ class Trainer:
         record = self.log.close_interval(step=state.step, epoch=self.loader.epoch_at(state.step))
         if self.validator is not None and validates:
             results = self.validator.measure()
+            self.watch.check_results(results, step=state.step)
             record |= results
             if self.method.follows_validation:
                 self.method.follow_validation(results["validation/loss"])
@@ -91,6 +110,8 @@ class Trainer:
             self.log.restart_clock()
         self.log.write(record)
         self.console.report(record)
+        for sentence in self.watch.notice(record):
+            self.console.say(sentence)
         return state
 
     def _keep_best(self, state: TrainerState, results: dict[str, float]) -> TrainerState:

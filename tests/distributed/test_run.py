@@ -180,7 +180,10 @@ def test_a_finished_run_is_left_alone(straight: Path, setting: Path, ranks: Any)
     ("overrides", "message"),
     [
         (["run.resume=never"], "holds a run already"),
-        (["optimizer.learning_rate=2.0e-3"], "was started with optimizer.learning_rate=0.001, now it is 0.002"),
+        (
+            ["optimizer.learning_rate=2.0e-3"],
+            "optimizer.learning_rate=0.001, now it is 0.002; restore it to resume, set run.resume=changed, or choose",
+        ),
         (["run.seed=1"], "was started with run.seed=42, now it is 1"),
     ],
 )
