@@ -130,7 +130,7 @@ class ModelSet:
                     f" have {width}; give the teacher that it was trained with"
                 )
         view, world = CausalLM.of(model), self.world
-        check_finite(model.named_parameters(), name=name, world=world)
+        check_finite(model, name=name, world=world)
         with torch.no_grad():
             size = vocabulary_size(self.tokenizer)
             head = view.head(vocabulary_size=size)

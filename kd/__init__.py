@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kd.errors import UserError
+from kd.errors import RunStopped, UserError
 
 if TYPE_CHECKING:
     from kd.config.schema import Config
 
-__all__ = ["UserError", "generate", "load_config", "train"]
+__all__ = ["RunStopped", "UserError", "generate", "load_config", "train"]
 __version__ = "0.1.0"
 
 # The function `train` below has the name of a subpackage. Python sets a subpackage as an attribute of its parent when
@@ -45,6 +45,7 @@ def train(config: "Config") -> Path:
     latest checkpoint in the run directory.
 
     Raises:
+        RunStopped: a signal or run.max_hours has stopped the run, and its state is saved.
         UserError: on every rank, if the configuration, the data or a model cannot be used.
     """
     from kd.distributed.session import joined_world

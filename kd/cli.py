@@ -2,11 +2,12 @@
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kd.errors import EXIT_CODE, UserError
+from kd.errors import EXIT_CODE, STOPPED_CODE, RunStopped, UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -191,6 +192,26 @@ def plan(argv: Sequence[str]) -> int:
     return _exit_code(work) or int(not fits)
 
 
+def check(argv: Sequence[str]) -> int:
+    """Verify the checkpoints and exports of runs; the exit code is 0 if all are whole, and 1 if one is damaged."""
+    parser = argparse.ArgumentParser(
+        prog="promptkd check",
+        description="Compare the checkpoints and exports of runs with the checksums that were written with them.\n"
+        "Exit code: 0 all whole, 1 one is damaged, 2 not a run.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="run.dir of a training")
+    arguments = parser.parse_args(argv)
+    whole: list[bool] = []
+
+    def work() -> None:
+        from kd.train.check import check_run
+
+        whole.extend(check_run(run) for run in arguments.runs)
+
+    return _exit_code(work) or int(not all(whole))
+
+
 def _delegate(module: str) -> Callable[[Sequence[str]], int]:
     """The `main` function of a module, which is imported when it runs."""
 
@@ -207,6 +228,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "evaluate": (_delegate("evaluation.scoring"), "sample a model's responses to benchmarks and score them"),
     "show-data": (show_data, "the first training rows in tokens: prompt, response and end in colour"),
     "compare": (_delegate("evaluation.compare"), "paired differences between evaluated models"),
+    "check": (check, "whether checkpoints and exports of a run are undamaged"),
     "plan": (plan, "memory of a run by phase, what fits, and its estimated cost"),
     "report": (_delegate("evaluation.report.__main__"), "one page of trainings and evaluations: tables and figures"),
     "make-student": (make_student, "make a student from some of a teacher's layers"),
@@ -270,4 +292,9 @@ def _exit_code(work: Callable[[], None]) -> int:
         from kd.distributed import exit_with_user_error
 
         return exit_with_user_error(error)
+    except RunStopped:
+        # The launcher ends ranks that are slower to leave: the interpreter would restore the default handler.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+        return STOPPED_CODE
     return 0

@@ -16,9 +16,10 @@ from evaluation.bench.presets import Case
 from kd.config.schema import Config
 from kd.distributed import World, start_world
 from kd.methods import load_config
-from kd.train.assemble import assemble, read_inputs
+from kd.train.assemble import assemble
 from kd.train.checkpoint import Checkpoints
 from kd.train.console import Record, RunConsole
+from kd.train.inputs import read_inputs
 from kd.train.run_directory import LOG_FILE, prepare_run_directory
 from kd.train.trainer import Trainer
 from kd.zero.engine import start_deepspeed
@@ -121,7 +122,9 @@ def assembled(config: Config, *, world: World) -> Iterator[Trainer]:
     """The run's trainer, as `kd.train.assemble.run_on` puts it together; nothing is restored, saved or exported."""
     with world.agreed():
         inputs = read_inputs(config, world=world)
-        run_dir = prepare_run_directory(inputs.config, command=sys.argv, world=world)
+        run_dir = prepare_run_directory(
+            inputs.config, contents=inputs.contents(), command=sys.argv, world=world, say=inputs.notes.append
+        )
     start_deepspeed()
     with RunConsole(run_dir / LOG_FILE, is_main=world.is_main, num_steps=config.schedule.steps, done=0) as console:
         yield assemble(

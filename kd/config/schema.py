@@ -156,7 +156,9 @@ class CheckpointsConfig(Section):
 class RunConfig(Section):
     dir: str = required(help="directory that the run writes to")
     seed: NonNegativeInt = option(42, help="seed of data order, sampling and random initialisation")
-    resume: Literal["auto", "never"] = option("auto", help="auto: resume a used run.dir; never: refuse it")
+    resume: Literal["auto", "changed", "never"] = option(
+        "auto", help="auto: resume a used run.dir; changed: also with other learning rates; never: refuse it"
+    )
     log_every: Count = option(1, help="steps between lines of metrics.jsonl")
     max_hours: PositiveFloat | None = option(None, help="hours after which to checkpoint and stop; rerun to resume")
     tensorboard: bool = option(True, help="write TensorBoard curves when tensorboard is installed")

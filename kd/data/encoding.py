@@ -1,5 +1,7 @@
 """Instructions become token ids; every row that is dropped or truncated is reported."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -83,6 +85,21 @@ class Encoded:
 
     examples: tuple[Example, ...]
     report: EncodingReport
+
+    def text_checksum(self) -> str:
+        """SHA-256 of the rows' texts in their template."""
+        digest = hashlib.sha256()
+        for row in self.examples:
+            digest.update(json.dumps([row.row_id, row.prompt, row.references]).encode())
+        return digest.hexdigest()
+
+    def token_checksum(self) -> str:
+        """SHA-256 of the rows' token ids."""
+        digest = hashlib.sha256()
+        for row in self.examples:
+            for ids in (row.prompt_ids, row.response_ids):
+                digest.update(b"none" if ids is None else len(ids).to_bytes(8) + ids.tobytes())
+        return digest.hexdigest()
 
 
 def encode(

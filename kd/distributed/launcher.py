@@ -112,6 +112,11 @@ def find_rendezvous(info: RankInfo) -> tuple[str, int]:
     return address, port
 
 
+def slurm_job() -> str | None:
+    """The number of the Slurm job that this process belongs to."""
+    return os.environ.get("SLURM_JOB_ID")
+
+
 def free_port() -> int:
     """A TCP port of this host that is free at the moment.
 

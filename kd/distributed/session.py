@@ -13,8 +13,9 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from kd.distributed.launcher import RankInfo, find_rank, find_rendezvous, rank_from_environment
+from kd.distributed.orphan import end_with_launcher
 from kd.distributed.world import World, collective_timeout
-from kd.errors import EXIT_CODE, LoneUserError, UserError
+from kd.errors import EXIT_CODE, LoneUserError, RunStopped, UserError
 
 _joined: World | None = None
 
@@ -50,6 +51,8 @@ def start_world() -> World:
         MASTER_ADDR=address,
         MASTER_PORT=str(port),
     )
+    if info.size > 1:
+        end_with_launcher()
     timeout = collective_timeout()
     try:
         store, *_ = next(rendezvous("env://", info.rank, info.size, timeout=timeout))
@@ -123,6 +126,9 @@ def joined_world() -> Iterator[World]:
             _joined = start_world()
         yield _joined
         at_end = end_world
+    except RunStopped:
+        at_end = end_world
+        raise
     except UserError as error:
         if not isinstance(error, LoneUserError):
             at_end = end_world

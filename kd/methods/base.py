@@ -88,6 +88,11 @@ class Method(ABC):
         self.trained_teacher = context.teacher if isinstance(context.teacher, AdaptedTeacher) else None
         """The teacher, if a part of it is trained: checkpoints keep it and exports contain it."""
 
+    @property
+    def rolls_out(self) -> bool:
+        """Whether it learns from responses that are sampled while training."""
+        return self._sampler is not None
+
     @classmethod
     def create(cls, context: MethodContext) -> "Method":
         """The method for these settings."""

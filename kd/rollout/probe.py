@@ -4,11 +4,11 @@ Model families differ in ways that no configuration tells. A few tokens tell: wh
 rollouts would be wrong without an error.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kd.data.batch import PromptBatch, PromptRow, SequenceBatch, TokenSequence
 from kd.distributed import World
@@ -19,6 +19,7 @@ from kd.models.quantization import is_quantized
 from kd.models.soft_prompt import response_states
 from kd.rollout.kv_cache import PreallocatedCache, keeps_states
 from kd.zero.memory import is_out_of_memory
+from kd.zero.residency import local_values
 
 TOLERANCES = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 """Largest difference, as a share of the largest value."""
@@ -41,19 +42,23 @@ class UncachedError(Exception):
     """The model does not take the cache; the message says what it raised."""
 
 
-def check_finite(tensors: Iterable[tuple[str, Tensor]], *, name: str, world: World) -> None:
-    """Look for NaN and infinity in what each rank holds of the weights; all ranks call this together.
+def find_broken(model: nn.Module, *, world: World) -> list[str]:
+    """Names of parameters with NaN or infinity in what any rank holds of them; all ranks call this together."""
+    own = [name for name, parameter in model.named_parameters() if not local_values(parameter).isfinite().all()]
+    return list(dict.fromkeys(name for names in world.gather_objects(own) for name in names))
+
+
+def check_finite(model: nn.Module, *, name: str, world: World) -> None:
+    """Look for NaN and infinity in the weights; all ranks call this together.
 
     Raises:
         UserError: on all ranks, with the first tensor's name.
     """
-    broken = [tensor_name for tensor_name, tensor in tensors if not tensor.isfinite().all()]
-    found = [tensor_name for names in world.gather_objects(broken) for tensor_name in names]
-    if found:
-        others = len(set(found)) - 1
+    if broken := find_broken(model, world=world):
+        others = f", and {len(broken) - 1} more tensors" if len(broken) > 1 else ""
         raise UserError(
-            f"model {name}: {found[0]} has values that are NaN or infinite"
-            f"{f', and {others} more tensors' if others else ''}; expected finite weights; use another checkpoint"
+            f"model {name}: {broken[0]} has values that are NaN or infinite{others}; expected finite weights;"
+            " use another checkpoint"
         )
 
 

@@ -1,69 +1,74 @@
-"""From a configuration to a finished run: reads and checks the inputs, loads the models, connects the parts."""
+"""From a configuration to a finished run: loads the models and connects the parts."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import transformers
 
 from kd.config.schema import Config
-from kd.data.encoding import Encoded, describe_duplicates, encode, find_duplicates, read_responses
 from kd.data.global_batch import GlobalBatcher
-from kd.data.instructions import Instruction, read_rows_of
 from kd.data.loader import BatchLoader
-from kd.data.templates import template_of
 from kd.distributed import World
-from kd.errors import UserError
 from kd.methods import find_method
 from kd.methods.base import Method, MethodContext
-from kd.models.adapter_folder import describe_adapter
 from kd.models.handle import ModelContext, ModelHandle
 from kd.models.student import Student
 from kd.models.teacher import AdaptedTeacher
-from kd.models.vocabulary import SharedVocabulary, share_vocabulary
+from kd.models.vocabulary import SharedVocabulary
 from kd.rollout.placement import InPlaceWeights, choose_placement
 from kd.rollout.probe import check_finite, check_numbers
 from kd.rollout.sampler import Sampler
-from kd.text_metrics import describe_unread
-from kd.train.checkpoint import Checkpoints, TrainerState
+from kd.train.checkpoint import Checkpoints, TrainerState, exported_step
 from kd.train.console import RunConsole
-from kd.train.metric_log import MetricLog, check_trackers
+from kd.train.inputs import Inputs, read_inputs
+from kd.train.lock import locked
+from kd.train.metric_log import MetricLog
 from kd.train.run_directory import LOG_FILE, prepare_run_directory
+from kd.train.stop import StopRequest
 from kd.train.trainer import Trainer
-from kd.train.validation import Validator, check_validation
-from kd.zero.config import student_deepspeed_config, teacher_deepspeed_config
+from kd.train.validation import Validator
+from kd.train.watch import Watch
 from kd.zero.engine import start_deepspeed
 from kd.zero.recorder import Recorder
-from kd.zero.residency import choose_gathering, local_values
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """What is read and checked before any weights are loaded."""
-
-    config: Config
-    vocabulary: SharedVocabulary
-    train: Encoded
-    validation: Encoded | None
-    loader: BatchLoader
-    notes: list[str]
-    """Rows that were dropped or truncated, one sentence for each reason."""
+from kd.zero.residency import choose_gathering
 
 
 def run_on(world: World, config: Config, *, command: Sequence[str]) -> None:
-    """Train on ranks that have already met; resumes from the latest checkpoint in run.dir."""
+    """Train on ranks that have already met; resumes from the latest checkpoint in run.dir.
+
+    Raises:
+        RunStopped: a signal or run.max_hours has stopped the run; its state is saved.
+        UserError: on every rank, if something cannot be used.
+    """
     # Bars for loading and saving would interrupt the run's own progress line.
     transformers.utils.logging.disable_progress_bar()
-    with world.agreed():
-        inputs = read_inputs(config, world=world)
-        run_dir = prepare_run_directory(inputs.config, command=command, world=world)
-        checkpoints = Checkpoints(run_dir, config=config, world=world)
-        state = checkpoints.latest() if world.is_main else TrainerState()
-        num_steps = inputs.config.schedule.steps
-        is_done = state.step == num_steps and (run_dir / "final").is_dir()
-    # The main rank's view of the directory decides: a shared file system may differ on other hosts.
-    state, is_done = world.from_main((state, is_done))
+    stop = StopRequest(max_hours=config.run.max_hours, world=world)
+    with stop.listening(), ExitStack() as lock:
+        with world.agreed():
+            inputs = read_inputs(config, world=world)
+            if world.is_main:
+                lock.enter_context(locked(Path(config.run.dir), say=lambda line: print(line, flush=True)))
+            run_dir = prepare_run_directory(
+                inputs.config,
+                contents=inputs.contents() if world.is_main else {},
+                command=command,
+                world=world,
+                say=inputs.notes.append,
+            )
+        _run(inputs, run_dir=run_dir, stop=stop, world=world)
+
+
+def _run(inputs: Inputs, *, run_dir: Path, stop: StopRequest, world: World) -> None:
+    num_steps = inputs.config.schedule.steps
+    is_done = world.from_main(world.is_main and exported_step(run_dir / "final") == num_steps)
+    checkpoints = Checkpoints(run_dir, config=inputs.config, world=world)
+    state = TrainerState(step=num_steps) if is_done else checkpoints.latest(say=inputs.notes.append)
+    if state.best is not None and not world.from_main(world.is_main and exported_step(run_dir / "best") is not None):
+        inputs.notes.append(f"{run_dir / 'best'} is damaged or missing: the next validation writes it anew")
+        state = replace(state, best=None, best_step=None)
     with RunConsole(run_dir / LOG_FILE, is_main=world.is_main, num_steps=num_steps, done=state.step) as console:
         for note in inputs.notes:
             console.say(note)
@@ -79,54 +84,9 @@ def run_on(world: World, config: Config, *, command: Sequence[str]) -> None:
             console.say(f"resuming after step {state.step} of {num_steps}")
         else:
             # For dropout; after loading, which draws differently in different layouts.
-            torch.manual_seed(config.run.seed + world.rank)
-        state = trainer.train(state)
-        if state.step == num_steps:
-            console.say(f"done: the student is in {run_dir / 'final'}")
-
-
-def read_inputs(config: Config, *, world: World) -> Inputs:
-    """Read tokenizers, model configurations and data, and check them against each other.
-
-    Raises:
-        UserError: the first of them that cannot be used.
-    """
-    method = find_method(config.method)
-    check_trackers(config)
-    student_deepspeed_config(config)
-    if config.model.teacher is not None:
-        teacher_deepspeed_config(config)
-    vocabulary = share_vocabulary(config, teacher_slots=method.teacher_slots(config))
-    method.check_files(config)
-    adapters = [*describe_adapter(config.model.student), *describe_adapter(config.model.teacher)]
-    notes = [*adapters, vocabulary.describe_ends()]
-    references = method.needs(config).references
-    train, instructions = _read_train(config, vocabulary=vocabulary, references=references, say=notes.append)
-    notes += train.report.lines()
-    validation = None
-    if config.data.validation is not None:
-        rows = read_rows_of(config.data.validation, config.data, say=notes.append)
-        template = template_of(config.data, tokenizer=vocabulary.tokenizer)
-        validation = encode(
-            rows, tokenizer=vocabulary.tokenizer, template=template, data=config.data, responses="required"
-        )
-        notes += validation.report.lines()
-        check_validation(validation.examples, config=config, world=world)
-        unread = describe_unread(example.references for example in validation.examples[: config.validation.rows])
-        if unread is not None and config.validation.generate:
-            notes.append(unread)
-        if duplicates := find_duplicates(instructions, validation=rows):
-            notes.append(describe_duplicates(duplicates))
-    loader = _make_loader(train, config=config, world=world)
-    if config.schedule.epochs is not None:
-        steps = loader.steps_in(float(config.schedule.epochs))
-        config = replace(config, schedule=replace(config.schedule, steps=steps))
-        if config.schedule.warmup_steps > steps:
-            raise UserError(
-                f"schedule.epochs={config.schedule.epochs} are {steps} steps, fewer than"
-                f" schedule.warmup_steps={config.schedule.warmup_steps}; lower the warm-up"
-            )
-    return Inputs(config=config, vocabulary=vocabulary, train=train, validation=validation, loader=loader, notes=notes)
+            torch.manual_seed(inputs.config.run.seed + world.rank)
+        trainer.train(state, stop=stop)
+        console.say(f"done: the student is in {run_dir / 'final'}")
 
 
 def build_method(
@@ -211,6 +171,7 @@ def assemble(
         checkpoints=checkpoints,
         console=console,
         log=MetricLog(run_dir, config=config, world=world, last_step=last_step),
+        watch=Watch(run_dir, config=config, rolls_out=method.rolls_out, world=world),
     )
 
 
@@ -224,11 +185,7 @@ def _check_numbers(student: Student, teacher: ModelHandle | None, *, config: Con
     ):
         if handle is None:
             continue
-        check_finite(
-            ((key, local_values(parameter)) for key, parameter in handle.model.named_parameters()),
-            name=name,
-            world=world,
-        )
+        check_finite(handle.model, name=name, world=world)
         with InPlaceWeights(handle).ready() as view:
             check_numbers(
                 view,
@@ -249,29 +206,3 @@ def _share_memory(student: Student, teacher: ModelHandle | None) -> None:
     if isinstance(teacher, AdaptedTeacher):
         # The student is trained after the teacher: one that is gathered once for the global batch stays gathered.
         teacher.before_backward(student.pause)
-
-
-def _make_loader(train: Encoded, *, config: Config, world: World) -> BatchLoader:
-    schedule = config.schedule
-    if not schedule.divides(num_ranks=world.size):
-        raise UserError(schedule.refusal(num_ranks=world.size))
-    return BatchLoader(
-        train.examples, global_batch=schedule.global_batch, rank=world.rank, num_ranks=world.size, seed=config.run.seed
-    )
-
-
-def _read_train(
-    config: Config, *, vocabulary: SharedVocabulary, references: bool, say: Callable[[str], None]
-) -> tuple[Encoded, list[Instruction]]:
-    if config.data.responses is not None:
-        return read_responses(config.data.responses, tokenizer=vocabulary.tokenizer, data=config.data), []
-    assert config.data.train is not None
-    instructions = read_rows_of(config.data.train, config.data, say=say)
-    encoded = encode(
-        instructions,
-        tokenizer=vocabulary.tokenizer,
-        template=template_of(config.data, tokenizer=vocabulary.tokenizer, say=say),
-        data=config.data,
-        responses="required" if references else "optional",
-    )
-    return encoded, instructions

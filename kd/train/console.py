@@ -30,12 +30,19 @@ _SHOWN = (
 _LIVE = {"student_kd": "student", "prompt_kd": "prompt", "cross_entropy": "loss", "tokens_per_second": "tokens/s"}
 
 
+class _Terminal(Console):
+    """Prints nothing more when its reader is gone, such as a launcher that was killed: the run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class RunConsole:
     """Prints on the main rank only."""
 
     def __init__(self, log_file: Path, *, is_main: bool, num_steps: int, done: int) -> None:
         self._file: IO[str] | None = log_file.open("a", encoding="utf-8", buffering=1) if is_main else None
-        self._console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
+        self._console = _Terminal(file=sys.stdout, soft_wrap=True, highlight=False)
         self._progress: Progress | None = None
         if is_main and self._console.is_terminal:
             self._progress = Progress(

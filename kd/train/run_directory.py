@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from kd.methods import load_config
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 LOG_FILE = "log.txt"
+_CHANGEABLE = ("optimizer.learning_rate", "optimizer.grad_clip", "prompt.learning_rate")
+"""What run.resume=changed may change."""
+_RESULTS = ("checkpoints/step-*[0-9]", "best", "final", "exports/*")
 _PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "safetensors")
 
 RESUMABLE_SECTIONS = ("run", "checkpoints")
@@ -43,11 +46,20 @@ RESUMABLE_FIELDS = (
 )
 
 
-def prepare_run_directory(config: Config, *, command: Sequence[str], world: World) -> Path:
+def prepare_run_directory(
+    config: Config,
+    *,
+    contents: Mapping[str, str],
+    command: Sequence[str],
+    world: World,
+    say: Callable[[str], None],
+) -> Path:
     """Make run.dir, or check that this run may resume in it, and write its configuration; main rank only.
 
+    `contents` are checksums of what the run learns from. `say` receives a line for each package that has changed.
+
     Raises:
-        UserError: no permission, run.resume=never in a used directory, or checkpoints of other settings there.
+        UserError: no permission, run.resume=never in a used directory, or results of other settings or contents there.
     """
     directory = Path(config.run.dir)
     if not world.is_main:
@@ -55,12 +67,14 @@ def prepare_run_directory(config: Config, *, command: Sequence[str], world: Worl
     previous = directory / CONFIG_FILE
     if previous.exists() and config.run.resume == "never":
         raise UserError(f"run.dir {directory}: holds a run already; choose another, or set run.resume=auto to resume")
-    if previous.exists() and any(directory.glob("checkpoints/step-*[0-9]")):
+    environment = _environment(command, contents=contents, world=world)
+    if previous.exists() and any(path for results in _RESULTS for path in directory.glob(results)):
         _check_same_course(config, previous)
+        _check_same_environment(environment, directory / ENVIRONMENT_FILE, say=say)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         write_atomically(previous, to_yaml(config))
-        facts = json.dumps(_environment(command, world=world), indent=2)
+        facts = json.dumps(environment, indent=2)
         write_atomically(directory / ENVIRONMENT_FILE, facts + "\n")
         (directory / LOG_FILE).open("a").close()
     except OSError as error:
@@ -75,15 +89,37 @@ def _check_same_course(config: Config, previous: Path) -> None:
     for name, _, _ in describe_fields(type(config)):
         if name in RESUMABLE_FIELDS or (name.split(".")[0] in RESUMABLE_SECTIONS and name != "run.seed"):
             continue
+        if config.run.resume == "changed" and name in _CHANGEABLE:
+            continue
         old, new = attrgetter(name)(started), attrgetter(name)(config)
         if old != new:
+            allowed = "set run.resume=changed, " if name in _CHANGEABLE else ""
             raise UserError(
                 f"run.dir {previous.parent}: was started with {name}={old}, now it is {new};"
-                " restore it to resume, or choose another run.dir"
+                f" restore it to resume, {allowed}or choose another run.dir"
             )
 
 
-def _environment(command: Sequence[str], *, world: World) -> dict[str, Any]:
+def _check_same_environment(environment: Mapping[str, Any], previous: Path, *, say: Callable[[str], None]) -> None:
+    """Refuse other contents, and tell of other versions."""
+    try:
+        started = json.loads(previous.read_bytes())
+        contents, versions = started["contents"], started["packages"] | {"this project": started["git_revision"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        say(f"{previous}: is missing or damaged; the contents of the data were not compared with those before")
+        return
+    for name, checksum in environment["contents"].items():
+        if contents.get(name) != checksum:
+            raise UserError(
+                f"run.dir {previous.parent}: was started with other contents of {name} (the file, its template or the"
+                " tokenizer has changed); restore them to resume, or choose another run.dir"
+            )
+    for name, version in (environment["packages"] | {"this project": environment["git_revision"]}).items():
+        if versions.get(name) != version:
+            say(f"{name} was {versions.get(name)} when the run was started, now it is {version}: numbers may differ")
+
+
+def _environment(command: Sequence[str], *, contents: Mapping[str, str], world: World) -> dict[str, Any]:
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "command": [sys.executable, *command],
@@ -91,6 +127,7 @@ def _environment(command: Sequence[str], *, world: World) -> dict[str, Any]:
         "git_revision": _git_revision(),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "contents": dict(contents),
         "num_ranks": world.size,
         "host": platform.node(),
         "devices": devices or [platform.processor() or platform.machine()],

@@ -1,18 +1,19 @@
 """The training loop around a method: global batches, logs, validation, checkpoints."""
 
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from kd.config.schema import Config
 from kd.data.loader import BatchLoader
+from kd.errors import RunStopped
 from kd.methods.base import Method
+from kd.rollout.probe import find_broken
 from kd.train.checkpoint import Checkpoints, TrainerState, export_student
 from kd.train.console import RunConsole
 from kd.train.metric_log import MetricLog
+from kd.train.stop import StopRequest
 from kd.train.validation import Validator
+from kd.train.watch import Watch
 from kd.zero.recorder import StepMetrics
 
 
@@ -27,49 +28,68 @@ class Trainer:
     checkpoints: Checkpoints
     console: RunConsole
     log: MetricLog
+    watch: Watch
 
     @property
     def config(self) -> Config:
         return self.method.config
 
-    def train(self, state: TrainerState) -> TrainerState:
-        """Train from `state` to the last step, or until run.max_hours have passed; returns the state reached."""
-        started = time.monotonic()
+    def train(self, state: TrainerState, *, stop: StopRequest) -> None:
+        """Train from `state` to the last step, and export the student.
+
+        Raises:
+            RunStopped: `stop` asked for it; the state is saved.
+        """
+        stop.begin()
+        last_saved = state.step
         num_steps, export_every = self.config.schedule.steps, self.config.checkpoints.export_every
         if state.step == 0 and self.validator is not None and self.method.follows_validation:
             self.method.follow_validation(self.validator.loss())
         self.log.restart_clock()
         while state.step < num_steps:
             step = state.step + 1
-            metrics = self.step(step)
+            metrics = self.step(step, last_saved=last_saved)
             self.log.add(metrics)
             if metrics.num_tokens == 0:
                 self.console.say(f"step {step}: the global batch has no response token; the step is skipped")
-            out_of_time = self._out_of_time(started)
-            saves = step == num_steps or out_of_time or step % self.config.checkpoints.every == 0
+            reason = stop.reason()
+            saves = step == num_steps or reason is not None or step % self.config.checkpoints.every == 0
             state = self._finish_step(replace(state, step=step), saves=saves)
             # Before the checkpoint: a run that is killed in between repeats this step.
             if export_every is not None and step % export_every == 0:
-                self._export(self.run_dir / "exports" / f"step-{step}")
+                self._export(self.run_dir / "exports" / f"step-{step}", step=step)
                 self.log.restart_clock()
             if saves:
+                self._check_weights(step)
                 self.checkpoints.save(state, self.method)
+                last_saved = step
                 self.log.restart_clock()
-            if out_of_time and step < num_steps:
+            if reason is not None and step < num_steps:
+                stop.end()
                 self.console.say(
-                    f"run.max_hours={self.config.run.max_hours} have passed: stopped after step {step} of {num_steps};"
-                    " the same command resumes from here"
+                    f"{reason}: stopped after step {step} of {num_steps}; the same command resumes from here"
                 )
-                return state
-        self._export(self.run_dir / "final")
-        return state
+                raise RunStopped(reason)
+        self._export(self.run_dir / "final", step=state.step)
 
-    def step(self, step: int) -> StepMetrics:
-        """Run optimizer step `step`, which counts from 1; all ranks call it together."""
-        return self.method.run(self.loader.batch(step))
+    def step(self, step: int, *, last_saved: int = 0) -> StepMetrics:
+        """Run optimizer step `step`, which counts from 1; all ranks call it together.
 
-    def _export(self, directory: Path) -> None:
-        export_student(directory, self.method)
+        Raises:
+            UserError: a loss or a gradient is not finite. `last_saved` is the step of the latest checkpoint.
+        """
+        batch = self.loader.batch(step)
+        metrics = self.method.run(batch)
+        self.watch.check_step(metrics, batch, last_saved=last_saved)
+        return metrics
+
+    def _check_weights(self, step: int) -> None:
+        broken = find_broken(self.method.student.model, world=self.method.world)
+        self.watch.check_weights(broken, step=step)
+
+    def _export(self, directory: Path, *, step: int) -> None:
+        self._check_weights(step)
+        export_student(directory, self.method, step=step)
 
     def _finish_step(self, state: TrainerState, *, saves: bool) -> TrainerState:
         """Log and validate when due."""
@@ -82,6 +102,7 @@ class Trainer:
         record = self.log.close_interval(step=state.step, epoch=self.loader.epoch_at(state.step))
         if self.validator is not None and validates:
             results = self.validator.measure()
+            self.watch.check_results(results, step=state.step)
             record |= results
             if self.method.follows_validation:
                 self.method.follow_validation(results["validation/loss"])
@@ -89,6 +110,8 @@ class Trainer:
             self.log.restart_clock()
         self.log.write(record)
         self.console.report(record)
+        for sentence in self.watch.notice(record):
+            self.console.say(sentence)
         return state
 
     def _keep_best(self, state: TrainerState, results: dict[str, float]) -> TrainerState:
@@ -97,13 +120,5 @@ class Trainer:
         score = self.validator.score(results)
         if state.best is not None and not score > state.best:
             return state
-        self._export(self.run_dir / "best")
+        self._export(self.run_dir / "best", step=state.step)
         return replace(state, best=score, best_step=state.step)
-
-    def _out_of_time(self, started: float) -> bool:
-        if self.config.run.max_hours is None:
-            return False
-        world = self.method.world
-        passed = torch.tensor(time.monotonic() - started, dtype=torch.float64, device=world.device)
-        # One clock decides, or ranks would leave at different steps.
-        return bool(world.max_across_ranks(passed).item() >= self.config.run.max_hours * 3600)

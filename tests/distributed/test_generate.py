@@ -16,8 +16,8 @@ from kd.methods import load_config
 from kd.models.causal_lm import CausalLM
 from kd.rollout.decode import decode, row_streams
 from kd.rollout.sampling import DecodingSettings
-from kd.train.assemble import read_inputs
 from kd.train.generate import check_responses
+from kd.train.inputs import read_inputs
 from tests.distributed import generate_jobs as jobs
 from tests.distributed.harness import write_config
 from tests.tiny_models import save_tiny_model

@@ -68,7 +68,8 @@ def test_runs_that_stop_within_a_collection_resume_bit_exactly(straight: Path, s
     directory = setting.parent / "stopped"
     for stop, steps in (("1.0e-9", 1), ("1.0e-9", 2), ("null", NUM_STEPS)):
         overrides = [f"run.dir={directory}", f"run.max_hours={stop}"]
-        assert ranks(2).run(jobs.run, config_file=setting, overrides=overrides) == [None, None]
+        reason = None if stop == "null" else "run.max_hours=1e-09 have passed"
+        assert ranks(2).run(jobs.run, config_file=setting, overrides=overrides) == [reason] * 2
         assert len(read_metrics(directory)) == steps
     for ours, theirs in zip(read_metrics(directory), read_metrics(straight), strict=True):
         names = {*LOSSES, "response_tokens", "grad_norm"}

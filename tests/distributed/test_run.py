@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -147,20 +148,25 @@ def test_the_student_loads_without_this_project(straight: Path, setting: Path, t
         assert result.returncode == 0, result.stderr[-1500:]
 
 
+def assert_same_student(run: Path, other: Path) -> None:
+    for name in ("model.safetensors", "soft_prompt.safetensors"):
+        ours, theirs = load_file(run / "final" / name), load_file(other / "final" / name)
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            assert torch.equal(value, theirs[key]), key
+
+
 def test_interrupted_runs_resume_bit_exactly(straight: Path, setting: Path, ranks: Any) -> None:
     """Stopped after steps 1 and 2 by the clock, then run to the end."""
     directory = setting.parent / "stopped"
     for stop in ("1.0e-9", "1.0e-9", "null"):
         overrides = [f"run.dir={directory}", f"run.max_hours={stop}"]
-        assert ranks(2).run(jobs.run, config_file=setting, overrides=overrides) == [None, None]
+        reason = None if stop == "null" else "run.max_hours=1e-09 have passed"
+        assert ranks(2).run(jobs.run, config_file=setting, overrides=overrides) == [reason] * 2
     assert "resuming after step 2" in (directory / "log.txt").read_text()
     for ours, theirs in zip(read_metrics(directory), read_metrics(straight), strict=True):
         assert {k: v for k, v in ours.items() if k not in TIMES} == {k: v for k, v in theirs.items() if k not in TIMES}
-    for name in ("model.safetensors", "soft_prompt.safetensors"):
-        ours, theirs = load_file(directory / "final" / name), load_file(straight / "final" / name)
-        assert ours.keys() == theirs.keys()
-        for key, value in ours.items():
-            assert torch.equal(value, theirs[key]), key
+    assert_same_student(directory, straight)
 
 
 def test_a_finished_run_is_left_alone(straight: Path, setting: Path, ranks: Any) -> None:
@@ -174,7 +180,10 @@ def test_a_finished_run_is_left_alone(straight: Path, setting: Path, ranks: Any)
     ("overrides", "message"),
     [
         (["run.resume=never"], "holds a run already"),
-        (["optimizer.learning_rate=2.0e-3"], "was started with optimizer.learning_rate=0.001, now it is 0.002"),
+        (
+            ["optimizer.learning_rate=2.0e-3"],
+            "optimizer.learning_rate=0.001, now it is 0.002; restore it to resume, set run.resume=changed, or choose",
+        ),
         (["run.seed=1"], "was started with run.seed=42, now it is 1"),
     ],
 )
@@ -187,9 +196,86 @@ def test_another_run_is_refused_in_the_same_directory(
     assert (straight / "config.yaml").read_bytes() == before
 
 
-def test_another_number_of_ranks_is_refused(straight: Path, setting: Path, ranks: Any) -> None:
-    (answer,) = ranks(1).run(jobs.run, config_file=setting, overrides=[])
+def unfinished(straight: Path, copy: Path) -> Path:
+    """A copy of a run as it was before its last export."""
+    shutil.copytree(straight, copy)
+    shutil.rmtree(copy / "final")
+    return copy
+
+
+def test_another_number_of_ranks_is_refused(straight: Path, setting: Path, ranks: Any, tmp_path: Path) -> None:
+    directory = unfinished(straight, tmp_path / "run")
+    (answer,) = ranks(1).run(jobs.run, config_file=setting, overrides=[f"run.dir={directory}"])
     assert "was written with num_ranks=2, zero_stage=3; now num_ranks=1, zero_stage=3" in answer
+
+
+def test_a_finished_run_without_checkpoints_is_left_alone(
+    straight: Path, setting: Path, ranks: Any, tmp_path: Path
+) -> None:
+    directory = shutil.copytree(straight, tmp_path / "run")
+    shutil.rmtree(directory / "checkpoints")
+    before = (directory / "final" / "model.safetensors").stat().st_mtime_ns
+    overrides = [f"run.dir={directory}"]
+    assert ranks(2).run(jobs.run, config_file=setting, overrides=overrides) == [None, None]
+    for answer in ranks(2).run(jobs.run, config_file=setting, overrides=[*overrides, "prompt.length=3"]):
+        assert "was started with prompt.length=5, now it is 3" in answer
+    assert (directory / "final" / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("damage", ["optimizer of another rank", "older optimizer", "flipped bit", "no manifest"])
+def test_a_damaged_checkpoint_is_set_aside(
+    straight: Path, setting: Path, ranks: Any, tmp_path: Path, damage: str
+) -> None:
+    """The run resumes from the one before it, and ends as if nothing had happened."""
+    directory = unfinished(straight, tmp_path / "run")
+    checkpoint = directory / "checkpoints" / "step-6"
+    own, other = sorted((checkpoint / "student" / "state").glob("*_optim_states.pt"))
+    if damage == "optimizer of another rank":
+        content = own.read_bytes()
+        own.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+    elif damage == "older optimizer":
+        shutil.copy(directory / "checkpoints" / "step-4" / own.relative_to(checkpoint), own)
+    elif damage == "flipped bit":
+        path = checkpoint / "random-1.pt"
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    else:
+        (checkpoint / "manifest.json").unlink()
+    assert ranks(2).run(jobs.run, config_file=setting, overrides=[f"run.dir={directory}"]) == [None, None]
+    log = (directory / "log.txt").read_text()
+    assert f"{checkpoint} is damaged: " in log and "resuming after step 4 of 6" in log
+    assert_same_student(directory, straight)
+    assert {path.name for path in (directory / "checkpoints").iterdir()} == {"step-4", "step-6", "step-6.damaged"}
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_begun_anew(
+    straight: Path, setting: Path, ranks: Any, tmp_path: Path
+) -> None:
+    directory = unfinished(straight, tmp_path / "run")
+    for step in (4, 6):
+        (directory / "checkpoints" / f"step-{step}" / "method-0.pt").write_bytes(b"")
+    before = (directory / "metrics.jsonl").read_bytes()
+    for answer in ranks(2).run(jobs.run, config_file=setting, overrides=[f"run.dir={directory}"]):
+        assert "no checkpoint is whole; restore one from a copy, or remove the directory" in answer
+    assert (directory / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("changed", ["train", "validation"])
+def test_rows_that_changed_under_their_name_are_refused(
+    straight: Path, setting: Path, ranks: Any, tmp_path: Path, changed: str
+) -> None:
+    directory = unfinished(straight, tmp_path / "run")
+    path = setting.parent / f"{changed}.jsonl"
+    content = path.read_text()
+    try:
+        path.write_text(content.replace("word 5", "word 6").replace("word 25", "word 26"))
+        answers = ranks(2).run(jobs.run, config_file=setting, overrides=[f"run.dir={directory}"])
+    finally:
+        path.write_text(content)
+    for answer in answers:
+        assert f"was started with other contents of data.{changed} (the file, its template" in answer
 
 
 def test_a_run_without_generation_chooses_the_best_by_loss(setting: Path, ranks: Any) -> None:

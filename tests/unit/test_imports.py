@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PROJECT = ("kd", "launch", "evaluation", "demo")
 LAYERS = (
-    ("errors", "files", "text_metrics"),
+    ("errors", "files", "manifest", "text_metrics"),
     ("config",),
     ("distributed",),
     ("data",),

@@ -138,7 +138,7 @@ def test_a_head_with_a_forward_pass_of_its_own_is_refused() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_named(value: float) -> None:
     model = tiny("llama", **SIZES)
-    check_finite(model.named_parameters(), name="models/m", world=ALONE)
+    check_finite(model, name="models/m", world=ALONE)
     with torch.no_grad():
         model.get_parameter("model.layers.1.mlp.up_proj.weight")[3, 4] = value
         model.get_parameter("model.norm.weight")[2] = value
@@ -146,4 +146,4 @@ def test_weights_that_are_not_finite_are_named(value: float) -> None:
         "model models/m: model.layers.1.mlp.up_proj.weight has values that are NaN or infinite, and 1 more tensors"
     )
     with pytest.raises(UserError, match=expected):
-        check_finite(model.named_parameters(), name="models/m", world=ALONE)
+        check_finite(model, name="models/m", world=ALONE)
