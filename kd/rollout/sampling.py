@@ -91,12 +91,13 @@ def _draw(logits: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"]) -> Int64[
     # Strictly below the total, so that the chosen block and token have a probability above 0.
     below_one = 1 - 2**-40
     threshold = uniforms.to(ends)[:, None] * (ends[:, -1:] * below_one)
-    block = torch.searchsorted(ends, threshold, right=True)
+    # Logits that are not finite have no such block: any token does, since the loss on them ends the run.
+    block = torch.searchsorted(ends, threshold, right=True).clamp_max(blocks.shape[1] - 1)
     start = functional.pad(ends, (1, 0)).gather(1, block)
     inside = blocks.gather(1, block[:, :, None].expand(-1, -1, BLOCK)).squeeze(1).double().cumsum(dim=-1)
     # The two levels round differently: the threshold must stay inside the chosen block.
     threshold = (threshold - start).clamp_min(0).minimum(inside[:, -1:] * below_one)
-    return (block * BLOCK + torch.searchsorted(inside, threshold, right=True)).squeeze(1)
+    return (block * BLOCK + torch.searchsorted(inside, threshold, right=True)).clamp_max(width - 1).squeeze(1)
 
 
 def _keep_nucleus(logits: Float[Tensor, "B V"], *, top_p: float) -> Float[Tensor, "B V"]:

@@ -147,7 +147,7 @@ def _written(partial: Path) -> Iterator[None]:
         yield
     # torch's writer of archives raises RuntimeError.
     except (OSError, RuntimeError) as error:
-        if not partial.parent.is_dir() or isinstance(error, OSError) or "PytorchStreamWriter" in str(error):
+        if not partial.parent.is_dir() or isinstance(error, OSError) or "inline_container" in str(error):
             reason = error.strerror if isinstance(error, OSError) else "the file system is full or gone"
             raise LoneUserError(
                 f"{partial}: cannot be written ({reason}); make room, then start the same command: it resumes from the"

@@ -13,8 +13,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from kd.cli import main
 from kd.methods import load_config
 from kd.models.soft_prompt import load_soft_prompt
+from kd.train.check import check_run
 from kd.train.metric_log import read_metrics
 from tests.distributed import run_jobs as jobs
 from tests.distributed.harness import write_config
@@ -260,6 +262,58 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_anew(
     for answer in ranks(2).run(jobs.run, config_file=setting, overrides=[f"run.dir={directory}"]):
         assert "no checkpoint is whole; restore one from a copy, or remove the directory" in answer
     assert (directory / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_best_student_is_chosen_anew_if_it_is_damaged(
+    straight: Path, setting: Path, ranks: Any, tmp_path: Path
+) -> None:
+    directory = unfinished(straight, tmp_path / "run")
+    shutil.rmtree(directory / "checkpoints" / "step-6")
+    (directory / "best" / "config.json").write_text("{}")
+    assert not check_run(directory)
+    assert ranks(2).run(jobs.run, config_file=setting, overrides=[f"run.dir={directory}"]) == [None, None]
+    assert f"{directory / 'best'} is damaged or missing: the next validation" in (directory / "log.txt").read_text()
+    assert check_run(directory)
+    assert_same_student(directory, straight)
+
+
+def test_check_names_what_is_damaged(straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = Path(shutil.copytree(straight, tmp_path / "run"))
+    (directory / "checkpoints" / "step-9.partial").mkdir()
+    (directory / "final" / "model.safetensors").unlink()
+    assert main(["check", str(straight)]) == 0
+    whole = capsys.readouterr().out
+    assert [line.split()[:2] for line in whole.splitlines()] == [
+        [name, "whole"] for name in ("checkpoints/step-4", "checkpoints/step-6", "best", "final")
+    ]
+    assert main(["check", str(straight), str(directory)]) == 1
+    lines = capsys.readouterr().out.removeprefix(whole).splitlines()
+    assert lines[2].split(maxsplit=2)[1:] == ["partial", "its write was interrupted; the next start removes it"]
+    assert lines[-1].split(maxsplit=2) == ["final", "damaged", "model.safetensors is missing"]
+    assert main(["check", str(tmp_path)]) == 2
+    assert "has no checkpoint and no export; give the run.dir of a training" in capsys.readouterr().err
+
+
+def test_a_run_that_diverges_saves_nothing_and_goes_on_with_other_rates(
+    straight: Path, setting: Path, ranks: Any
+) -> None:
+    directory = setting.parent / "diverged"
+
+    def run(*overrides: str) -> list[str | None]:
+        common = [f"run.dir={directory}", "checkpoints.every=1000"]
+        answers: list[str | None] = ranks(2).run(jobs.run, config_file=setting, overrides=[*common, *overrides])
+        return answers
+
+    run("run.max_hours=1.0e-9")
+    (answer, other) = run("run.resume=changed", "optimizer.learning_rate=1.0e+25")
+    assert answer == other and answer is not None
+    assert "training has diverged; the latest checkpoint is from step 1; lower the rates" in answer
+    (report,) = directory.glob("diverged-step-*.json")
+    assert report.name in answer
+    assert [path.name for path in (directory / "checkpoints").iterdir()] == ["step-1"]
+    assert not (directory / "final").exists()
+    assert run("run.resume=changed") == [None, None]
+    assert_same_student(directory, straight)
 
 
 @pytest.mark.parametrize("changed", ["train", "validation"])

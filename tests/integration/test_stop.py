@@ -80,3 +80,18 @@ def test_a_run_that_is_stopped_saves_its_state_and_resumes(
     student = load_file(run_dir / "final" / "model.safetensors")
     for name, value in straight.items():
         assert torch.equal(student[name], value), name
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on(tmp_path: Path) -> None:
+    """A limit of file sizes stands for the disk: torch's writer and the others fail alike."""
+    write_tiny_pair(tmp_path)
+    config = write_tiny_config(tmp_path, checkpoints={"every": 1})
+    train = f"promptkd train --config {config}"
+    full = launch(["bash", "-c", f"ulimit -f 48; exec {train}"])
+    assert full.returncode == 2, full.stderr
+    (line,) = full.stderr.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'run' / 'checkpoints' / 'step-1.partial'}: cannot be written (")
+    assert line.endswith("make room, then start the same command: it resumes from the latest complete checkpoint")
+    finished = launch(["bash", "-c", train])
+    assert finished.returncode == 0, finished.stderr
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.partial"))

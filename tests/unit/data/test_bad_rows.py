@@ -158,11 +158,15 @@ def test_keys_of_messages_without_a_meaning_are_read_over(tmp_path: Path) -> Non
         ("a.jsonl", LINE + bytes(9), "a.jsonl:2: holds a NUL byte"),
         (
             "a.jsonl",
-            gzip.compress(LINE),
+            gzip.compress(LINE, mtime=0),
             "a.jsonl:1: expected UTF-8 text, found gzip; save it as UTF-8, or correct",
         ),
         ("a.csv", b"PK\x03\x04", "a.csv: expected UTF-8 text, found zip"),
-        ("a.jsonl.gz", gzip.compress(LINE)[:-9], "a.jsonl.gz: not a valid gzip file (Compressed file ended before"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(LINE, mtime=0)[:-9],
+            "a.jsonl.gz: not a valid gzip file (Compressed file ended before",
+        ),
         (
             "a.csv",
             b"instruction,output,output\nx,y,z\n",

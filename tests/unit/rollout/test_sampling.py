@@ -100,3 +100,14 @@ def test_an_extreme_number_never_draws_an_impossible_token(uniform: float, size:
     logits[0, token] = 1.0
     uniforms = torch.tensor([uniform], dtype=torch.float64)
     assert choose_tokens(logits, uniforms, settings=settings_with()).tolist() == [token]
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+@pytest.mark.parametrize("size", [10, BLOCK, 3 * BLOCK])
+def test_numbers_that_are_not_finite_draw_some_token_of_the_vocabulary(broken: float, size: int) -> None:
+    """An index beyond it would end in an error, on a GPU of the whole process, instead of the line about the loss."""
+    logits = torch.zeros(2, size)
+    logits[1, 3] = broken
+    for values in ({}, {"top_p": 0.9, "top_k": 5}):
+        drawn = choose_tokens(logits, torch.full((2,), 0.99), settings=settings_with(**values))
+        assert drawn.min() >= 0 and drawn.max() < size
