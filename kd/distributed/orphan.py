@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import psutil
 
+_SHELLS = {"sh", "bash", "dash", "zsh", "ksh", "fish", "csh", "tcsh"}
 _CHECK_SECONDS = 1.0
 _GRACE_SECONDS = 300.0
 """For a step and a checkpoint. A rank that waits for one that is dead would need DEEPSPEED_TIMEOUT."""
@@ -16,11 +17,10 @@ _GRACE_SECONDS = 300.0
 def end_with_launcher() -> None:
     """Send SIGTERM to this process if the launcher that started it has been killed.
 
-    A training saves its state then; other commands end at once. Call it only if a launcher started this process: one
-    started by a shell may outlive the shell.
+    A training saves its state then; other commands end at once. A rank that a shell has started may outlive it.
     """
     parent = psutil.Process().parent()
-    if parent is None:
+    if parent is None or parent.name() in _SHELLS:
         return
     watched = [parent]
     grandparent = parent.parent()

@@ -1,11 +1,17 @@
 """Ranks from every launcher's environment, and what one rank alone does."""
 
 import os
+import shlex
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -234,3 +240,33 @@ def test_a_cpu_can_be_chosen_on_a_machine_with_gpus(monkeypatch: pytest.MonkeyPa
     assert on_gpu()
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     assert not on_gpu()
+
+
+RANK = """
+import pathlib, signal, sys, time
+from kd.distributed.orphan import end_with_launcher
+signal.signal(signal.SIGTERM, lambda *_: pathlib.Path(sys.argv[1]).touch())
+end_with_launcher()
+print("ready", flush=True)
+time.sleep(20)
+"""
+LAUNCHER = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+
+
+@pytest.mark.parametrize("starter", ["launcher", "shell"])
+def test_a_rank_is_told_to_stop_when_its_launcher_is_killed(starter: str, tmp_path: Path) -> None:
+    """A shell is none: `nohup` and a login that ends leave their processes running."""
+    told = tmp_path / "told"
+    rank = [sys.executable, "-c", RANK, str(told)]
+    command = ["sh", "-c", f"{shlex.join(rank)}; :"] if starter == "shell" else [sys.executable, "-c", LAUNCHER, *rank]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        (child,) = psutil.Process(process.pid).children()
+        try:
+            process.kill()
+            deadline = time.monotonic() + (10 if starter == "launcher" else 3)
+            while not told.exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert told.exists() == (starter == "launcher")
+        finally:
+            child.kill()
