@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,16 +59,26 @@ def store_files(directory: Path, names: Iterable[str]) -> dict[str, FileSum]:
 def publish(partial: Path, directory: Path, *, files: Mapping[str, FileSum], **facts: Any) -> None:
     """Write the manifest of a directory whose files are stored, and give the directory its final name.
 
-    Other processes, and whatever is left after a crash, see the whole directory under that name or none of it.
-    `directory` must not exist.
+    Other processes, and whatever is left after a crash, see the whole directory under that name or none of it. One that
+    is there already is replaced.
     """
     content = {"facts": facts, "files": {name: vars(file) for name, file in files.items()}}
     manifest = {"sha256": _sum_of(content), **content}
     write_atomically(partial / FILE_NAME, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     for path in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
         _sync(path)
+    retire(directory)
     os.replace(partial, directory)
     _sync(directory.parent)
+
+
+def retire(directory: Path) -> None:
+    """Remove a directory, if it is there; a crash leaves none under its name that has lost some of its files."""
+    retired = directory.with_name(f"{directory.name}.old.partial")
+    shutil.rmtree(retired, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        os.replace(directory, retired)
+        shutil.rmtree(retired)
 
 
 def read_manifest(directory: Path) -> Manifest:

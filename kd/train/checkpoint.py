@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from kd.config.schema import Config
 from kd.distributed import World
 from kd.errors import LoneUserError, UserError
-from kd.manifest import DamageError, list_files, publish, read_manifest, store_files, verify
+from kd.manifest import DamageError, list_files, publish, read_manifest, retire, store_files, verify
 from kd.methods.base import Method
 from kd.models.lora import adapter_writer, plain_parameters
 from kd.models.student import STUDENT_ADAPTER
@@ -92,7 +92,8 @@ class Checkpoints:
         final, partial = self._path(state.step), self._directory / f"step-{state.step}.partial"
         with _written(partial):
             if self._world.is_main:
-                shutil.rmtree(partial, ignore_errors=True)
+                for interrupted in self._directory.glob("*.partial"):
+                    shutil.rmtree(interrupted)
                 partial.mkdir(parents=True)
             self._world.barrier()
             method.student.engine.save(partial / "student", with_frozen=not method.student.is_adapted)
@@ -105,10 +106,9 @@ class Checkpoints:
             shares = self._world.gather_objects(store_files(partial, names[self._world.rank :: self._world.size]))
             if self._world.is_main:
                 files = {name: file for share in shares for name, file in share.items()}
-                shutil.rmtree(final, ignore_errors=True)
                 publish(partial, final, files=files, state=asdict(state), layout=self._layout)
                 for step in self._steps()[: -self._keep]:
-                    shutil.rmtree(self._path(step))
+                    retire(self._path(step))
         self._world.barrier()
 
     def restore(self, state: TrainerState, method: Method) -> None:
@@ -194,7 +194,6 @@ def export_student(directory: Path, method: Method, *, step: int) -> None:
             for write in writers:
                 write(partial)
             files = store_files(partial, list_files(partial))
-            shutil.rmtree(directory, ignore_errors=True)
             publish(partial, directory, files=files, step=step)
     world.barrier()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kd.manifest import FILE_NAME, DamageError, list_files, publish, read_manifest, store_files, verify
+from kd.manifest import FILE_NAME, DamageError, list_files, publish, read_manifest, retire, store_files, verify
 
 FILES = {"a.pt": b"first", "student/b.pt": b"other", "config.json": b"{}"}
 
@@ -27,6 +27,19 @@ def test_a_whole_directory_passes(directory: Path) -> None:
     # What neither loader would read does no harm.
     (directory / ".nfs0001").write_bytes(b"x")
     verify(directory)
+
+
+def test_a_directory_is_replaced_as_a_whole(directory: Path) -> None:
+    partial, left = directory.with_name("whole.partial"), directory.with_name("whole.old.partial")
+    for path in (partial, left):
+        path.mkdir()
+        (path / "new").write_text("x")
+    publish(partial, directory, files=store_files(partial, ["new"]), step=8)
+    assert verify(directory).facts == {"step": 8} and list_files(directory) == ["new"]
+    assert [path.name for path in directory.parent.iterdir()] == ["whole"]
+    retire(directory)
+    retire(directory)
+    assert list(directory.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", FILES)
