@@ -80,7 +80,7 @@ setup(
         # What evaluation.bench draws with, and the implementation that it compares with.
         "bench": ["matplotlib>=3.9", "trl>=1.16"],
         # Teachers in 4 or 8 bits; kd/models/quantization.py uses a private name of it.
-        "quantized": ["bitsandbytes>=0.45,<0.51"],
+        "quantized": ["bitsandbytes>=0.45,<0.51", "compressed-tensors>=0.20,<0.21"],
         "report": ["matplotlib>=3.9"],
         "tracking": ["tensorboard>=2.19"],
         # Real weights from a GGUF file, as in launch/experiments/smollm2.

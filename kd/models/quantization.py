@@ -15,8 +15,15 @@ from kd.errors import UserError
 from kd.zero.config import teacher_deepspeed_config, zero_stage
 
 _ORIGINAL = "give the checkpoint that it was made from"
-_QUANTIZED_KEYS = (".SCB", ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
-"""Ends of the names of the scales that bitsandbytes stores."""
+_SCALES = {
+    "bitsandbytes": (".SCB", ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4"),
+    "fp8": (".weight_scale_inv",),
+    "compressed-tensors": (".weight_scale",),
+}
+"""Ends of the names of the scales that each supported method stores."""
+_PACKAGES = {"bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed_tensors"}
+_DEQUANTIZED = ("fp8", "compressed-tensors")
+"""Methods whose weights are floats of `model.dtype` once they are loaded: kernels of theirs have no gradient."""
 _PACKS = "support_avx512bf16_for_cpu"
 """In 4 bits on some CPUs: a pass without gradient rearranges the weights, and later passes lose their gradient."""
 
@@ -27,11 +34,13 @@ def is_quantized(config: PretrainedConfig) -> bool:
 
 
 def check_quantization(config: PretrainedConfig, *, name: str, place: str) -> None:
-    """Refuse quantized weights that cannot be loaded here as they are; `place` is the directory or hub name.
+    """Refuse quantized weights that cannot be loaded here; `place` is the directory or hub name.
+
+    Settings of `config` change: fp8 and compressed-tensors are dequantized while they are loaded.
 
     Raises:
-        UserError: another method than bitsandbytes in 4 or 8 bits, the package is missing, or the directory's
-            safetensors files are not quantized.
+        UserError: a method that is not supported, the package is missing, or the directory's safetensors files are not
+            quantized.
     """
     if not is_quantized(config):
         return
@@ -39,18 +48,23 @@ def check_quantization(config: PretrainedConfig, *, name: str, place: str) -> No
     settings = found if isinstance(found, dict) else found.to_dict()
     method = settings.get("quant_method", "unknown method")
     said = f"model {name}: its config.json has a quantization_config ({method})"
-    if method != "bitsandbytes" or not (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
-        raise UserError(f"{said}; only bitsandbytes in 4 or 8 bits is supported; {_ORIGINAL}")
+    in_bits = settings.get("load_in_4bit") or settings.get("load_in_8bit")
+    if method not in _SCALES or (method == "bitsandbytes" and not in_bits):
+        raise UserError(
+            f"{said}; only bitsandbytes in 4 or 8 bits, fp8 and compressed-tensors are supported; {_ORIGINAL}"
+        )
     if settings.get("bnb_4bit_quant_storage", "uint8") != "uint8":
         raise UserError(f"{said} with bnb_4bit_quant_storage, which is not uint8 as expected; {_ORIGINAL}")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"{said}, and bitsandbytes is not installed; pip install bitsandbytes, or {_ORIGINAL}")
+    if method in _PACKAGES and importlib.util.find_spec(_PACKAGES[method]) is None:
+        raise UserError(f"{said}, and {method} is not installed; pip install {method}, or {_ORIGINAL}")
     try:
         keys = _stored_keys(Path(place))
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"model {name}: weights cannot be read ({error}); expected safetensors files") from None
-    if keys and not any(key.endswith(_QUANTIZED_KEYS) for key in keys):
+    if keys and not any(key.endswith(_SCALES[method]) for key in keys):
         raise UserError(f"{said}, but its weights are not quantized; remove quantization_config from config.json")
+    if method in _DEQUANTIZED:
+        config.quantization_config = {**settings, "dequantize": True}
 
 
 def check_unquantized(config: PretrainedConfig, *, name: str, reason: str) -> None:

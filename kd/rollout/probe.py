@@ -19,7 +19,6 @@ from kd.models.quantization import is_quantized
 from kd.models.soft_prompt import response_states
 from kd.rollout.kv_cache import PreallocatedCache, keeps_states
 from kd.zero.memory import is_out_of_memory
-from kd.zero.residency import local_values
 
 TOLERANCES = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 """Largest difference, as a share of the largest value."""
@@ -44,6 +43,9 @@ class UncachedError(Exception):
 
 def find_broken(model: nn.Module, *, world: World) -> list[str]:
     """Names of parameters with NaN or infinity in what any rank holds of them; all ranks call this together."""
+    # Imported here: evaluations need not wait for DeepSpeed.
+    from kd.zero.residency import local_values
+
     own = [name for name, parameter in model.named_parameters() if not local_values(parameter).isfinite().all()]
     return list(dict.fromkeys(name for names in world.gather_objects(own) for name in names))
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from kd.cli import make_student
 from kd.errors import UserError
 from kd.methods import load_config
-from kd.models.causal_lm import read_model_config
+from kd.models.causal_lm import load_causal_lm, read_model_config
 from kd.models.vocabulary import share_vocabulary
 from kd.plan.shapes import model_shapes
 from tests.integration.tiny_run import write_tiny_config
@@ -54,7 +54,7 @@ def read(path: Path) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        *({"quant_method": name, "bits": 4} for name in ("gptq", "awq", "compressed-tensors", "fp8")),
+        *({"quant_method": name, "bits": 4} for name in ("gptq", "awq")),
         {"quant_method": "bitsandbytes"},
         {"a": 1},
     ],
@@ -62,7 +62,7 @@ def read(path: Path) -> None:
 )
 def test_other_methods_are_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
     model, method = quantized(tmp_path, settings=settings), settings.get("quant_method", "unknown method")
-    with pytest.raises(UserError, match=rf"\({method}\); only bitsandbytes in 4 or 8 bits is supported; give the"):
+    with pytest.raises(UserError, match=rf"\({method}\); only bitsandbytes in 4 or 8 bits, fp8 and compressed"):
         read(model)
 
 
@@ -79,6 +79,69 @@ def test_weights_that_are_not_quantized_are_refused(tmp_path: Path) -> None:
     save_file({key: value for key, value in load_file(file).items() if "nf4" not in key}, file, {"format": "pt"})
     with pytest.raises(UserError, match="but its weights are not quantized; remove quantization_config from"):
         read(tmp_path)
+
+
+def test_teachers_in_fp8_are_dequantized(tmp_path: Path) -> None:
+    """Blocks of 16 × 16 with a scale each, as DeepSeek-V3's of 128 × 128."""
+    names = save_in_fp8(tmp_path, block=16)
+    settings = {"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"}
+    assert_dequantized(tmp_path, settings, names, scale_of=lambda stored, name: _grow(stored[f"{name}_scale_inv"], 16))
+
+
+def test_teachers_of_compressed_tensors_are_dequantized(tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors", reason="needs compressed-tensors (extra quantized)")
+    names = save_in_fp8(tmp_path, block=None)
+    weights = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel", "dynamic": False}
+    settings = {
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "ignore": ["lm_head"],
+    }
+    assert_dequantized(tmp_path, settings, names, scale_of=lambda stored, name: stored[f"{name}_scale"])
+
+
+def save_in_fp8(directory: Path, *, block: int | None) -> list[str]:
+    """A model whose linear layers are stored in fp8 with scales, of blocks or of rows; the names of their weights."""
+    save_tiny_model(directory, "llama", seed=1)
+    stored = load_file(directory / "model.safetensors")
+    names = [name for name in stored if "_proj." in name]
+    for name in names:
+        weight = stored[name]
+        scale = torch.rand(len(weight), 1) + 0.5
+        if block is not None:
+            scale = torch.rand(len(weight) // block, weight.shape[1] // block) + 0.5
+        stored[name] = (weight / (scale if block is None else _grow(scale, block))).to(torch.float8_e4m3fn)
+        stored[f"{name}_scale" if block is None else f"{name}_scale_inv"] = scale
+    save_file(stored, directory / "model.safetensors", {"format": "pt"})
+    return names
+
+
+def assert_dequantized(directory: Path, settings: dict[str, Any], names: list[str], *, scale_of: Any) -> None:
+    file = directory / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": settings}))
+    stored = load_file(directory / "model.safetensors")
+    model = load_causal_lm(
+        str(directory),
+        config=read_model_config(str(directory), trust_remote_code=False),
+        dtype="fp32",
+        deepspeed_config={},
+        keep_dropout=False,
+        trust_remote_code=False,
+    )
+    weights = dict(model.named_parameters())
+    assert len(names) == 14 and {weight.dtype for weight in weights.values()} == {torch.float32}
+    for name in names:
+        torch.testing.assert_close(weights[name].detach(), stored[name].float() * scale_of(stored, name))
+    ids = torch.tensor([[1, 2, 3]])
+    embeds = model.get_input_embeddings()(ids).detach().requires_grad_()
+    model(inputs_embeds=embeds).logits.sum().backward()
+    assert embeds.grad is not None and embeds.grad.abs().max() > 0
+
+
+def _grow(scale: torch.Tensor, block: int) -> torch.Tensor:
+    return scale.repeat_interleave(block, dim=0).repeat_interleave(block, dim=1)
 
 
 def test_packed_floats_are_refused(tmp_path: Path) -> None:
