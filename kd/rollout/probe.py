@@ -4,7 +4,7 @@ Model families differ in ways that no configuration tells. A few tokens tell: wh
 rollouts would be wrong without an error.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -41,22 +41,24 @@ class UncachedError(Exception):
     """The model does not take the cache; the message says what it raised."""
 
 
-def find_broken(model: nn.Module, *, world: World) -> list[str]:
-    """Names of parameters with NaN or infinity in what any rank holds of them; all ranks call this together."""
-    # Imported here: evaluations need not wait for DeepSpeed.
-    from kd.zero.residency import local_values
+def find_broken(model: nn.Module, *, values: Callable[[nn.Parameter], Tensor], world: World) -> list[str]:
+    """Names of parameters with NaN or infinity; all ranks call this together.
 
-    own = [name for name, parameter in model.named_parameters() if not local_values(parameter).isfinite().all()]
+    `values` are what a rank holds of a parameter; under ZeRO-3, its partition.
+    """
+    own = [name for name, parameter in model.named_parameters() if not values(parameter).isfinite().all()]
     return list(dict.fromkeys(name for names in world.gather_objects(own) for name in names))
 
 
-def check_finite(model: nn.Module, *, name: str, world: World) -> None:
-    """Look for NaN and infinity in the weights; all ranks call this together.
+def check_finite(
+    model: nn.Module, *, name: str, world: World, values: Callable[[nn.Parameter], Tensor] = torch.Tensor.detach
+) -> None:
+    """Look for NaN and infinity in the weights, see `find_broken`; all ranks call this together.
 
     Raises:
         UserError: on all ranks, with the first tensor's name.
     """
-    if broken := find_broken(model, world=world):
+    if broken := find_broken(model, values=values, world=world):
         others = f", and {len(broken) - 1} more tensors" if len(broken) > 1 else ""
         raise UserError(
             f"model {name}: {broken[0]} has values that are NaN or infinite{others}; expected finite weights;"

@@ -33,7 +33,7 @@ from kd.train.validation import Validator
 from kd.train.watch import Watch
 from kd.zero.engine import start_deepspeed
 from kd.zero.recorder import Recorder
-from kd.zero.residency import choose_gathering
+from kd.zero.residency import choose_gathering, local_values
 
 
 def run_on(world: World, config: Config, *, command: Sequence[str]) -> None:
@@ -185,7 +185,7 @@ def _check_numbers(student: Student, teacher: ModelHandle | None, *, config: Con
     ):
         if handle is None:
             continue
-        check_finite(handle.model, name=name, world=world)
+        check_finite(handle.model, name=name, world=world, values=local_values)
         with InPlaceWeights(handle).ready() as view:
             check_numbers(
                 view,

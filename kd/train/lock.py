@@ -100,18 +100,24 @@ class _Lock:
         own = self._path.with_name(f".{FILE_NAME}.{self._token}")
         try:
             own.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from None
+        try:
             own.write_text(json.dumps(self._own), encoding="utf-8")
             os.link(own, self._path)
         except FileExistsError:
             return False
         except OSError as error:
-            raise UserError(
-                f"run.dir {self._path.parent}: cannot be written ({error.strerror}); choose a writable directory"
-            ) from None
+            raise self._unwritable(error) from None
         finally:
             with suppress(OSError):
                 own.unlink()
         return True
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"run.dir {self._path.parent}: cannot be written ({error.strerror}); choose a writable directory"
+        )
 
     def _read(self) -> dict[str, Any] | None:
         """The holder; None if there is none any more."""
@@ -149,9 +155,9 @@ def _parse(path: Path) -> dict[str, Any] | None:
     """The content of a lock, empty if it is damaged; None if the file is gone."""
     try:
         holder = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except OSError:
+    except FileNotFoundError:
         return None
-    except ValueError:
+    except (OSError, ValueError):
         return {}
     return holder if isinstance(holder, dict) else {}
 

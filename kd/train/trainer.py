@@ -15,6 +15,7 @@ from kd.train.stop import StopRequest
 from kd.train.validation import Validator
 from kd.train.watch import Watch
 from kd.zero.recorder import StepMetrics
+from kd.zero.residency import local_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ class Trainer:
         return metrics
 
     def _check_weights(self, step: int) -> None:
-        broken = find_broken(self.method.student.model, world=self.method.world)
+        broken = find_broken(self.method.student.model, values=local_values, world=self.method.world)
         self.watch.check_weights(broken, step=step)
 
     def _export(self, directory: Path, *, step: int) -> None:

@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 
-NUM_STEPS = 80
+NUM_STEPS = 40
 
 
 def test_two_nodes_train_with_the_batch_script_and_a_job_that_is_told_to_stop_goes_on(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_two_nodes_train_with_the_batch_script_and_a_job_that_is_told_to_stop_go
         wait_for((run_dir / "final" / "manifest.json").exists)
         wait_for(lambda: "done: the student is in" in log.read_text(encoding="utf-8"))
     told = (run_dir / "log.txt").read_text(encoding="utf-8")
-    (step,) = re.findall(r"SIGUSR1: stopped after step (\d+) of 80", told)
-    assert f"resuming after step {step} of 80" in told
+    (step,) = re.findall(r"SIGUSR1: stopped after step (\d+) of 40", told)
+    assert f"resuming after step {step} of 40" in told
     assert [record["step"] for record in read_metrics(run_dir)] == list(range(1, NUM_STEPS + 1))
     assert json.loads((run_dir / "environment.json").read_text(encoding="utf-8"))["num_ranks"] == 2
